@@ -1,0 +1,171 @@
+"""Texts laid end to end: the only form in which the backbone sees tokens.
+
+No row is padded to a longer neighbour. Attention alone needs texts apart; `AttentionPlan` groups
+them by similar length once per batch, and every layer reuses it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smile.errors import InvalidArgument
+
+PADDED_SHARE_MIN = 0.8  # a text joins a group if it fills at least this share of its row
+GROUP_ROWS_MIN = 4  # smaller groups take shorter texts too: a launch costs more than padding
+GROUP_SCORES_MAX = 1 << 18  # rows * length**2 of a group: bounds attention's memory, heads apart
+
+
+@dataclass(frozen=True, slots=True)
+class LengthGroup:
+    """Texts of similar length, which attention computes in one batched product.
+
+    Attributes:
+        rows: Texts in the group.
+        length: Tokens of its longest text.
+        start: Where its `rows * length` slots begin in the padded order.
+        mask: [rows, 1, 1, length] float32, 0 at tokens and -inf at padding; None without padding.
+    """
+
+    rows: int
+    length: int
+    start: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """How packed tokens move into groups of similar length and back.
+
+    Attributes:
+        groups: Longest first.
+        slots: [sum of rows * length] int64: the packed token each slot holds; padding holds its
+            text's first token, which the mask hides.
+        tokens: [tokens] int64: the slot of each packed token, so that
+            `packed = padded.index_select(0, tokens)`.
+    """
+
+    groups: tuple[LengthGroup, ...]
+    slots: Tensor
+    tokens: Tensor
+
+    @property
+    def packed_already(self) -> bool:
+        """One group without padding: its order is the packed order."""
+        return len(self.groups) == 1 and self.groups[0].mask is None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """Token ids of several texts, end to end.
+
+    Attributes:
+        ids: [tokens] int64.
+        positions: [tokens] int64, each token's 0-based place in its own text.
+        texts: [tokens] int64, the index of each token's text.
+        offsets: [texts + 1] int64, where each text begins; the last is the number of tokens.
+        lengths: Tokens of each text.
+        plan: Grouping for attention.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    texts: Tensor
+    offsets: Tensor
+    lengths: tuple[int, ...]
+    plan: AttentionPlan
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.shape[0]
+
+    def to(self, device: torch.device) -> PackedTokens:
+        """The same tokens on another device."""
+        groups = tuple(
+            LengthGroup(
+                group.rows,
+                group.length,
+                group.start,
+                None if group.mask is None else group.mask.to(device),
+            )
+            for group in self.plan.groups
+        )
+        return PackedTokens(
+            self.ids.to(device),
+            self.positions.to(device),
+            self.texts.to(device),
+            self.offsets.to(device),
+            self.lengths,
+            AttentionPlan(groups, self.plan.slots.to(device), self.plan.tokens.to(device)),
+        )
+
+
+def pack(texts: Sequence[Sequence[int]]) -> PackedTokens:
+    """Token ids of each text, special tokens included, laid end to end in the given order.
+
+    Raises:
+        InvalidArgument: no texts, or a text without tokens.
+    """
+    lengths = tuple(len(ids) for ids in texts)
+    if not lengths or min(lengths) == 0:
+        raise InvalidArgument(f"pack needs texts of at least 1 token, got lengths {lengths[:10]}")
+    sizes = torch.tensor(lengths)
+    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+    torch.cumsum(sizes, 0, out=offsets[1:])
+    index = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
+    return PackedTokens(
+        ids=torch.tensor(list(itertools.chain.from_iterable(texts)), dtype=torch.int64),
+        positions=torch.arange(int(offsets[-1])) - offsets[index],
+        texts=index,
+        offsets=offsets,
+        lengths=lengths,
+        plan=plan_attention(lengths, offsets),
+    )
+
+
+def plan_attention(lengths: Sequence[int], offsets: Tensor) -> AttentionPlan:
+    """Groups texts of similar length; `offsets` is where each begins in packed order."""
+    order = sorted(range(len(lengths)), key=lambda text: -lengths[text])
+    groups: list[LengthGroup] = []
+    slots: list[Tensor] = []
+    tokens = torch.empty(int(offsets[-1]), dtype=torch.int64)
+    start = 0
+    for members in _similar(order, lengths):
+        length = lengths[members[0]]
+        place = torch.arange(length)  # [length]
+        present = place < torch.tensor([lengths[text] for text in members])[:, None]
+        packed = offsets[members][:, None] + place * present  # [rows, length]
+        slot = start + torch.arange(len(members) * length).view(len(members), length)
+        tokens[packed[present]] = slot[present]
+        slots.append(packed.flatten())
+        groups.append(LengthGroup(len(members), length, start, _mask(present)))
+        start += len(members) * length
+    return AttentionPlan(tuple(groups), torch.cat(slots), tokens)
+
+
+def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Cuts texts, longest first, into groups whose rows are mostly filled."""
+    groups: list[list[int]] = []
+    for text in order:
+        if groups:
+            longest = lengths[groups[-1][0]]
+            filled = lengths[text] >= PADDED_SHARE_MIN * longest
+            small = len(groups[-1]) < GROUP_ROWS_MIN and lengths[text] * 2 >= longest
+            room = (len(groups[-1]) + 1) * longest**2 <= GROUP_SCORES_MAX
+            if room and (filled or small):
+                groups[-1].append(text)
+                continue
+        groups.append([text])
+    return groups
+
+
+def _mask(present: Tensor) -> Tensor | None:
+    """[rows, length] bool to an additive mask; None where nothing is hidden."""
+    if bool(present.all()):
+        return None
+    mask = torch.zeros(present.shape).masked_fill_(~present, float("-inf"))
+    return mask[:, None, None, :]

@@ -1,0 +1,420 @@
+"""The nouns of SMILE as frozen values, shared by the services and the SDK.
+
+These are what domain code takes and returns and what the SDK hands to users; `smile.codec` turns them into
+protobuf and back. Times are timezone-aware UTC; sizes are bytes; names are the strings of `smile.names`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetSpec
+
+SERVING = "serving"
+
+__all__ = [
+    "SERVING",
+    "ApiKey",
+    "Backbone",
+    "Classification",
+    "ColumnMapping",
+    "Dataset",
+    "DatasetFormat",
+    "DatasetReport",
+    "Embedding",
+    "HeadSpec",
+    "HyperParameters",
+    "InferResult",
+    "JobError",
+    "JobProgress",
+    "JobState",
+    "LabelScore",
+    "Metric",
+    "ModuleSpec",
+    "Optimizer",
+    "PetSpec",
+    "Prediction",
+    "ProcessorStats",
+    "RowProblem",
+    "Schedule",
+    "Tenant",
+    "Timings",
+    "TokenClassification",
+    "TokenLabel",
+    "TrainingEvent",
+    "TrainingJob",
+    "TrainingRecord",
+    "Usage",
+    "VersionOrigin",
+    "Vplm",
+    "VplmUsage",
+    "VplmVersion",
+]
+
+
+class VersionOrigin(enum.StrEnum):
+    """Where a version's weights come from."""
+
+    INITIAL = "initial"
+    TRAINING = "training"
+    IMPORT = "import"
+
+
+class DatasetFormat(enum.StrEnum):
+    """How dataset bytes are laid out."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+class JobState(enum.StrEnum):
+    """Life of a training job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def done(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class Optimizer(enum.StrEnum):
+    """Optimization algorithm."""
+
+    ADAMW = "adamw"
+    ADAM = "adam"
+    SGD = "sgd"
+
+
+class Schedule(enum.StrEnum):
+    """How the learning rate moves after warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A customer of the platform."""
+
+    name: str
+    display_name: str = ""
+    create_time: datetime | None = None
+    quota_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A credential, without its secret."""
+
+    name: str
+    display_name: str = ""
+    create_time: datetime | None = None
+    revoke_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A frozen pretrained model that vPLMs share. `shape.bytes` is its size as float32."""
+
+    name: str
+    family: str
+    digest: str
+    shape: BackboneShape
+
+
+@dataclass(frozen=True, slots=True)
+class Vplm:
+    """A virtual PLM: one tenant's own model."""
+
+    name: str
+    spec: ModuleSpec
+    display_name: str = ""
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    latest_version: int = 0
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    etag: str = ""
+    uid: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VplmVersion:
+    """One immutable state of a vPLM's weights."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    spec: ModuleSpec
+    origin: VersionOrigin
+    training_job: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    create_time: datetime | None = None
+    note: str = ""
+
+    @property
+    def number(self) -> int:
+        return int(self.name.rpartition("/")[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Rows a tenant trains on."""
+
+    name: str
+    format: DatasetFormat
+    digest: str
+    size_bytes: int
+    create_time: datetime | None = None
+    display_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VplmUsage:
+    """What one vPLM stores, beside what it would take as a full model."""
+
+    name: str
+    versions: int
+    size_bytes: int
+    serving_bytes: int
+    full_model_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tenant stores. `vplms` holds one page of rows."""
+
+    name: str
+    stored_bytes: int
+    dataset_bytes: int
+    quota_bytes: int
+    vplm_count: int
+    vplms: tuple[VplmUsage, ...] = ()
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnMapping:
+    """Which columns of a dataset hold what. `pair` set means embedding training on pairs."""
+
+    text: str = "text"
+    label: str = "label"
+    pair: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HyperParameters:
+    """How to train; the defaults are the platform's. `tokens_max` 0 means the backbone's limit."""
+
+    epochs: int = 5
+    learning_rate: float = 2e-3
+    schedule: Schedule = Schedule.LINEAR
+    batch_size: int = 32
+    optimizer: Optimizer = Optimizer.ADAMW
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.06
+    seed: int = 0
+    early_stopping_epochs: int = 0
+    validation_ratio: float = 0.1
+    tokens_max: int = 0
+    gradient_norm_max: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """One row problem; row 0 is the dataset as a whole."""
+
+    row: int
+    column: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What a dataset holds, as a job would read it. `problems` holds the first 100."""
+
+    rows: int
+    valid_rows: int
+    problems: tuple[RowProblem, ...] = ()
+    problem_count: int = 0
+    label_counts: Mapping[str, int] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """A failure a person can act on."""
+
+    reason: str
+    message: str
+    dataset_report: DatasetReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """Where a running job is."""
+
+    phase: str = ""
+    step: int = 0
+    steps_total: int = 0
+    epoch: int = 0
+    epochs_total: int = 0
+    loss: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """A training job. `promote_alias` empty moves no alias on success."""
+
+    name: str
+    vplm: str
+    dataset: str
+    validation_dataset: str = ""
+    columns: ColumnMapping = field(default_factory=ColumnMapping)
+    hyper_parameters: HyperParameters = field(default_factory=HyperParameters)
+    base_version: int = 0
+    promote_alias: str = SERVING
+    state: JobState = JobState.QUEUED
+    create_time: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    version: str = ""
+    error: JobError | None = None
+    progress: JobProgress = field(default_factory=JobProgress)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    attempt: int = 0
+    queue_position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecord:
+    """A job as storage keeps it, with the fence of its last writer."""
+
+    job: TrainingJob
+    fence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured value at one step (from 1)."""
+
+    name: str
+    value: float
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEvent:
+    """One event of a job: the job after a change, or the metrics of a step."""
+
+    resume_token: str
+    time: datetime | None = None
+    job: TrainingJob | None = None
+    metrics: tuple[Metric, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A label and its softmax probability."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """A text's best label; `scores` best first."""
+
+    label: str
+    score: float
+    scores: tuple[LabelScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLabel:
+    """A word of the text, at characters [start, end), and its label."""
+
+    word: str
+    start: int
+    end: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenClassification:
+    """The words of a text and their labels."""
+
+    tokens: tuple[TokenLabel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A unit-length vector."""
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One text's answer."""
+
+    result: Classification | TokenClassification | Embedding
+    truncated: bool
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one request went, in seconds, and the largest batch it rode in."""
+
+    queue_s: float
+    load_s: float
+    compute_s: float
+    total_s: float
+    batch_texts: int
+    batch_vplms: int
+
+
+@dataclass(frozen=True, slots=True)
+class InferResult:
+    """Answers in the order of the texts, and the immutable version that gave them."""
+
+    predictions: tuple[Prediction, ...]
+    version: str
+    digest: str
+    origin: VersionOrigin
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorStats:
+    """Counts since start and levels now; see `processor.proto` for units."""
+
+    backbones: tuple[str, ...]
+    queue_texts: int
+    queue_texts_max: int
+    modules_resident: int
+    modules_bytes: int
+    modules_bytes_max: int
+    requests_total: int
+    texts_total: int
+    batches_total: int
+    requests_refused_total: int
+    module_hits_total: int
+    module_loads_total: int
+    module_evictions_total: int
+    batch_texts_mean: float
+    batch_vplms_mean: float
+    compute_seconds_total: float

@@ -21,6 +21,7 @@ from smile.model.specs import BackboneShape
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # the first that exists is used
+TOKENIZER_SETTINGS_FILE = "tokenizer_config.json"  # read only where there is no tokenizer.json
 STORED_DTYPES = ("F32", "F16", "BF16")
 READ_BYTES = 1 << 20
 FLOAT32_BYTES = 4
@@ -127,7 +128,7 @@ def digest(path: Path, config: EncoderConfig) -> str:
     ).encode()
     total = hashlib.sha256()
     total.update(len(canonical).to_bytes(8, "big") + canonical)
-    for file in (path / WEIGHTS_FILE, tokenizer_file(path)):
+    for file in (path / WEIGHTS_FILE, *_tokenizer_files(path)):
         total.update(file.stat().st_size.to_bytes(8, "big"))
         with file.open("rb") as stream:
             while chunk := stream.read(READ_BYTES):
@@ -141,6 +142,12 @@ def tokenizer_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise FailedPrecondition(f"no {' or '.join(TOKENIZER_FILES)} in backbone directory {path}")
+
+
+def _tokenizer_files(path: Path) -> tuple[Path, ...]:
+    """The files that decide token ids: a bare vocabulary leaves letter case to the settings."""
+    file, settings = tokenizer_file(path), path / TOKENIZER_SETTINGS_FILE
+    return (file, settings) if file.suffix == ".txt" and settings.is_file() else (file,)
 
 
 def read_config(path: Path) -> EncoderConfig:

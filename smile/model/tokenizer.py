@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument, TextEmpty, TextTooLong
 from smile.limits import TEXT_CHARS_MAX
-from smile.model.checkpoint import tokenizer_file
+from smile.model.checkpoint import TOKENIZER_SETTINGS_FILE, tokenizer_file
 
 CLS, SEP, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
 
@@ -194,7 +194,7 @@ def _wordpiece(vocab: Path) -> Tokenizer:
 
 def _lowercase(path: Path) -> bool:
     """`do_lower_case` of `tokenizer_config.json`; BERT's default, True, where it is not stated."""
-    file = path / "tokenizer_config.json"
+    file = path / TOKENIZER_SETTINGS_FILE
     if not file.is_file():
         return True
     stated = json.loads(file.read_text(encoding="utf-8"))

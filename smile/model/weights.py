@@ -1,0 +1,192 @@
+"""A module's tensors as bytes: safetensors, checked as input from a stranger.
+
+numpy only. `encode` gives the same bytes for the same tensors, so a module's digest names it.
+`decode` reads the header itself and accepts exactly what the layout says; a flipped bit inside a
+tensor is the digest's to catch, not its.
+
+The file: 8 bytes of header length (little-endian), a JSON header of
+`{name: {dtype, shape, data_offsets}}`, then the tensors without gaps.
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors.numpy import save
+
+from smile.errors import DataCorrupted, InvalidArgument
+from smile.limits import MIB, MODULE_BYTES_MAX
+from smile.model import layout
+from smile.model.initial import NUMPY_DTYPES, FloatArray
+from smile.model.specs import BackboneShape, DType, ModuleSpec, TensorSpec
+
+FORMAT = "smile.module.v1"
+METADATA_KEY = "__metadata__"
+METADATA = {"format": FORMAT}  # one key only: safetensors writes several in no fixed order
+LENGTH_BYTES = 8
+HEADER_BYTES_MAX = 1 * MIB
+SHOWN_CHARS_MAX = 80
+STORED_DTYPES: dict[DType, str] = {DType.FLOAT16: "F16", DType.FLOAT32: "F32"}
+DTYPE_BYTES: dict[DType, int] = {DType.FLOAT16: 2, DType.FLOAT32: 4}
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 of bytes, 64 lowercase hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode(tensors: Mapping[str, FloatArray], spec: ModuleSpec) -> bytes:
+    """Tensors as the bytes of a stored module.
+
+    Raises:
+        InvalidArgument: a tensor is not of the spec's dtype or not finite, or they take too many
+            bytes. Names and shapes are `decode`'s to check, where the backbone is known.
+    """
+    for name, array in tensors.items():
+        _check_array(name, array, spec.dtype)
+    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, METADATA)
+    if len(data) > MODULE_BYTES_MAX:
+        raise InvalidArgument(
+            f"a module must have at most {MODULE_BYTES_MAX} bytes, got {len(data)}",
+            metadata={"limit": str(MODULE_BYTES_MAX), "value": str(len(data))},
+        )
+    return data
+
+
+def decode(data: bytes, spec: ModuleSpec, shape: BackboneShape) -> dict[str, FloatArray]:
+    """The tensors of a stored module, in the layout's order; writable copies.
+
+    Raises:
+        DataCorrupted: the bytes are anything but the layout's tensors, all finite.
+        InvalidSpec: the spec does not fit the backbone.
+    """
+    wanted = layout.tensors(spec, shape)
+    if len(data) > MODULE_BYTES_MAX:
+        raise DataCorrupted(f"module has {len(data)} bytes, the limit is {MODULE_BYTES_MAX}")
+    header, body = _split(data)
+    entries = _entries(header)
+    if entries.keys() != wanted.keys():
+        raise DataCorrupted(_names_differ(set(entries), set(wanted)))
+    spans = {name: _span(name, entries[name], tensor) for name, tensor in wanted.items()}
+    _check_cover(spans, len(body))
+    return {name: _array(name, body, spans[name], tensor) for name, tensor in wanted.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where a tensor's bytes lie in the body: [start, stop)."""
+
+    start: int
+    stop: int
+
+
+def _split(data: bytes) -> tuple[bytes, memoryview]:
+    """(header, body)."""
+    if len(data) < LENGTH_BYTES:
+        raise DataCorrupted(f"module must have at least {LENGTH_BYTES} bytes, got {len(data)}")
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    limit = min(HEADER_BYTES_MAX, len(data) - LENGTH_BYTES)
+    if length > limit:
+        raise DataCorrupted(f"module header claims {length} bytes, at most {limit} are possible")
+    end = LENGTH_BYTES + length
+    return data[LENGTH_BYTES:end], memoryview(data)[end:]
+
+
+def _entries(header: bytes) -> dict[str, object]:
+    """The header's tensor entries, without the metadata (which must be ours)."""
+    if not header.startswith(b"{"):
+        raise DataCorrupted("module header must begin with '{'")
+    try:
+        parsed = json.loads(
+            header.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise DataCorrupted(f"module header is not JSON: {_shown(error)}") from error
+    metadata = parsed.pop(METADATA_KEY, None)
+    if metadata != METADATA:
+        raise DataCorrupted(f"module metadata must be {METADATA}, got {_shown(metadata)}")
+    return dict(parsed)
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise DataCorrupted("module header repeats a key")
+    return unique
+
+
+def _no_constant(text: str) -> object:
+    raise DataCorrupted(f"module header must hold integers, got {text}")
+
+
+def _names_differ(got: set[str], wanted: set[str]) -> str:
+    missing, extra = sorted(wanted - got), sorted(got - wanted)
+    return (
+        f"module must have exactly the {len(wanted)} tensors of its spec: {len(missing)} missing "
+        f"{_shown(missing[:3])}, {len(extra)} unknown {_shown(extra[:3])}"
+    )
+
+
+def _span(name: str, entry: object, tensor: TensorSpec) -> _Span:
+    """Checks one header entry against the layout."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise DataCorrupted(f"tensor '{name}' must have dtype, shape and data_offsets alone")
+    dtype = STORED_DTYPES[tensor.dtype]
+    if entry["dtype"] != dtype:
+        raise DataCorrupted(f"tensor '{name}' must be {dtype}, got {_shown(entry['dtype'])}")
+    if not _integers(entry["shape"]) or tuple(entry["shape"]) != tensor.shape:
+        raise DataCorrupted(
+            f"tensor '{name}' must have shape {list(tensor.shape)}, got {_shown(entry['shape'])}"
+        )
+    offsets = entry["data_offsets"]
+    size = layout.elements(tensor) * DTYPE_BYTES[tensor.dtype]
+    if not _integers(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != size:
+        raise DataCorrupted(
+            f"tensor '{name}' must span {size} bytes, got offsets {_shown(offsets)}"
+        )
+    return _Span(offsets[0], offsets[1])
+
+
+def _integers(value: object) -> bool:
+    """A list of integers proper: no booleans, no floats."""
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _check_cover(spans: Mapping[str, _Span], size: int) -> None:
+    """Tensors must lie end to end from 0 to `size`: no gap, no overlap, nothing outside."""
+    end = 0
+    for name, span in sorted(spans.items(), key=lambda item: item[1].start):
+        if span.start != end:
+            raise DataCorrupted(f"tensor '{name}' must begin at byte {end}, got {span.start}")
+        end = span.stop
+    if end != size:
+        raise DataCorrupted(f"module tensors must take {end} bytes, got {size}")
+
+
+def _array(name: str, body: memoryview, span: _Span, tensor: TensorSpec) -> FloatArray:
+    dtype = np.dtype(NUMPY_DTYPES[tensor.dtype]).newbyteorder("<")
+    flat = np.frombuffer(body[span.start : span.stop], dtype=dtype)
+    array: FloatArray = flat.reshape(tensor.shape).astype(NUMPY_DTYPES[tensor.dtype], copy=True)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise DataCorrupted(f"tensor '{name}' has {bad} numbers that are not finite")
+    return array
+
+
+def _check_array(name: str, array: FloatArray, stored: DType) -> None:
+    dtype = np.dtype(NUMPY_DTYPES[stored])
+    if array.dtype != dtype:
+        raise InvalidArgument(f"tensor '{name}' must be {dtype}, got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise InvalidArgument(f"tensor '{name}' has numbers that are not finite")
+
+
+def _shown(value: object) -> str:
+    """A stranger's value, short and printable."""
+    text = ascii(value)
+    return text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "..."

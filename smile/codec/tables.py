@@ -1,0 +1,72 @@
+"""Enum tables, times and durations: what every other part of the codec needs."""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from smile import resources as r
+from smile.errors import InvalidSpec
+from smile.model.specs import DType, PetKind, Pooling, Projection, Task
+from smile.v1 import resources_pb2, trainer_pb2
+
+E = TypeVar("E", bound=enum.StrEnum)
+
+
+class _Table(Generic[E]):
+    """A two-way table between a domain enum and the protobuf enum whose values carry `prefix`."""
+
+    def __init__(self, domain: type[E], prefix: str, pb: Any, default: E | None = None) -> None:
+        self._default = default
+        self._to = {member: int(pb.Value(f"{prefix}_{member.name}")) for member in domain}
+        self._from = {number: member for member, number in self._to.items()}
+
+    def to_pb(self, value: E) -> Any:
+        return self._to[value]
+
+    def from_pb(self, number: int) -> E:
+        if number == 0 and self._default is not None:
+            return self._default
+        if number not in self._from:
+            raise InvalidSpec(f"an enum value is unset or unknown: {number}")
+        return self._from[number]
+
+
+_pb = resources_pb2
+KINDS = _Table(PetKind, "PET_KIND", _pb.PetKind)
+TASKS = _Table(Task, "TASK", _pb.Task)
+POOLINGS = _Table(Pooling, "POOLING", _pb.Pooling, Pooling.MEAN)
+PROJECTIONS = _Table(Projection, "PROJECTION", _pb.Projection)
+PRECISIONS = _Table(DType, "PRECISION", _pb.Precision, DType.FLOAT16)
+ORIGINS = _Table(r.VersionOrigin, "VERSION_ORIGIN", _pb.VersionOrigin)
+FORMATS = _Table(r.DatasetFormat, "DATASET_FORMAT", _pb.DatasetFormat)
+OPTIMIZERS = _Table(r.Optimizer, "OPTIMIZER", trainer_pb2.Optimizer, r.Optimizer.ADAMW)
+SCHEDULES = _Table(
+    r.Schedule, "LEARNING_RATE_SCHEDULE", trainer_pb2.LearningRateSchedule, r.Schedule.LINEAR
+)
+STATES = _Table(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
+
+
+def time_to_pb(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(value)
+    return stamp
+
+
+def time_from_pb(message: Any, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    value: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    return value
+
+
+def duration_to_pb(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=max(seconds, 0.0)))
+    return duration

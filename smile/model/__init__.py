@@ -1,0 +1,1 @@
+"""The mathematics: backbones, PET modules, heads, their trainable and their batched form."""

@@ -1,0 +1,1 @@
+"""Where bytes and live state are kept: object stores and Redis, behind small interfaces."""

@@ -1,0 +1,47 @@
+# make setup · check · test · demo · protos. Every target sets up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := smile services tools demo tests
+
+.PHONY: setup protos format check test test-fast demo clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+# Regenerate smile/v1 from protos/.
+protos: setup
+	$(BIN)/python tools/protos.py generate
+
+format: setup
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+# Static gates: format, lint, types, import contracts, generated-code drift, tidy.
+check: setup
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy smile services tools demo tests
+	$(BIN)/lint-imports
+	$(BIN)/python tools/protos.py check
+	$(BIN)/pytest -q tests/test_tidy.py
+
+# Everything there is.
+test: setup
+	$(BIN)/pytest -q tests
+
+# Unit tests only: no sockets, no sleeps.
+test-fast: setup
+	$(BIN)/pytest -q tests/unit
+
+# Three tenants create, train and use their own models on BBC news text. Leaves nothing running.
+demo: setup
+	$(BIN)/python -m demo
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -1,0 +1,107 @@
+"""Settings: environment variables to frozen objects, read once by each `__main__`.
+
+A service subclasses `ServiceSettings`, sets `env_prefix` and adds its fields; `load` reads them
+and, where any is wrong, names all of them at once and exits with 78 (EX_CONFIG).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn, TypeVar
+
+import pydantic
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from smile import limits
+from smile.errors import Unauthenticated
+from smile.logs import LogFormat, LogLevel, redacted_text
+from smile.rpc.keys import KeyKind, KeyParts
+
+EXIT_CONFIG = 78
+SHOWN_CHARS_MAX = 100
+_SECRET_WORDS = ("KEY", "SECRET", "PASSWORD", "TOKEN")
+
+_Settings = TypeVar("_Settings", bound=BaseSettings)
+
+
+class ServiceSettings(BaseSettings):
+    """What every service needs. Aliased fields have one variable for all services."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SMILE_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(ge=0, le=65_535)
+    log_level: LogLevel = Field(default=LogLevel.INFO, validation_alias="SMILE_LOG_LEVEL")
+    log_format: LogFormat = Field(default=LogFormat.JSON, validation_alias="SMILE_LOG_FORMAT")
+    service_key: SecretStr = Field(validation_alias="SMILE_SERVICE_KEY")
+    max_message_bytes: int = Field(
+        default=limits.MESSAGE_BYTES_MAX, ge=limits.KIB, le=256 * limits.MIB
+    )
+    concurrent_rpcs_max: int = Field(default=1024, ge=1, le=100_000)
+    drain_s: float = Field(default=10.0, ge=0.0, le=600.0)
+
+    @field_validator("service_key")
+    @classmethod
+    def _check_service_key(cls, value: SecretStr) -> SecretStr:
+        try:
+            kind = KeyParts.parse(value.get_secret_value()).kind
+        except Unauthenticated:
+            kind = None
+        if kind is not KeyKind.SERVICE:
+            raise ValueError(
+                "expected 'smilesvc_' and 43 characters of base64url (32 random bytes)"
+            )
+        return value
+
+
+def load(cls: type[_Settings]) -> _Settings:
+    """The settings in this process's environment.
+
+    Wrong ones are reported on standard error, all at once, and end the process with exit code 78.
+    """
+    try:
+        return cls()
+    except pydantic.ValidationError as error:
+        _refuse([_fault(cls, fault) for fault in error.errors(include_url=False)])
+
+
+def variable(cls: type[BaseSettings], field: str) -> str:
+    """The environment variable that sets `field` of `cls`."""
+    info = cls.model_fields.get(field)
+    alias = info.validation_alias if info else None
+    if isinstance(alias, AliasChoices):
+        alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
+    if isinstance(alias, str):
+        return alias.upper()
+    return f"{cls.model_config.get('env_prefix', '')}{field}".upper()
+
+
+def _fault(cls: type[BaseSettings], fault: ErrorDetails) -> str:
+    if not fault["loc"]:
+        return fault["msg"].removeprefix("Value error, ")
+    first = str(fault["loc"][0])
+    name = variable(cls, first) if first in cls.model_fields else first.upper()
+    expected = fault["msg"].removeprefix("Value error, ")
+    value = os.environ.get(name)
+    if value is None:
+        return f"{name} is not set ({expected.lower()})"
+    return f"{name}={_shown(name, value)}: {expected}"
+
+
+def _shown(name: str, value: str) -> str:
+    if any(word in name for word in _SECRET_WORDS):
+        return f"'...' ({len(value)} characters, not shown)"
+    short = value if len(value) <= SHOWN_CHARS_MAX else value[: SHOWN_CHARS_MAX - 3] + "..."
+    return repr(redacted_text(short))
+
+
+def _refuse(faults: list[str]) -> NoReturn:
+    count = "1 setting is" if len(faults) == 1 else f"{len(faults)} settings are"
+    lines = "".join(f"  {fault}\n" for fault in faults)
+    sys.stderr.write(f"{count} wrong:\n{lines}")
+    raise SystemExit(EXIT_CONFIG)

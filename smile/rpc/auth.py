@@ -1,0 +1,241 @@
+"""Keys to principals: how a server learns whose key a call carries.
+
+Storage owns tenants and keys; every other service asks it through `IdentityService.ResolveApiKey`
+and remembers the answer for as long as a revoked key may keep working (5 s). While storage is away,
+keys known to be good lately keep working, so serving outlives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import grpc
+
+from smile import errors
+from smile.errors import PermissionDenied, Unauthenticated
+from smile.logs import get_logger
+from smile.names import ApiKeyName, TenantId, tenant_id
+from smile.rpc.context import AUTHORIZATION_KEY, TENANT_KEY
+from smile.rpc.keys import KeyKind, KeyParts, same, unauthenticated
+from smile.rpc.principal import Principal, Role, current_principal, not_found, own
+from smile.rpc.status import calling
+from smile.v1 import identity_pb2, identity_pb2_grpc, options_pb2
+
+__all__ = [
+    "Authenticator",
+    "CacheTimes",
+    "KeyKind",
+    "KeyParts",
+    "Principal",
+    "RemoteAuthenticator",
+    "Role",
+    "ServiceKey",
+    "current_principal",
+    "not_found",
+    "own",
+    "refuse_tenant_header",
+    "service_metadata",
+]
+
+SERVICE_KEY_INVALID = "SERVICE_KEY_INVALID"
+KEYS_REMEMBERED_MAX = 10_000
+RESOLVE_TIMEOUT_S = 2.0
+_AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.Overloaded)
+
+
+class Authenticator(Protocol):
+    """Turns a key into its holder."""
+
+    async def authenticate(self, key: str, tenant_header: str | None) -> Principal:
+        """The holder of `key`.
+
+        Raises:
+            Unauthenticated: the key is malformed, unknown or revoked.
+            PermissionDenied: `smile-tenant` was sent with something else than a service key.
+            Unavailable: who keeps the keys is away, and nothing recent is remembered.
+        """
+        ...
+
+
+class ServiceKey:
+    """The credential that services share; every authenticator checks it the same way."""
+
+    def __init__(self, key: str) -> None:
+        if KeyParts.parse(key).kind is not KeyKind.SERVICE:
+            raise unauthenticated()
+        self._key = key
+
+    def principal(self, parts: KeyParts, tenant_header: str | None) -> Principal:
+        """The holder of a key of the service form. Raises `Unauthenticated`, `InvalidName`."""
+        if parts.kind is not KeyKind.SERVICE or not same(parts.text, self._key):
+            raise Unauthenticated(
+                "the service key is not the one this platform uses", reason=SERVICE_KEY_INVALID
+            )
+        return Principal(Role.SERVICE, None if tenant_header is None else tenant_id(tenant_header))
+
+
+def refuse_tenant_header(tenant_header: str | None) -> None:
+    """Raise `PermissionDenied` where a tenant or an operator names the tenant to act for."""
+    if tenant_header is not None:
+        raise PermissionDenied(
+            f"the metadata '{TENANT_KEY}' is for services only; the tenant of a call is its key's",
+            reason="TENANT_HEADER_NOT_ALLOWED",
+        )
+
+
+def service_metadata(service_key: str, tenant: TenantId | None) -> tuple[tuple[str, str], ...]:
+    """Metadata with which a service calls another, for `tenant` where there is one."""
+    metadata = [(AUTHORIZATION_KEY, f"Bearer {service_key}")]
+    if tenant is not None:
+        metadata.append((TENANT_KEY, tenant))
+    return tuple(metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheTimes:
+    """How long answers about keys are used, in seconds."""
+
+    good_s: float = 5.0
+    bad_s: float = 2.0
+    stale_s: float = 300.0
+    ask_again_s: float = 1.0  # while storage is away: how often a remembered key asks for it
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bad_s <= self.good_s <= self.stale_s:
+            raise ValueError(f"expected 0 <= bad_s <= good_s <= stale_s, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What storage said about a key at `at`; `principal` is None for a key it refused."""
+
+    principal: Principal | None
+    at: float
+    asked_at: float
+
+
+class RemoteAuthenticator:
+    """Asks storage about keys, once per key at a time, and remembers a bounded number of answers.
+
+    Args:
+        channel: A channel to storage that presents the service key.
+        service_key: The key services share; calls that carry it are answered without storage.
+        times: How long answers are used.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        service_key: str,
+        *,
+        times: CacheTimes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stub = identity_pb2_grpc.IdentityServiceStub(channel)
+        self._service_key = ServiceKey(service_key)
+        self._times = times or CacheTimes()
+        self._clock = clock
+        self._good: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._bad: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[_Answer]] = {}
+
+    async def authenticate(self, key: str, tenant_header: str | None) -> Principal:
+        parts = KeyParts.parse(key)
+        if parts.kind is KeyKind.SERVICE:
+            return self._service_key.principal(parts, tenant_header)
+        principal = (await self._answer(parts)).principal
+        if principal is None:
+            raise unauthenticated()
+        refuse_tenant_header(tenant_header)
+        return principal
+
+    async def _answer(self, parts: KeyParts) -> _Answer:
+        digest = hashlib.sha256(parts.text.encode("ascii")).digest()
+        now = self._clock()
+        if (known := self._bad.get(digest)) and now - known.at < self._times.bad_s:
+            return known
+        known = self._good.get(digest)
+        if known and (
+            now - known.at < self._times.good_s
+            or (now - known.asked_at < self._times.ask_again_s and self._usable(known, now))
+        ):
+            self._good.move_to_end(digest)
+            return known
+        try:
+            return await self._ask_once(digest, parts)
+        except _AWAY:
+            if known is None or not self._usable(known, self._clock()):
+                raise
+            self._remember(self._good, digest, replace(known, asked_at=self._clock()))
+            get_logger().warning("storage is away, using a remembered key", tenant=parts.tenant)
+            return known
+
+    def _usable(self, known: _Answer, now: float) -> bool:
+        return now - known.at <= self._times.stale_s
+
+    async def _ask_once(self, digest: bytes, parts: KeyParts) -> _Answer:
+        """One question per key at a time, which no asker's cancellation or deadline ends."""
+        task = self._asking.get(digest)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(
+                self._ask(digest, parts), context=Context()
+            )
+            self._asking[digest] = task
+            task.add_done_callback(lambda done: self._asked(digest, done))
+        return await asyncio.shield(task)
+
+    def _asked(self, digest: bytes, task: asyncio.Task[_Answer]) -> None:
+        del self._asking[digest]
+        if not task.cancelled():
+            task.exception()  # taken, so that a question all askers left does not warn
+
+    async def _ask(self, digest: bytes, parts: KeyParts) -> _Answer:
+        principal = await self._resolve(parts)
+        now = self._clock()
+        answer = _Answer(principal, now, now)
+        if principal is None:
+            self._good.pop(digest, None)
+            self._remember(self._bad, digest, answer)
+        else:
+            self._bad.pop(digest, None)
+            self._remember(self._good, digest, answer)
+        return answer
+
+    async def _resolve(self, parts: KeyParts) -> Principal | None:
+        request = identity_pb2.ResolveApiKeyRequest(key=parts.text)
+        try:
+            with calling():
+                response = await self._stub.ResolveApiKey(request, timeout=RESOLVE_TIMEOUT_S)
+        except Unauthenticated as error:
+            if error.reason == SERVICE_KEY_INVALID:
+                raise errors.Internal("storage refused this service's own key") from error
+            return None
+        principal = _principal(response)
+        if principal.tenant != parts.tenant:
+            raise errors.Internal("storage named another tenant than the key does")
+        return principal
+
+    @staticmethod
+    def _remember(answers: OrderedDict[bytes, _Answer], digest: bytes, answer: _Answer) -> None:
+        answers[digest] = answer
+        answers.move_to_end(digest)
+        if len(answers) > KEYS_REMEMBERED_MAX:
+            answers.popitem(last=False)
+
+
+def _principal(response: identity_pb2.ResolveApiKeyResponse) -> Principal:
+    if response.role == options_pb2.ROLE_OPERATOR:
+        return Principal(Role.OPERATOR)
+    if response.role != options_pb2.ROLE_TENANT:
+        raise errors.Internal("storage gave a key a role this service does not know")
+    return Principal(
+        Role.TENANT, tenant_id(response.tenant), ApiKeyName.parse(response.api_key).key
+    )

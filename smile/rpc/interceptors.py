@@ -1,0 +1,295 @@
+"""What happens around every handler, for all four shapes of call.
+
+request id and access log → deadline → key and role → parse and validate → handler → errors to
+statuses. One interceptor rewrites each handler once; the handler then gets raw bytes from gRPC, so
+that even a message that does not parse is answered with a proper status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+
+from smile.errors import (
+    DeadlineExceeded,
+    DeadlineRequired,
+    Internal,
+    Overloaded,
+    PermissionDenied,
+    SmileError,
+)
+from smile.logs import get_logger
+from smile.rpc import context as call_context
+from smile.rpc.access import MethodAccess
+from smile.rpc.auth import Authenticator
+from smile.rpc.keys import unauthenticated
+from smile.rpc.principal import set_principal
+from smile.rpc.status import code_of, from_rpc_error, to_status, to_trailers
+from smile.rpc.validation import decode
+
+OVERLOADED_RETRY_S = 0.5
+_BEARER = "bearer "
+_OURS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN)
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """How a call ended, for its access line."""
+
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str | None = None
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Puts the stages above around the handlers of the RPCs in `access`; leaves others (health)
+    alone.
+
+    Args:
+        access: The RPCs served and who may call them, by path.
+        authenticator: Turns keys into principals.
+        concurrent_rpcs_max: Calls served at a time; more are refused with `Overloaded`.
+    """
+
+    def __init__(
+        self,
+        access: Mapping[str, MethodAccess],
+        authenticator: Authenticator,
+        concurrent_rpcs_max: int,
+    ) -> None:
+        self._access = access
+        self._authenticator = authenticator
+        self._concurrent_rpcs_max = concurrent_rpcs_max
+        self._concurrent_rpcs = 0
+        self._guarded: dict[str, _Handler] = {}
+
+    async def intercept_service(
+        self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> _Handler | None:
+        path = handler_call_details.method
+        guarded = self._guarded.get(path)
+        if guarded is not None:
+            return guarded
+        handler = await continuation(handler_call_details)
+        if handler is None or path not in self._access:
+            return handler
+        return self._guarded.setdefault(path, self._guard(handler, self._access[path]))
+
+    def _guard(self, handler: _Handler, access: MethodAccess) -> _Handler:
+        shape = (handler.request_streaming, handler.response_streaming)
+        make, wrap = _SHAPES[shape]
+        inner: Callable[..., Any] = getattr(
+            handler, make.__name__.removesuffix("_rpc_method_handler")
+        )
+        guarded: _Handler = make(
+            wrap(self, access, inner, handler.request_deserializer),
+            request_deserializer=None,
+            response_serializer=handler.response_serializer,
+        )
+        return guarded
+
+    @asynccontextmanager
+    async def serving(self, access: MethodAccess, context: _Context) -> AsyncIterator[None]:
+        """The stages before a handler on entry, and those after it on exit."""
+        started = time.monotonic()
+        outcome = _Outcome()
+        request_id = _begin(access, context)
+        self._concurrent_rpcs += 1
+        try:
+            await self._admit(access, context)
+            yield
+            _return_request_id(request_id, context)
+        except asyncio.CancelledError:
+            outcome.code = _code_of_cancelled(context)
+            raise
+        except grpc.aio.AbortError:
+            outcome.code = _code_set(context)
+            raise
+        except Exception as error:
+            known = _known(error, request_id)
+            outcome.code, outcome.reason = code_of(known), known.reason
+            _return_request_id(request_id, context)
+            await _abort(known, context)
+        finally:
+            self._concurrent_rpcs -= 1
+            _log(outcome, time.monotonic() - started)
+
+    async def _admit(self, access: MethodAccess, context: _Context) -> None:
+        if self._concurrent_rpcs > self._concurrent_rpcs_max:
+            raise Overloaded(
+                f"at most {self._concurrent_rpcs_max} calls are served at a time",
+                reason="TOO_MANY_CALLS",
+                metadata={"limit": str(self._concurrent_rpcs_max)},
+                retry_after=OVERLOADED_RETRY_S,
+            )
+        remaining_s: float | None = context.time_remaining()
+        if remaining_s is None:
+            raise DeadlineRequired("every call needs a deadline; set a timeout on the client")
+        if remaining_s <= 0:
+            raise DeadlineExceeded("the deadline had passed when the call arrived")
+        call_context.set_deadline(remaining_s)
+        await self._identify(access, context)
+
+    async def _identify(self, access: MethodAccess, context: _Context) -> None:
+        key = _metadata(context, call_context.AUTHORIZATION_KEY) or ""
+        if key[: len(_BEARER)].lower() != _BEARER:
+            raise unauthenticated()
+        tenant_header = _metadata(context, call_context.TENANT_KEY)
+        principal = await self._authenticator.authenticate(
+            key[len(_BEARER) :].strip(), tenant_header
+        )
+        structlog.contextvars.bind_contextvars(role=principal.role.value)
+        if principal.tenant is not None:
+            structlog.contextvars.bind_contextvars(tenant=principal.tenant)
+        if principal.role not in access.roles:
+            raise PermissionDenied(
+                f"{access.path} is for {_listed(access)} keys, and this key is of the role "
+                f"{principal.role.value}"
+            )
+        set_principal(principal)
+
+
+def _unary_unary(
+    guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
+) -> Callable[[bytes, _Context], Any]:
+    async def serve(data: bytes, context: _Context) -> Any:
+        async with guard.serving(access, context):
+            return await inner(decode(data, parse), context)
+
+    return serve
+
+
+def _unary_stream(
+    guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
+) -> Callable[[bytes, _Context], Any]:
+    async def serve(data: bytes, context: _Context) -> None:
+        async with guard.serving(access, context):
+            await _send(inner, decode(data, parse), context)
+
+    return serve
+
+
+def _stream_unary(
+    guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
+) -> Callable[[AsyncIterator[bytes], _Context], Any]:
+    async def serve(chunks: AsyncIterator[bytes], context: _Context) -> Any:
+        async with guard.serving(access, context), aclosing(_decoded(chunks, parse)) as requests:
+            return await inner(requests, context)
+
+    return serve
+
+
+def _stream_stream(
+    guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
+) -> Callable[[AsyncIterator[bytes], _Context], Any]:
+    async def serve(chunks: AsyncIterator[bytes], context: _Context) -> None:
+        async with guard.serving(access, context), aclosing(_decoded(chunks, parse)) as requests:
+            await _send(inner, requests, context)
+
+    return serve
+
+
+_SHAPES: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[..., Any]]] = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, _unary_unary),
+    (False, True): (grpc.unary_stream_rpc_method_handler, _unary_stream),
+    (True, False): (grpc.stream_unary_rpc_method_handler, _stream_unary),
+    (True, True): (grpc.stream_stream_rpc_method_handler, _stream_stream),
+}
+
+
+async def _decoded(
+    chunks: AsyncIterator[bytes], parse: Callable[[bytes], Any]
+) -> AsyncGenerator[Any, None]:
+    async for data in chunks:
+        yield decode(data, parse)
+
+
+async def _send(inner: Callable[..., Any], request: object, context: _Context) -> None:
+    """Run a streaming handler (an async generator), and close it where the call ends first."""
+    assert inspect.isasyncgenfunction(inner), f"{inner} must be an async generator"
+    async with aclosing(inner(request, context)) as responses:
+        async for response in responses:
+            await context.write(response)
+
+
+def _begin(access: MethodAccess, context: _Context) -> str:
+    request_id = call_context.request_id_or_new(_metadata(context, call_context.REQUEST_ID_KEY))
+    call_context.set_request_id(request_id)
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id, method=access.path)
+    return request_id
+
+
+def _metadata(context: _Context, key: str) -> str | None:
+    """The one value of `key`; sent twice, it counts as malformed and gives an empty text."""
+    values = [value for name, value in context.invocation_metadata() or () if name == key]
+    if not values:
+        return None
+    only = values[0]
+    return only if len(values) == 1 and isinstance(only, str) else ""
+
+
+def _listed(access: MethodAccess) -> str:
+    return " or ".join(sorted(role.value for role in access.roles))
+
+
+def _return_request_id(request_id: str, context: _Context) -> None:
+    kept = [item for item in context.trailing_metadata() or ()]
+    context.set_trailing_metadata((*kept, (call_context.REQUEST_ID_KEY, request_id)))
+
+
+def _known(error: Exception, request_id: str) -> SmileError:
+    """`error` as the caller may see it; what was not raised on purpose is logged, not told."""
+    if isinstance(error, SmileError):
+        return error
+    if isinstance(error, grpc.aio.AioRpcError):
+        return from_rpc_error(error)
+    trace = "".join(traceback.format_exception(error))  # text: renderers would add local variables
+    get_logger().error("handler failed", exception=trace)
+    return Internal(
+        f"something failed inside SMILE; its log has the cause under request id {request_id}",
+        metadata={"request_id": request_id},
+    )
+
+
+async def _abort(error: SmileError, context: _Context) -> None:
+    trailers = (*(context.trailing_metadata() or ()), *to_trailers(error))
+    await context.abort(code_of(error), to_status(error).message, trailers)
+
+
+def _code_of_cancelled(context: _Context) -> grpc.StatusCode:
+    """A cancelled handler ran out of time, or its caller (or this server, stopping) gave it up."""
+    remaining_s: float | None = context.time_remaining()
+    if remaining_s is not None and remaining_s <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
+
+
+def _code_set(context: _Context) -> grpc.StatusCode:
+    number: int | grpc.StatusCode = context.code()
+    if isinstance(number, grpc.StatusCode):
+        return number
+    return next((c for c in grpc.StatusCode if c.value[0] == number), grpc.StatusCode.UNKNOWN)
+
+
+def _log(outcome: _Outcome, duration_s: float) -> None:
+    level = "error" if outcome.code in _OURS else "info"
+    fields: dict[str, object] = {
+        "code": outcome.code.name,
+        "duration_ms": round(duration_s * 1e3, 3),
+    }
+    if outcome.reason is not None:
+        fields["reason"] = outcome.reason
+    getattr(get_logger(), level)("call", **fields)

@@ -182,14 +182,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads
     Texts of similar length share two batched products and a softmax: on CPU and short texts this
     is several times faster than the fused kernel. The one seam to replace on other devices.
     """
-    if plan.packed_already:
-        return _attend_group(query, key, value, plan.groups[0], heads)
-    query, key, value = (part.index_select(0, plan.slots) for part in (query, key, value))
+    if not plan.in_order:
+        query, key, value = (part.index_select(0, plan.slots) for part in (query, key, value))
     mixed = []
     for group in plan.groups:
         rows = slice(group.start, group.start + group.rows * group.length)
         mixed.append(_attend_group(query[rows], key[rows], value[rows], group, heads))
-    return torch.cat(mixed).index_select(0, plan.tokens)
+    padded = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    return padded if plan.in_order else padded.index_select(0, plan.tokens)
 
 
 def _attend_group(

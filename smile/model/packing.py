@@ -47,16 +47,13 @@ class AttentionPlan:
             text's first token, which the mask hides.
         tokens: [tokens] int64: the slot of each packed token, so that
             `packed = padded.index_select(0, tokens)`.
+        in_order: Slots are the packed tokens themselves: nothing to move.
     """
 
     groups: tuple[LengthGroup, ...]
     slots: Tensor
     tokens: Tensor
-
-    @property
-    def packed_already(self) -> bool:
-        """One group without padding: its order is the packed order."""
-        return len(self.groups) == 1 and self.groups[0].mask is None
+    in_order: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,12 @@ class PackedTokens:
             self.texts.to(device),
             self.offsets.to(device),
             self.lengths,
-            AttentionPlan(groups, self.plan.slots.to(device), self.plan.tokens.to(device)),
+            AttentionPlan(
+                groups,
+                self.plan.slots.to(device),
+                self.plan.tokens.to(device),
+                self.plan.in_order,
+            ),
         )
 
 
@@ -144,7 +146,9 @@ def plan_attention(lengths: Sequence[int], offsets: Tensor) -> AttentionPlan:
         slots.append(packed.flatten())
         groups.append(LengthGroup(len(members), length, start, _mask(present)))
         start += len(members) * length
-    return AttentionPlan(tuple(groups), torch.cat(slots), tokens)
+    all_slots = torch.cat(slots)
+    in_order = torch.equal(all_slots, torch.arange(len(all_slots)))
+    return AttentionPlan(tuple(groups), all_slots, tokens, in_order)
 
 
 def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -1,0 +1,20 @@
+"""The PET methods: one file each, registered here. `none` has no layer, so it needs no method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch.nn import functional
+
+from smile.model.pet.bitfit import BitFit
+from smile.model.pet.bottleneck import Bottleneck
+from smile.model.pet.lora import Lora
+from smile.model.pet.method import PetMethod
+from smile.model.specs import PetKind
+
+METHODS: Mapping[PetKind, PetMethod] = {
+    PetKind.PFEIFFER: Bottleneck(PetKind.PFEIFFER, functional.relu, normed_input=True),
+    PetKind.HOULSBY: Bottleneck(PetKind.HOULSBY, functional.silu, normed_input=False),
+    PetKind.LORA: Lora(),
+    PetKind.BITFIT: BitFit(),
+}

@@ -1,0 +1,110 @@
+"""Bottleneck adapters: down to a narrow width, a non-linearity, up again, added to the state.
+
+Pfeiffer et al. 2021 (arXiv 2005.00247): one per layer, after the feed-forward block. It reads the
+state as the block's own residual and layer norm make it. ReLU.
+Houlsby et al. 2019 (arXiv 1902.00751): one after attention, one after the feed-forward block. They
+read the block's output as it is. SiLU.
+
+Placement and non-linearities are AdapterHub's defaults (`SeqBnConfig`, `DoubleSeqBnConfig`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+from smile.model.backbone import BareOps, LayerOps
+from smile.model.grouped import Weights, padded_width, zero_padded
+from smile.model.layout import ADAPTED_BLOCKS, Block, adapter_name
+from smile.model.pet.method import LayerGroup
+from smile.model.specs import PetKind, PetSpec
+
+Norm = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A family of adapters.
+
+    Attributes:
+        kind: Pfeiffer or Houlsby; decides the adapted blocks.
+        activation: The non-linearity. Must map 0 to 0, for the zero padding to stay zero.
+        normed_input: Whether the adapter reads norm(y + residual) instead of y.
+    """
+
+    kind: PetKind
+    activation: Callable[[Tensor], Tensor]
+    normed_input: bool
+
+    def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
+        return _ReferenceOps(self, layer, weights)
+
+    def serving(self, pet: PetSpec, layer: int, weights: Weights) -> dict[str, Tensor]:
+        width = padded_width(pet.rank)
+        served: dict[str, Tensor] = {}
+        for block in ADAPTED_BLOCKS[self.kind]:
+            name = adapter_name(layer, block)
+            down, up = weights[f"{name}.down.weight"], weights[f"{name}.up.weight"]
+            served[f"{name}.down.weight"] = zero_padded(down.T, down.shape[1], width)
+            served[f"{name}.down.bias"] = zero_padded(weights[f"{name}.down.bias"], width)
+            served[f"{name}.up.weight"] = zero_padded(up.T, width, up.shape[0])
+            served[f"{name}.up.bias"] = weights[f"{name}.up.bias"]
+        return served
+
+    def grouped(self, group: LayerGroup) -> LayerOps:
+        return _GroupedOps(self, group)
+
+    def adapts(self, block: Block) -> bool:
+        return block in ADAPTED_BLOCKS[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class _ReferenceOps(BareOps):
+    method: Bottleneck
+    layer: int
+    weights: Weights
+
+    def after_attention(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        return self._adapted(Block.ATTENTION, y, residual, norm)
+
+    def after_feedforward(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        return self._adapted(Block.FEEDFORWARD, y, residual, norm)
+
+    def _adapted(self, block: Block, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        if not self.method.adapts(block):
+            return y
+        x = norm(y + residual) if self.method.normed_input else y
+        narrow = self.method.activation(self._linear(f"{adapter_name(self.layer, block)}.down", x))
+        return y + self._linear(f"{adapter_name(self.layer, block)}.up", narrow)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupedOps(BareOps):
+    method: Bottleneck
+    group: LayerGroup
+
+    def after_attention(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        return self._adapted(Block.ATTENTION, y, residual, norm)
+
+    def after_feedforward(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        return self._adapted(Block.FEEDFORWARD, y, residual, norm)
+
+    def _adapted(self, block: Block, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        if not self.method.adapts(block):
+            return y
+        rows = self.group.rows
+        x = norm(y[rows] + residual[rows]) if self.method.normed_input else y[rows]
+        name = adapter_name(self.group.layer, block)
+        narrow = self.method.activation(self._linear(f"{name}.down", x))  # [rows, width]
+        y[rows] += self._linear(f"{name}.up", narrow)
+        return y
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        product = self.group.segments.product(x, f"{name}.weight")
+        return product.add_(self.group.segments.vectors(f"{name}.bias"))

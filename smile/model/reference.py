@@ -1,0 +1,88 @@
+"""One vPLM, trainable: the definition every faster path is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from smile.errors import FailedPrecondition
+from smile.model import heads, stored
+from smile.model.backbone import Backbone, LayerOps
+from smile.model.initial import FloatArray
+from smile.model.layout import pet_layers
+from smile.model.packing import PackedTokens
+from smile.model.pet import METHODS
+from smile.model.specs import ModuleSpec
+
+
+class VplmModule(nn.Module):
+    """A PET module and a head over a frozen backbone.
+
+    `parameters()` are the PET module's and the head's alone, in float32. Layers below the first PET
+    layer are never differentiated: `boundary_states` computes them without autograd, so a trainer
+    may compute them once for a whole data set and call `forward_from` in every epoch.
+
+    Args:
+        backbone: The frozen encoder, shared.
+        spec: The module's spec; its `backbone_digest` must be the backbone's.
+        tensors: Stored tensors by the layout's names.
+
+    Raises:
+        FailedPrecondition: the module was made for another backbone.
+        DataCorrupted: the tensors are not those of the spec.
+    """
+
+    def __init__(
+        self, backbone: Backbone, spec: ModuleSpec, tensors: Mapping[str, FloatArray]
+    ) -> None:
+        super().__init__()
+        check_backbone(spec, backbone)
+        self.backbone = backbone
+        self.spec = spec
+        self._weights: dict[str, Tensor] = {}
+        for name, tensor in stored.to_torch(tensors, spec, backbone.shape).items():
+            weight = nn.Parameter(tensor)
+            self.register_parameter(name.replace(".", "/"), weight)  # torch allows no dots
+            self._weights[name] = weight
+        self._layers = pet_layers(spec.pet, backbone.shape)
+        self._ops: dict[int, LayerOps] = {
+            layer: METHODS[spec.pet.kind].reference(spec.pet, layer, self._weights)
+            for layer in self._layers
+        }
+
+    @property
+    def boundary(self) -> int:
+        """Index of the first layer that carries a PET op; the number of layers if none does."""
+        return self._layers.start
+
+    @torch.no_grad()
+    def boundary_states(self, packed: PackedTokens) -> Tensor:
+        """States below layer `boundary` [tokens, H]: they depend on the texts alone."""
+        return self.backbone.forward_layers(self.backbone.embed(packed), packed, 0, self.boundary)
+
+    def forward_from(self, states: Tensor, packed: PackedTokens) -> Tensor:
+        """The head's output for boundary states [tokens, H]; see `heads.answer` for its shape."""
+        states = self.backbone.forward_layers(
+            states, packed, self.boundary, self.backbone.shape.layers, self._ops
+        )
+        return heads.answer(self.spec.head, states, packed, self._weights)
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """The head's output; see `heads.answer` for its shape."""
+        return self.forward_from(self.boundary_states(packed), packed)
+
+    def export(self) -> dict[str, FloatArray]:
+        """Tensors by the layout's names, rounded to the spec's dtype."""
+        return stored.to_stored(self._weights, self.spec.dtype)
+
+
+def check_backbone(spec: ModuleSpec, backbone: Backbone) -> None:
+    """Raises FailedPrecondition if the module was made for another backbone."""
+    if spec.backbone_digest != backbone.digest:
+        raise FailedPrecondition(
+            f"the module was made for backbone '{spec.backbone}' with digest "
+            f"{spec.backbone_digest}, this is '{backbone.name}' with digest {backbone.digest}",
+            reason="BACKBONE_MISMATCH",
+        )

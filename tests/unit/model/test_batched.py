@@ -1,0 +1,275 @@
+"""The batched engine against one reference module per text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument
+from smile.model.answers import Embedding, Logits, Output, TokenLogits
+from smile.model.backbone import Backbone
+from smile.model.batch import MixedBatch
+from smile.model.batched import BatchedEngine
+from smile.model.initial import FloatArray
+from smile.model.loaded import LoadedModule
+from smile.model.packing import pack
+from smile.model.reference import VplmModule
+from smile.model.specs import (
+    HeadSpec,
+    ModuleSpec,
+    PetKind,
+    PetSpec,
+    Pooling,
+    Projection,
+    Task,
+)
+from smile.model.tokenizer import TokenizedText
+from smile.model.toy_modules import random_tensors
+
+TOLERANCE = 1e-5
+OUTPUTS = {
+    Task.SEQUENCE_CLASSIFICATION: Logits,
+    Task.TOKEN_CLASSIFICATION: TokenLogits,
+    Task.EMBEDDING: Embedding,
+}
+
+
+@dataclass(frozen=True)
+class Vplm:
+    """One vPLM in both forms."""
+
+    spec: ModuleSpec
+    tensors: dict[str, FloatArray]
+    loaded: LoadedModule
+    reference: VplmModule
+
+    @classmethod
+    def make(cls, backbone: Backbone, pet: PetSpec, head: HeadSpec, seed: int) -> Vplm:
+        spec = ModuleSpec(backbone.name, backbone.digest, pet.placed(backbone.shape), head)
+        tensors = random_tensors(spec, backbone.shape, seed=seed)
+        return cls(
+            spec,
+            tensors,
+            LoadedModule.load(spec, tensors, backbone),
+            VplmModule(backbone, spec, tensors),
+        )
+
+    def answer(self, text: TokenizedText) -> NDArray[np.float32]:
+        with torch.no_grad():
+            values: NDArray[np.float32] = self.reference(pack([text.ids])).numpy()
+        return values if self.spec.head.task is Task.TOKEN_CLASSIFICATION else values[0]
+
+
+def text_of(ids: Sequence[int]) -> TokenizedText:
+    return TokenizedText(
+        list(ids), [(0, 0)] * len(ids), [False] * len(ids), [None] * len(ids), False
+    )
+
+
+def random_text(source: random.Random, tokens: int, vocab: int = 200) -> TokenizedText:
+    return text_of([source.randrange(vocab) for _ in range(tokens)])
+
+
+def head_of(task: Task, labels: int, pooling: Pooling = Pooling.MEAN) -> HeadSpec:
+    names = () if task is Task.EMBEDDING else tuple(f"label {i}" for i in range(labels))
+    return HeadSpec(task, names, pooling)
+
+
+def run(backbone: Backbone, items: Sequence[tuple[Vplm, TokenizedText]]) -> list[Output]:
+    batch = MixedBatch.build([(vplm.loaded, text) for vplm, text in items])
+    return BatchedEngine(backbone).run(batch)
+
+
+def assert_answers(outputs: Sequence[Output], items: Sequence[tuple[Vplm, TokenizedText]]) -> None:
+    assert len(outputs) == len(items)
+    for output, (vplm, text) in zip(outputs, items, strict=True):
+        assert isinstance(output, OUTPUTS[vplm.spec.head.task])
+        np.testing.assert_allclose(output.values, vplm.answer(text), rtol=0, atol=TOLERANCE)
+
+
+PETS = st.one_of(
+    st.just(PetSpec(PetKind.NONE)),
+    st.builds(
+        PetSpec,
+        st.sampled_from([PetKind.PFEIFFER, PetKind.HOULSBY]),
+        st.integers(0, 3),
+        st.integers(1, 32),
+    ),
+    st.builds(PetSpec, st.just(PetKind.BITFIT), st.integers(0, 3)),
+    st.builds(
+        PetSpec,
+        st.just(PetKind.LORA),
+        st.integers(0, 3),
+        st.integers(1, 32),
+        st.floats(0.5, 64),
+        st.lists(st.sampled_from(list(Projection)), min_size=1, unique=True).map(tuple),
+    ),
+)
+HEADS = st.builds(
+    head_of, st.sampled_from(list(Task)), st.integers(2, 40), st.sampled_from(list(Pooling))
+)
+
+
+@settings(
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_any_mix_equals_the_reference(toy: Backbone, data: st.DataObject) -> None:
+    source = random.Random(data.draw(st.integers(0, 10_000)))
+    modules = data.draw(st.lists(st.tuples(PETS, HEADS), min_size=1, max_size=7))
+    vplms = [Vplm.make(toy, pet, head, seed) for seed, (pet, head) in enumerate(modules)]
+    count = data.draw(st.integers(1, 12))
+    texts = [random_text(source, source.choice([1, 2, 3, 7, 20, 60, 128])) for _ in range(count)]
+    items = [(source.choice(vplms), source.choice(texts)) for _ in range(count)]
+    assert_answers(run(toy, items), items)
+
+
+@pytest.mark.parametrize("kind", list(PetKind))
+def test_many_vplms_of_one_shape_class_in_shuffled_order(toy: Backbone, kind: PetKind) -> None:
+    source = random.Random(3)
+    vplms = [
+        Vplm.make(toy, pet_of(kind, first=seed % 4, rank=4 + seed), head_of(task, 2 + seed), seed)
+        for seed, task in enumerate(list(Task) * 4)
+    ]
+    items = [(vplm, random_text(source, source.randint(1, 40))) for vplm in vplms * 3]
+    source.shuffle(items)
+    assert_answers(run(toy, items), items)
+
+
+def pet_of(kind: PetKind, *, first: int | None = None, rank: int = 4) -> PetSpec:
+    if kind in (PetKind.NONE, PetKind.BITFIT):
+        return PetSpec(kind, first)
+    if kind is PetKind.LORA:
+        return PetSpec(kind, first, rank, 8.0, (Projection.QUERY, Projection.OUTPUT))
+    return PetSpec(kind, first, rank)
+
+
+def mixed_items(backbone: Backbone, seed: int = 5) -> list[tuple[Vplm, TokenizedText]]:
+    source = random.Random(seed)
+    vplms = [
+        Vplm.make(backbone, pet_of(kind, first=index % 3), head_of(task, 3), index)
+        for index, (kind, task) in enumerate((kind, task) for kind in PetKind for task in Task)
+    ]
+    return [(vplm, random_text(source, source.randint(2, 30))) for vplm in vplms]
+
+
+def test_a_mixed_batch_over_minilm_equals_the_reference(minilm: Backbone) -> None:
+    items = mixed_items(minilm)
+    assert_answers(run(minilm, items), items)
+
+
+def test_answers_follow_the_order_of_the_items(toy: Backbone) -> None:
+    items = mixed_items(toy)
+    shuffled = random.Random(1).sample(range(len(items)), len(items))
+    straight = run(toy, items)
+    moved = run(toy, [items[place] for place in shuffled])
+    for output, place in zip(moved, shuffled, strict=True):
+        np.testing.assert_allclose(output.values, straight[place].values, rtol=0, atol=TOLERANCE)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(toy: Backbone) -> None:
+    items = mixed_items(toy)
+    together = run(toy, items)
+    for item, output in zip(items, together, strict=True):
+        (alone,) = run(toy, [item])
+        np.testing.assert_allclose(output.values, alone.values, rtol=0, atol=TOLERANCE)
+
+
+def test_equal_texts_of_different_vplms_are_told_apart(toy: Backbone) -> None:
+    text = random_text(random.Random(2), 17)
+    vplms = [vplm for vplm, _ in mixed_items(toy)]
+    items = [(vplm, text) for vplm in vplms * 2]
+    batch = MixedBatch.build([(vplm.loaded, text) for vplm, text in items])
+    assert batch.shared is not None and batch.shared.packed.lengths == (17,)
+    assert_answers(run(toy, items), items)
+
+
+@pytest.mark.parametrize("kind", list(PetKind))
+def test_a_poisoned_module_changes_only_its_own_rows(toy: Backbone, kind: PetKind) -> None:
+    items = mixed_items(toy)
+    healthy = run(toy, items)
+    spec = ModuleSpec(
+        toy.name, toy.digest, pet_of(kind, first=0).placed(toy.shape), head_of(Task.EMBEDDING, 0)
+    )
+    if kind is PetKind.NONE:
+        spec = ModuleSpec(toy.name, toy.digest, spec.pet, head_of(Task.SEQUENCE_CLASSIFICATION, 3))
+    poison = {
+        name: np.full_like(tensor, np.nan)
+        for name, tensor in random_tensors(spec, toy.shape, seed=0).items()
+    }
+    loaded = LoadedModule.load(spec, poison, toy)
+    pairs = [(vplm.loaded, text) for vplm, text in items]
+    for place in (20, 8, 3, 0):  # among rows of every kind
+        pairs.insert(place, (loaded, items[place % len(items)][1]))
+    outputs = BatchedEngine(toy).run(MixedBatch.build(pairs))
+    sick = [output for output, (module, _) in zip(outputs, pairs, strict=True) if module is loaded]
+    well = [
+        output for output, (module, _) in zip(outputs, pairs, strict=True) if module is not loaded
+    ]
+    assert len(sick) == 4 and all(np.isnan(output.values).all() for output in sick)
+    for output, expected in zip(well, healthy, strict=True):
+        np.testing.assert_allclose(output.values, expected.values, rtol=0, atol=TOLERANCE)
+
+
+def test_one_weight_copy_serves_all_rows_of_a_vplm(toy: Backbone) -> None:
+    source = random.Random(0)
+    vplm = Vplm.make(toy, pet_of(PetKind.PFEIFFER), head_of(Task.SEQUENCE_CLASSIFICATION, 3), 0)
+    batch = MixedBatch.build([(vplm.loaded, random_text(source, 9)) for _ in range(50)])
+    (group,) = batch.groups
+    assert len(group.segments.members) == 1
+    assert group.segments.members[0] is vplm.loaded.weights
+    (head,) = batch.heads
+    assert len(head.segments.members) == 1
+
+
+def test_nbytes_is_what_the_weights_take(toy: Backbone) -> None:
+    pet = PetSpec(PetKind.PFEIFFER, 2, 16)
+    vplm = Vplm.make(toy, pet, head_of(Task.SEQUENCE_CLASSIFICATION, 8), 0)
+    per_layer = 2 * 16 * 32 + 16 + 32
+    assert vplm.loaded.nbytes == 4 * (2 * per_layer + 8 * 32 + 8)
+
+
+def test_outputs_have_the_shapes_of_their_tasks(toy: Backbone) -> None:
+    text = random_text(random.Random(0), 11)
+    pet = PetSpec(PetKind.BITFIT)
+    vplms = [Vplm.make(toy, pet, head_of(task, 5), 0) for task in Task]
+    sequence, token, embedding = run(toy, [(vplm, text) for vplm in vplms])
+    assert sequence.values.shape == (5,)
+    assert token.values.shape == (11, 5)
+    assert embedding.values.shape == (32,)
+    assert np.linalg.norm(embedding.values) == pytest.approx(1, abs=1e-5)
+
+
+def test_another_backbones_module_is_refused(toy: Backbone, minilm: Backbone) -> None:
+    head = head_of(Task.SEQUENCE_CLASSIFICATION, 2)
+    spec = ModuleSpec("toy", minilm.digest, PetSpec(PetKind.NONE).placed(toy.shape), head)
+    tensors = random_tensors(spec, toy.shape, seed=0)
+    with pytest.raises(FailedPrecondition, match=minilm.digest):
+        LoadedModule.load(spec, tensors, toy)
+    with pytest.raises(FailedPrecondition, match=minilm.digest):
+        VplmModule(toy, spec, tensors)
+
+
+def test_tensors_that_do_not_fit_their_spec_are_refused(toy: Backbone) -> None:
+    vplm = Vplm.make(toy, pet_of(PetKind.LORA), head_of(Task.SEQUENCE_CLASSIFICATION, 2), 0)
+    missing = {name: t for name, t in vplm.tensors.items() if name != "head.bias"}
+    with pytest.raises(DataCorrupted, match=r"head\.bias"):
+        LoadedModule.load(vplm.spec, missing, toy)
+    wrong = vplm.tensors | {"head.bias": np.zeros(3, dtype=np.float16)}
+    with pytest.raises(DataCorrupted, match=r"head\.bias.*\(2,\).*\(3,\)"):
+        LoadedModule.load(vplm.spec, wrong, toy)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        MixedBatch.build([])

@@ -1,8 +1,8 @@
 """Resource names (AIP-122): the only place that parses or prints them.
 
-`tenants/{tenant}/vplms/{vplm}/versions/{n}` and its siblings. The id pattern rules out path traversal,
-unicode tricks and long names at once. A `TenantId` is a type of its own so that a missing tenant scope in a
-key or a path is a type error.
+`tenants/{tenant}/vplms/{vplm}/versions/{n}` and its siblings. The id pattern rules out path
+traversal, unicode tricks and long names at once. A `TenantId` is a type of its own so that a missing
+tenant scope in a key or a path is a type error.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def check_id(value: str, what: str) -> str:
     """
     if not _ID.fullmatch(value) or value.endswith("\n"):
         raise InvalidName(
-            f"{what} must be 1 to 63 characters of a-z, 0-9 and '-', start with a letter and not end "
-            f"with '-', got {_shown(value)}",
+            f"{what} must be 1 to 63 characters of a-z, 0-9 and '-', start with a letter and "
+            f"not end with '-', got {_shown(value)}",
             metadata={"pattern": ID_PATTERN},
         )
     return value

@@ -1,10 +1,10 @@
-"""Generate `smile/v1` from `protos/`, and gate the contracts: drift, lint, breaking changes. Works offline.
+"""Generate `smile/v1` from `protos/` and gate the contracts: drift, lint, breaking changes.
 
-    python tools/protos.py generate     write the typed stubs and the descriptor image
-    python tools/protos.py check        fail on drift, on lint findings and on breaking changes
-    python tools/protos.py baseline     accept the contracts of now as the baseline for breaking changes
+    python tools/protos.py generate    write the typed stubs
+    python tools/protos.py check       fail on drift, lint findings and breaking changes
+    python tools/protos.py baseline    make the contracts of now the baseline
 
-`buf/validate/validate.proto` is taken from the protovalidate wheel, so nothing is fetched.
+`buf/validate/validate.proto` is taken from the protovalidate wheel, so it works offline.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def _protoc(output: Path, work: Path) -> None:
         f"--plugin=protoc-gen-mypy_grpc={bin_dir / 'protoc-gen-mypy_grpc'}",
     ]
     rules = "buf/validate/validate.proto"
-    _run([*base, *plugins, f"--python_out={output}", f"--mypy_out=quiet:{output}",
-          f"--grpc_python_out={output}", f"--mypy_grpc_out=quiet:{output}", *contracts])  # fmt: skip
-    _run([*base, *plugins, f"--python_out={output}", f"--mypy_out=quiet:{output}", rules])
+    messages = [f"--python_out={output}", f"--mypy_out=quiet:{output}"]
+    services = [f"--grpc_python_out={output}", f"--mypy_grpc_out=quiet:{output}"]
+    _run([*base, *plugins, *messages, *services, *contracts])
+    _run([*base, *plugins, *messages, rules])
     _run([*base, f"--descriptor_set_out={work / 'all.binpb'}", "--include_imports",
           "--include_source_info", *contracts])  # fmt: skip
     (output / "smile/v1/__init__.py").write_text(

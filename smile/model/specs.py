@@ -1,7 +1,7 @@
 """What a PET module and a head are, as values: kinds, places, shapes.
 
-Pure: no torch, no numpy, no I/O. Every other module of `smile.model` builds on these types, and so do the
-creator (which must not need torch) and the SDK.
+Pure: no torch, no numpy, no I/O. Every other module of `smile.model` builds on these types, and
+so do the creator (which must not need torch) and the SDK.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ class PetKind(enum.StrEnum):
 
     NONE = "none"
     PFEIFFER = "pfeiffer"  # one bottleneck after the feed-forward block (Pfeiffer et al. 2021)
-    HOULSBY = "houlsby"  # one after attention, one after the feed-forward block (Houlsby et al. 2019)
+    HOULSBY = (
+        "houlsby"  # one after attention, one after the feed-forward block (Houlsby et al. 2019)
+    )
     LORA = "lora"  # low-rank updates of chosen projections (Hu et al. 2022)
     BITFIT = "bitfit"  # bias terms only (Ben Zaken et al. 2022)
 
@@ -30,7 +32,7 @@ class Task(enum.StrEnum):
     """What a head answers."""
 
     SEQUENCE_CLASSIFICATION = "sequence-classification"
-    TOKEN_CLASSIFICATION = "token-classification"
+    TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 (a task, not a secret)
     EMBEDDING = "embedding"
 
 

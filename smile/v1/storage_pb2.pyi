@@ -30,18 +30,20 @@ class CommitVplmHeader(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    BACKBONE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    BACKBONE_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Declared size of the first version's bytes, at most 64 MiB."""
     digest: _builtins.str
     """Declared SHA-256, hex."""
     request_id: _builtins.str
     """UUID4; a repeated id gives the earlier answer."""
-    backbone_size_bytes: _builtins.int
-    """Size of the whole backbone as float32, kept for usage reports."""
     @_builtins.property
     def vplm(self) -> _resources_pb2.Vplm:
         """The vPLM to store: `name`, `display_name`, `labels` and `spec` are read."""
+
+    @_builtins.property
+    def backbone(self) -> _resources_pb2.Backbone:
+        """The backbone `vplm.spec` is made for: its dimensions decide which tensors a version must hold, now and later."""
 
     def __init__(
         self,
@@ -50,11 +52,11 @@ class CommitVplmHeader(_message.Message):
         size_bytes: _builtins.int = ...,
         digest: _builtins.str = ...,
         request_id: _builtins.str = ...,
-        backbone_size_bytes: _builtins.int = ...,
+        backbone: _resources_pb2.Backbone | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["vplm", b"vplm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "vplm", b"vplm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone_size_bytes", b"backbone_size_bytes", "digest", b"digest", "request_id", b"request_id", "size_bytes", b"size_bytes", "vplm", b"vplm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "digest", b"digest", "request_id", b"request_id", "size_bytes", b"size_bytes", "vplm", b"vplm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

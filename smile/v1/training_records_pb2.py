@@ -27,7 +27,7 @@ from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 from smile.v1 import trainer_pb2 as smile_dot_v1_dot_trainer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmile/v1/training_records.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16smile/v1/options.proto\x1a\x16smile/v1/trainer.proto\"L\n\x0eTrainingRecord\x12+\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJob\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\"R\n\x1b\x43reateTrainingRecordRequest\x12\x33\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJobB\x06\xbaH\x03\xc8\x01\x01\"O\n\x1bUpdateTrainingRecordRequest\x12\x30\n\x06record\x18\x01 \x01(\x0b\x32\x18.smile.v1.TrainingRecordB\x06\xbaH\x03\xc8\x01\x01\"4\n\x18GetTrainingRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"r\n\x1aListTrainingRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"a\n\x1bListTrainingRecordsResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x17PutTrainingCurveRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x34\n\x07metrics\x18\x02 \x03(\x0b\x32\x18.smile.v1.TrainingMetricB\t\xbaH\x06\x92\x01\x03\x10\x90N\"0\n\x18PutTrainingCurveResponse\x12\x14\n\x0cmetric_count\x18\x01 \x01(\x03\"3\n\x17GetTrainingCurveRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"E\n\x18GetTrainingCurveResponse\x12)\n\x07metrics\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingMetric2\xf0\x04\n\x15TrainingRecordService\x12`\n\x14\x43reateTrainingRecord\x12%.smile.v1.CreateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12`\n\x14UpdateTrainingRecord\x12%.smile.v1.UpdateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Z\n\x11GetTrainingRecord\x12\".smile.v1.GetTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12k\n\x13ListTrainingRecords\x12$.smile.v1.ListTrainingRecordsRequest\x1a%.smile.v1.ListTrainingRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12\x64\n\x10PutTrainingCurve\x12!.smile.v1.PutTrainingCurveRequest\x1a\".smile.v1.PutTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x64\n\x10GetTrainingCurve\x12!.smile.v1.GetTrainingCurveRequest\x1a\".smile.v1.GetTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmile/v1/training_records.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16smile/v1/options.proto\x1a\x16smile/v1/trainer.proto\"L\n\x0eTrainingRecord\x12+\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJob\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\"R\n\x1b\x43reateTrainingRecordRequest\x12\x33\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJobB\x06\xbaH\x03\xc8\x01\x01\"O\n\x1bUpdateTrainingRecordRequest\x12\x30\n\x06record\x18\x01 \x01(\x0b\x32\x18.smile.v1.TrainingRecordB\x06\xbaH\x03\xc8\x01\x01\"4\n\x18GetTrainingRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"r\n\x1aListTrainingRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"a\n\x1bListTrainingRecordsResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n!ListPendingTrainingRecordsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"h\n\"ListPendingTrainingRecordsResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x17PutTrainingCurveRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x34\n\x07metrics\x18\x02 \x03(\x0b\x32\x18.smile.v1.TrainingMetricB\t\xbaH\x06\x92\x01\x03\x10\x90N\"0\n\x18PutTrainingCurveResponse\x12\x14\n\x0cmetric_count\x18\x01 \x01(\x03\"3\n\x17GetTrainingCurveRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"E\n\x18GetTrainingCurveResponse\x12)\n\x07metrics\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingMetric2\xf3\x05\n\x15TrainingRecordService\x12`\n\x14\x43reateTrainingRecord\x12%.smile.v1.CreateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12`\n\x14UpdateTrainingRecord\x12%.smile.v1.UpdateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Z\n\x11GetTrainingRecord\x12\".smile.v1.GetTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12k\n\x13ListTrainingRecords\x12$.smile.v1.ListTrainingRecordsRequest\x1a%.smile.v1.ListTrainingRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12\x80\x01\n\x1aListPendingTrainingRecords\x12+.smile.v1.ListPendingTrainingRecordsRequest\x1a,.smile.v1.ListPendingTrainingRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12\x64\n\x10PutTrainingCurve\x12!.smile.v1.PutTrainingCurveRequest\x1a\".smile.v1.PutTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x64\n\x10GetTrainingCurve\x12!.smile.v1.GetTrainingCurveRequest\x1a\".smile.v1.GetTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRAININGRECORDSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTTRAININGRECORDSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTTRAININGRECORDSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_LISTPENDINGTRAININGRECORDSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTPENDINGTRAININGRECORDSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTPENDINGTRAININGRECORDSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTPENDINGTRAININGRECORDSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_PUTTRAININGCURVEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_PUTTRAININGCURVEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\005r\003\030\220\003'
   _globals['_PUTTRAININGCURVEREQUEST'].fields_by_name['metrics']._loaded_options = None
@@ -60,6 +64,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['GetTrainingRecord']._serialized_options = b'\252\324\030\003\n\001\003'
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['ListTrainingRecords']._loaded_options = None
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['ListTrainingRecords']._serialized_options = b'\252\324\030\003\n\001\003'
+  _globals['_TRAININGRECORDSERVICE'].methods_by_name['ListPendingTrainingRecords']._loaded_options = None
+  _globals['_TRAININGRECORDSERVICE'].methods_by_name['ListPendingTrainingRecords']._serialized_options = b'\252\324\030\003\n\001\003'
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['PutTrainingCurve']._loaded_options = None
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['PutTrainingCurve']._serialized_options = b'\252\324\030\003\n\001\003'
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['GetTrainingCurve']._loaded_options = None
@@ -76,14 +82,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRAININGRECORDSREQUEST']._serialized_end=533
   _globals['_LISTTRAININGRECORDSRESPONSE']._serialized_start=535
   _globals['_LISTTRAININGRECORDSRESPONSE']._serialized_end=632
-  _globals['_PUTTRAININGCURVEREQUEST']._serialized_start=634
-  _globals['_PUTTRAININGCURVEREQUEST']._serialized_end=737
-  _globals['_PUTTRAININGCURVERESPONSE']._serialized_start=739
-  _globals['_PUTTRAININGCURVERESPONSE']._serialized_end=787
-  _globals['_GETTRAININGCURVEREQUEST']._serialized_start=789
-  _globals['_GETTRAININGCURVEREQUEST']._serialized_end=840
-  _globals['_GETTRAININGCURVERESPONSE']._serialized_start=842
-  _globals['_GETTRAININGCURVERESPONSE']._serialized_end=911
-  _globals['_TRAININGRECORDSERVICE']._serialized_start=914
-  _globals['_TRAININGRECORDSERVICE']._serialized_end=1538
+  _globals['_LISTPENDINGTRAININGRECORDSREQUEST']._serialized_start=634
+  _globals['_LISTPENDINGTRAININGRECORDSREQUEST']._serialized_end=727
+  _globals['_LISTPENDINGTRAININGRECORDSRESPONSE']._serialized_start=729
+  _globals['_LISTPENDINGTRAININGRECORDSRESPONSE']._serialized_end=833
+  _globals['_PUTTRAININGCURVEREQUEST']._serialized_start=835
+  _globals['_PUTTRAININGCURVEREQUEST']._serialized_end=938
+  _globals['_PUTTRAININGCURVERESPONSE']._serialized_start=940
+  _globals['_PUTTRAININGCURVERESPONSE']._serialized_end=988
+  _globals['_GETTRAININGCURVEREQUEST']._serialized_start=990
+  _globals['_GETTRAININGCURVEREQUEST']._serialized_end=1041
+  _globals['_GETTRAININGCURVERESPONSE']._serialized_start=1043
+  _globals['_GETTRAININGCURVERESPONSE']._serialized_end=1112
+  _globals['_TRAININGRECORDSERVICE']._serialized_start=1115
+  _globals['_TRAININGRECORDSERVICE']._serialized_end=1870
 # @@protoc_insertion_point(module_scope)

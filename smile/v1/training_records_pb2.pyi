@@ -156,6 +156,56 @@ class ListTrainingRecordsResponse(_message.Message):
 Global___ListTrainingRecordsResponse: _TypeAlias = ListTrainingRecordsResponse  # noqa: Y015
 
 @_typing.final
+class ListPendingTrainingRecordsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; default 50, larger than 1,000 means 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPendingTrainingRecordsRequest: _TypeAlias = ListPendingTrainingRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListPendingTrainingRecordsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingRecord]:
+        """A page may hold fewer records than asked for, or none, and still not be the last."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___TrainingRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPendingTrainingRecordsResponse: _TypeAlias = ListPendingTrainingRecordsResponse  # noqa: Y015
+
+@_typing.final
 class PutTrainingCurveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

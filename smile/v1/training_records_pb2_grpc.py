@@ -55,6 +55,11 @@ class TrainingRecordServiceStub:
                 request_serializer=smile_dot_v1_dot_training__records__pb2.ListTrainingRecordsRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_training__records__pb2.ListTrainingRecordsResponse.FromString,
                 _registered_method=True)
+        self.ListPendingTrainingRecords = channel.unary_unary(
+                '/smile.v1.TrainingRecordService/ListPendingTrainingRecords',
+                request_serializer=smile_dot_v1_dot_training__records__pb2.ListPendingTrainingRecordsRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_training__records__pb2.ListPendingTrainingRecordsResponse.FromString,
+                _registered_method=True)
         self.PutTrainingCurve = channel.stream_unary(
                 '/smile.v1.TrainingRecordService/PutTrainingCurve',
                 request_serializer=smile_dot_v1_dot_training__records__pb2.PutTrainingCurveRequest.SerializeToString,
@@ -100,6 +105,14 @@ class TrainingRecordServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPendingTrainingRecords(self, request, context):
+        """Lists records of all tenants whose job has not ended, in no promised order: what a queue that lost its memory
+        must hold again. Names no tenant in its metadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PutTrainingCurve(self, request_iterator, context):
         """Replaces a job's kept curve.
         """
@@ -136,6 +149,11 @@ def add_TrainingRecordServiceServicer_to_server(servicer, server):
                     servicer.ListTrainingRecords,
                     request_deserializer=smile_dot_v1_dot_training__records__pb2.ListTrainingRecordsRequest.FromString,
                     response_serializer=smile_dot_v1_dot_training__records__pb2.ListTrainingRecordsResponse.SerializeToString,
+            ),
+            'ListPendingTrainingRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPendingTrainingRecords,
+                    request_deserializer=smile_dot_v1_dot_training__records__pb2.ListPendingTrainingRecordsRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_training__records__pb2.ListPendingTrainingRecordsResponse.SerializeToString,
             ),
             'PutTrainingCurve': grpc.stream_unary_rpc_method_handler(
                     servicer.PutTrainingCurve,
@@ -257,6 +275,33 @@ class TrainingRecordService:
             '/smile.v1.TrainingRecordService/ListTrainingRecords',
             smile_dot_v1_dot_training__records__pb2.ListTrainingRecordsRequest.SerializeToString,
             smile_dot_v1_dot_training__records__pb2.ListTrainingRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPendingTrainingRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.TrainingRecordService/ListPendingTrainingRecords',
+            smile_dot_v1_dot_training__records__pb2.ListPendingTrainingRecordsRequest.SerializeToString,
+            smile_dot_v1_dot_training__records__pb2.ListPendingTrainingRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

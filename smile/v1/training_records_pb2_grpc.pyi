@@ -43,6 +43,10 @@ class TrainingRecordServiceStub:
     """Gets one record."""
     ListTrainingRecords: _grpc.UnaryUnaryMultiCallable[_training_records_pb2.ListTrainingRecordsRequest, _training_records_pb2.ListTrainingRecordsResponse]
     """Lists a tenant's records, newest first."""
+    ListPendingTrainingRecords: _grpc.UnaryUnaryMultiCallable[_training_records_pb2.ListPendingTrainingRecordsRequest, _training_records_pb2.ListPendingTrainingRecordsResponse]
+    """Lists records of all tenants whose job has not ended, in no promised order: what a queue that lost its memory
+    must hold again. Names no tenant in its metadata.
+    """
     PutTrainingCurve: _grpc.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCurveRequest, _training_records_pb2.PutTrainingCurveResponse]
     """Replaces a job's kept curve."""
     GetTrainingCurve: _grpc.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCurveRequest, _training_records_pb2.GetTrainingCurveResponse]
@@ -63,6 +67,10 @@ class TrainingRecordServiceAsyncStub(TrainingRecordServiceStub):
     """Gets one record."""
     ListTrainingRecords: _aio.UnaryUnaryMultiCallable[_training_records_pb2.ListTrainingRecordsRequest, _training_records_pb2.ListTrainingRecordsResponse]  # type: ignore[assignment]
     """Lists a tenant's records, newest first."""
+    ListPendingTrainingRecords: _aio.UnaryUnaryMultiCallable[_training_records_pb2.ListPendingTrainingRecordsRequest, _training_records_pb2.ListPendingTrainingRecordsResponse]  # type: ignore[assignment]
+    """Lists records of all tenants whose job has not ended, in no promised order: what a queue that lost its memory
+    must hold again. Names no tenant in its metadata.
+    """
     PutTrainingCurve: _aio.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCurveRequest, _training_records_pb2.PutTrainingCurveResponse]  # type: ignore[assignment]
     """Replaces a job's kept curve."""
     GetTrainingCurve: _aio.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCurveRequest, _training_records_pb2.GetTrainingCurveResponse]  # type: ignore[assignment]
@@ -104,6 +112,16 @@ class TrainingRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_records_pb2.ListTrainingRecordsResponse, _abc.Awaitable[_training_records_pb2.ListTrainingRecordsResponse]]:
         """Lists a tenant's records, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListPendingTrainingRecords(
+        self,
+        request: _training_records_pb2.ListPendingTrainingRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_records_pb2.ListPendingTrainingRecordsResponse, _abc.Awaitable[_training_records_pb2.ListPendingTrainingRecordsResponse]]:
+        """Lists records of all tenants whose job has not ended, in no promised order: what a queue that lost its memory
+        must hold again. Names no tenant in its metadata.
+        """
 
     @_abc_1.abstractmethod
     def PutTrainingCurve(

@@ -21,8 +21,8 @@ SmileError
 ├── DataCorrupted            bytes that fail their digest or their schema
 └── Internal                 our bug
 
-Each class has a stable `reason` (what programs switch on); its message names the limit and the value
-(what people read). `smile.rpc.status` holds the only table from these classes to gRPC codes.
+Each class has a stable `reason` (what programs switch on); its message names the limit and the
+value (what people read). `smile.rpc.status` holds the only table from these classes to gRPC codes.
 """
 
 from __future__ import annotations

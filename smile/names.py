@@ -1,8 +1,8 @@
 """Resource names (AIP-122): the only place that parses or prints them.
 
 `tenants/{tenant}/vplms/{vplm}/versions/{n}` and its siblings. The id pattern rules out path
-traversal, unicode tricks and long names at once. A `TenantId` is a type of its own so that a missing
-tenant scope in a key or a path is a type error.
+traversal, unicode tricks and long names at once. A `TenantId` is a type of its own so that a
+missing tenant scope in a key or a path is a type error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The nouns of SMILE as frozen values, shared by the services and the SDK.
 
-These are what domain code takes and returns and what the SDK hands to users; `smile.codec` turns them into
-protobuf and back. Times are timezone-aware UTC; sizes are bytes; names are the strings of `smile.names`.
+These are what domain code takes and returns and what the SDK hands to users; `smile.codec` turns
+them into protobuf and back. Times are timezone-aware UTC; sizes are bytes; names are the strings
+of `smile.names`.
 """
 
 from __future__ import annotations

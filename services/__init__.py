@@ -1,0 +1,1 @@
+"""The services of SMILE, each runnable alone: `python -m services.{name}`."""

@@ -1,0 +1,110 @@
+"""`CreatorService` on the wire: decode, ask the domain, encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from services.creator.catalogue import Catalogue
+from services.creator.recipes import Recipe
+from services.creator.vplms import VplmMaker
+from smile import codec
+from smile.client.records import VplmChange, VplmRecords
+from smile.names import BackboneName, TenantName, VplmName
+from smile.rpc.auth import current_principal, own
+from smile.rpc.channel import acting_for
+from smile.v1 import creator_pb2, creator_pb2_grpc, resources_pb2
+
+FULL_NAME = creator_pb2.DESCRIPTOR.services_by_name["CreatorService"].full_name
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Name = TypeVar("_Name", VplmName, TenantName)
+
+
+class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
+    """Answers tenants about backbones and vPLMs; calls to storage act for the tenant asking."""
+
+    def __init__(self, catalogue: Catalogue, records: VplmRecords) -> None:
+        self._catalogue = catalogue
+        self._records = records
+        self._maker = VplmMaker(catalogue, records)
+
+    async def ListBackbones(
+        self, request: creator_pb2.ListBackbonesRequest, context: _Context
+    ) -> creator_pb2.ListBackbonesResponse:
+        backbones, token = self._catalogue.page(request.page_size, request.page_token)
+        return creator_pb2.ListBackbonesResponse(
+            backbones=map(codec.backbone_to_pb, backbones), next_page_token=token
+        )
+
+    async def GetBackbone(
+        self, request: creator_pb2.GetBackboneRequest, context: _Context
+    ) -> resources_pb2.Backbone:
+        return codec.backbone_to_pb(self._catalogue.get(BackboneName.parse(request.name)))
+
+    async def CreateVplm(
+        self, request: creator_pb2.CreateVplmRequest, context: _Context
+    ) -> resources_pb2.Vplm:
+        tenant = _mine(request.parent, TenantName.parse).tenant
+        recipe = _recipe(request, VplmName(tenant, request.vplm_id))
+        backbone = BackboneName.parse(request.backbone)
+        with acting_for(tenant):
+            if request.validate_only:
+                return codec.vplm_to_pb(await self._maker.check(recipe, backbone))
+            vplm = await self._maker.create(recipe, backbone, request.request_id)
+        return codec.vplm_to_pb(vplm)
+
+    async def GetVplm(
+        self, request: creator_pb2.GetVplmRequest, context: _Context
+    ) -> resources_pb2.Vplm:
+        name = _mine(request.name, VplmName.parse)
+        with acting_for(name.tenant):
+            return codec.vplm_to_pb(await self._records.get(name))
+
+    async def ListVplms(
+        self, request: creator_pb2.ListVplmsRequest, context: _Context
+    ) -> creator_pb2.ListVplmsResponse:
+        parent = _mine(request.parent, TenantName.parse)
+        with acting_for(parent.tenant):
+            vplms, token = await self._records.page(parent, request.page_size, request.page_token)
+        return creator_pb2.ListVplmsResponse(
+            vplms=map(codec.vplm_to_pb, vplms), next_page_token=token
+        )
+
+    async def UpdateVplm(
+        self, request: creator_pb2.UpdateVplmRequest, context: _Context
+    ) -> resources_pb2.Vplm:
+        change = VplmChange(
+            name=_mine(request.vplm.name, VplmName.parse),
+            fields=tuple(request.update_mask.paths),
+            display_name=request.vplm.display_name,
+            labels=dict(request.vplm.labels),
+            etag=request.vplm.etag,
+        )
+        with acting_for(change.name.tenant):
+            return codec.vplm_to_pb(await self._records.update(change, request.request_id))
+
+    async def DeleteVplm(self, request: creator_pb2.DeleteVplmRequest, context: _Context) -> Empty:
+        name = _mine(request.name, VplmName.parse)
+        with acting_for(name.tenant):
+            await self._records.delete(name, request.etag, request.request_id)
+        return Empty()
+
+
+def _mine(name: str, parser: Callable[[str], _Name]) -> _Name:
+    return own(name, parser, current_principal())
+
+
+def _recipe(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Recipe:
+    return Recipe(
+        name=name,
+        pet=codec.pet_from_pb(request.pet),
+        head=codec.head_from_pb(request.head),
+        dtype=codec.PRECISIONS.from_pb(request.precision),
+        display_name=request.display_name,
+        labels=dict(request.labels),
+        seed=request.seed,
+    )

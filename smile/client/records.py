@@ -1,0 +1,108 @@
+"""vPLM records in storage, for the service that makes them.
+
+For use with a channel that presents the service key; calls act for the tenant of `acting_for`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from smile import codec
+from smile.client.chunks import pieces
+from smile.client.retry import retried
+from smile.names import TenantName, VplmName
+from smile.resources import Backbone, Vplm
+from smile.rpc.status import calling
+from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class FirstVersion:
+    """The stored form of a new vPLM's version 1. `digest` is its SHA-256 in hex; `backbone` decides
+    which tensors this and later versions must hold."""
+
+    data: bytes = field(repr=False)
+    digest: str
+    backbone: Backbone
+
+
+@dataclass(frozen=True, slots=True)
+class VplmChange:
+    """A change to a vPLM. Of the new values only those in `fields` count; `etag` may be empty."""
+
+    name: VplmName
+    fields: tuple[str, ...]
+    display_name: str = ""
+    labels: Mapping[str, str] = MappingProxyType({})
+    etag: str = ""
+
+
+class VplmRecords:
+    """Commits, reads, changes and deletes vPLM records. Every method raises `smile.errors`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = storage_pb2_grpc.StorageServiceStub(channel)
+
+    async def commit(self, vplm: Vplm, version: FirstVersion, request_id: str) -> Vplm:
+        """Store a new vPLM with its first version: all or nothing, once per `request_id`."""
+
+        async def messages() -> AsyncIterator[storage_pb2.CommitVplmRequest]:
+            header = storage_pb2.CommitVplmHeader(
+                vplm=codec.vplm_to_pb(vplm),
+                size_bytes=len(version.data),
+                digest=version.digest,
+                request_id=request_id,
+                backbone=codec.backbone_to_pb(version.backbone),
+            )
+            yield storage_pb2.CommitVplmRequest(header=header)
+            for chunk in pieces(version.data):
+                yield storage_pb2.CommitVplmRequest(chunk=chunk)
+
+        async def attempt() -> resources_pb2.Vplm:
+            with calling():
+                return await self._stub.CommitVplm(messages())
+
+        return codec.vplm_from_pb(await retried(attempt))
+
+    async def get(self, name: VplmName) -> Vplm:
+        with calling():
+            return codec.vplm_from_pb(
+                await self._stub.GetVplm(storage_pb2.GetVplmRecordRequest(name=str(name)))
+            )
+
+    async def page(
+        self, tenant: TenantName, page_size: int, page_token: str
+    ) -> tuple[list[Vplm], str]:
+        """Up to `page_size` vPLMs by id, and the token of the next page."""
+        request = storage_pb2.ListVplmRecordsRequest(
+            parent=str(tenant), page_size=page_size, page_token=page_token
+        )
+        with calling():
+            response = await self._stub.ListVplms(request)
+        return [codec.vplm_from_pb(vplm) for vplm in response.vplms], response.next_page_token
+
+    async def update(self, change: VplmChange, request_id: str) -> Vplm:
+        request = storage_pb2.UpdateVplmRecordRequest(
+            vplm=resources_pb2.Vplm(
+                name=str(change.name),
+                display_name=change.display_name,
+                labels=dict(change.labels),
+                etag=change.etag,
+            ),
+            update_mask=FieldMask(paths=change.fields),
+            request_id=request_id,
+        )
+        with calling():
+            return codec.vplm_from_pb(await self._stub.UpdateVplm(request))
+
+    async def delete(self, name: VplmName, etag: str, request_id: str) -> None:
+        request = storage_pb2.DeleteVplmRecordRequest(
+            name=str(name), etag=etag, request_id=request_id
+        )
+        with calling():
+            await self._stub.DeleteVplm(request)

@@ -70,6 +70,11 @@ def load(cls: type[_Settings]) -> _Settings:
         _refuse([_fault(cls, fault) for fault in error.errors(include_url=False)])
 
 
+def inherited_environment() -> dict[str, str]:
+    """This process's whole environment, for processes it starts."""
+    return dict(os.environ)
+
+
 def variable(cls: type[BaseSettings], field: str) -> str:
     """The environment variable that sets `field` of `cls`."""
     info = cls.model_fields.get(field)

@@ -119,6 +119,7 @@ class _Answer:
     principal: Principal | None
     at: float
     asked_at: float
+    storage_away: bool = False  # at `asked_at`, the last time it was asked
 
 
 class RemoteAuthenticator:
@@ -163,25 +164,21 @@ class RemoteAuthenticator:
         if (known := self._bad.get(digest)) and now - known.at < self._times.bad_s:
             return known
         known = self._good.get(digest)
-        if known and (
-            now - known.at < self._times.good_s
-            or (now - known.asked_at < self._times.ask_again_s and self._usable(known, now))
-        ):
-            self._good.move_to_end(digest)
+        if known is None or now - known.at > self._times.stale_s:
+            return await asyncio.shield(self._ask_once(digest, parts))
+        self._good.move_to_end(digest)
+        if now - known.at < self._times.good_s:
             return known
-        try:
-            return await self._ask_once(digest, parts)
-        except _AWAY:
-            if known is None or not self._usable(known, self._clock()):
-                raise
-            self._remember(self._good, digest, replace(known, asked_at=self._clock()))
-            get_logger().warning("storage is away, using a remembered key", tenant=parts.tenant)
-            return known
+        if not known.storage_away:
+            try:
+                return await asyncio.shield(self._ask_once(digest, parts))
+            except _AWAY:
+                get_logger().warning("storage is away, using remembered keys")
+        elif now - known.asked_at >= self._times.ask_again_s:
+            self._ask_once(digest, parts)  # its answer is for the next call: this one need not wait
+        return known
 
-    def _usable(self, known: _Answer, now: float) -> bool:
-        return now - known.at <= self._times.stale_s
-
-    async def _ask_once(self, digest: bytes, parts: KeyParts) -> _Answer:
+    def _ask_once(self, digest: bytes, parts: KeyParts) -> asyncio.Task[_Answer]:
         """One question per key at a time, which no asker's cancellation or deadline ends."""
         task = self._asking.get(digest)
         if task is None:
@@ -190,7 +187,7 @@ class RemoteAuthenticator:
             )
             self._asking[digest] = task
             task.add_done_callback(lambda done: self._asked(digest, done))
-        return await asyncio.shield(task)
+        return task
 
     def _asked(self, digest: bytes, task: asyncio.Task[_Answer]) -> None:
         del self._asking[digest]
@@ -198,7 +195,12 @@ class RemoteAuthenticator:
             task.exception()  # taken, so that a question all askers left does not warn
 
     async def _ask(self, digest: bytes, parts: KeyParts) -> _Answer:
-        principal = await self._resolve(parts)
+        try:
+            principal = await self._resolve(parts)
+        except _AWAY:
+            if known := self._good.get(digest):
+                self._good[digest] = replace(known, asked_at=self._clock(), storage_away=True)
+            raise
         now = self._clock()
         answer = _Answer(principal, now, now)
         if principal is None:

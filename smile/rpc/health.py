@@ -28,8 +28,7 @@ class _Probe:
 
 
 class Readiness:
-    """What this process needs before it can serve, by name of check. For use on its event loop
-    only.
+    """What this process needs before it can serve, by name. For use on its event loop only.
 
     Args:
         checks: Checks that begin unready; someone must call `set_ready` for each, or `watch` it.
@@ -50,6 +49,11 @@ class Readiness:
     def unready(self) -> dict[str, str]:
         """The checks that fail, and why."""
         return dict(self._unready)
+
+    def expect(self, check: str) -> None:
+        """Be unready until `check` passes."""
+        self._unready.setdefault(check, STARTING)
+        self._notify()
 
     def set_ready(self, check: str) -> None:
         """`check` passes."""
@@ -73,7 +77,7 @@ class Readiness:
         timeout_s: float = 2.0,
     ) -> None:
         """Let `check` follow `probe`, tried every `every_s` seconds; raising is failing."""
-        self._unready.setdefault(check, STARTING)
+        self.expect(check)
         self._probes.append(_Probe(check, probe, every_s, timeout_s))
 
     async def run_probes(self) -> None:
@@ -87,9 +91,10 @@ class Readiness:
         self.draining.set()
         self._notify()
 
-    async def changed(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set at the next change; take it before looking, so that no change is missed."""
+        return self._changed
 
     def _notify(self) -> None:
         self._changed.set()
@@ -136,16 +141,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         last = None
         while True:
-            changed = self._readiness.changed()
+            changed = self._readiness.changed
             if (status := self._status(request.service)) != last:
                 yield health_pb2.HealthCheckResponse(status=status)
                 last = status
-                changed.close()
-                continue
-            if self._readiness.draining.is_set():
-                changed.close()
+            elif self._readiness.draining.is_set():
                 return
-            await changed
+            else:
+                await changed.wait()
 
     def _status(self, service: str) -> int:
         states = health_pb2.HealthCheckResponse

@@ -54,8 +54,7 @@ class _Outcome:
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Puts the stages above around the handlers of the RPCs in `access`; leaves others (health)
-    alone.
+    """Puts the stages above around the handlers of `access`; leaves others (health) alone.
 
     Args:
         access: The RPCs served and who may call them, by path.

@@ -1,42 +1,39 @@
-"""Ask a service for its health: `python -m smile.rpc.probe [host:port] [name]`.
-
-For container health checks, which have no shell tools. Without an address it asks the service this
-image runs (`SMILE_SERVICE`) at its own port. Exit code 0 means SERVING, 1 anything else.
-"""
+"""Asking a service how it is, from outside: one connection, two questions."""
 
 from __future__ import annotations
 
-import os
-import sys
+import asyncio
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-TIMEOUT_S = 2.0
+from smile.rpc.health import LIVENESS
 
 
-def probe(address: str, name: str = "") -> bool:
-    """Whether the named health entry at `address` says SERVING within two seconds."""
-    request = health_pb2.HealthCheckRequest(service=name)
-    with grpc.insecure_channel(address) as channel:
-        try:
-            response = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)
-        except grpc.RpcError as error:
-            sys.stderr.write(f"{address}: {error}\n")
-            return False
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a service says about itself. Not live means that it does not answer."""
+
+    live: bool
+    ready: bool
+
+
+async def probe(address: str, *, timeout_s: float = 2.0) -> Health:
+    """The health of the service at `address`; never raises for one that is away."""
+    options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        live, ready = await asyncio.gather(
+            _serving(stub, LIVENESS, timeout_s), _serving(stub, "", timeout_s)
+        )
+    return Health(live=live, ready=live and ready)
+
+
+async def _serving(stub: health_pb2_grpc.HealthStub, service: str, timeout_s: float) -> bool:
+    request = health_pb2.HealthCheckRequest(service=service)
+    try:
+        response = await stub.Check(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError:
+        return False
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _own_address() -> str:
-    service = os.environ.get("SMILE_SERVICE", "").upper()
-    return f"127.0.0.1:{os.environ.get(f'SMILE_{service}_PORT', '')}"
-
-
-def main() -> int:
-    address = sys.argv[1] if len(sys.argv) > 1 else _own_address()
-    name = sys.argv[2] if len(sys.argv) > 2 else ""
-    return 0 if probe(address, name) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -138,7 +139,7 @@ async def serve(
     `lifespan` is entered once the port answers (unready until then) and left after the last call
     ended. A port that cannot be had ends the process with exit code 69 and one sentence.
     """
-    readiness.set_unready("start", "starting")
+    readiness.expect("start")
     try:
         server = build_server(
             services, settings=settings, authenticator=authenticator, readiness=readiness
@@ -216,11 +217,23 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
 def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> int:
     address = _address(settings.host, settings.port)
     try:
+        _check_free(settings.host, settings.port)
         return server.add_insecure_port(address)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
         raise PortUnavailable(
-            f"cannot listen on {address}: the port is in use or the address is not this machine's"
+            f"cannot listen on {address}: {(why or 'the address cannot be had').lower()}"
         ) from error
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise `OSError` where the address cannot be had, before gRPC does so with pages of log."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 def _address(host: str, port: int) -> str:

@@ -17,7 +17,6 @@ from smile.errors import InvalidArgument
 
 PADDED_SHARE_MIN = 0.8  # a text joins a group if it fills at least this share of its row
 GROUP_ROWS_MIN = 4  # smaller groups take shorter texts too: a launch costs more than padding
-GROUP_SCORES_MAX = 1 << 18  # rows * length**2 of a group: bounds attention's memory, heads apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +158,7 @@ def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
             longest = lengths[groups[-1][0]]
             filled = lengths[text] >= PADDED_SHARE_MIN * longest
             small = len(groups[-1]) < GROUP_ROWS_MIN and lengths[text] * 2 >= longest
-            room = (len(groups[-1]) + 1) * longest**2 <= GROUP_SCORES_MAX
-            if room and (filled or small):
+            if filled or small:
                 groups[-1].append(text)
                 continue
         groups.append([text])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smile.errors import InvalidArgument
-from smile.model.packing import GROUP_SCORES_MAX, pack
+from smile.model.packing import GROUP_ROWS_MIN, PADDED_SHARE_MIN, pack
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
@@ -50,12 +50,15 @@ def test_one_length_needs_no_rearrangement() -> None:
     assert not pack([[1, 2, 3], [3, 4, 5], [6, 7]]).plan.in_order
 
 
-def test_long_texts_are_split_so_that_scores_stay_bounded() -> None:
-    packed = pack([[1] * 300] * 20)
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=60))
+def test_padding_stays_small_however_lengths_are_mixed(lengths: list[int]) -> None:
+    packed = pack([[1] * length for length in lengths])
     for group in packed.plan.groups:
-        assert group.rows * group.length**2 <= GROUP_SCORES_MAX
-    assert len(packed.plan.groups) > 1
-    assert packed.plan.in_order
+        first, last = group.start, group.start + (group.rows - 1) * group.length
+        sizes = [packed.lengths[packed.texts[packed.plan.slots[slot]]] for slot in (first, last)]
+        assert sizes[0] == group.length
+        least = PADDED_SHARE_MIN if group.rows > GROUP_ROWS_MIN else 0.5
+        assert sizes[1] >= least * group.length
 
 
 def test_moving_to_a_device_keeps_every_field() -> None:

@@ -143,8 +143,10 @@ class DirectoryStore:
                     return
                 try:
                     (self._root / parent).rmdir()
+                except FileNotFoundError:
+                    continue
                 except OSError:
-                    return  # not empty, or gone already
+                    return  # not empty
 
         await self._run(remove)
 
@@ -209,8 +211,8 @@ class DirectoryStore:
     def _place(self, temporary: Path, path: Path) -> None:
         """Rename into place, durably; again where a concurrent delete prunes the folder."""
         for attempt in range(1, PLACE_ATTEMPTS_MAX + 1):
-            self._make_folder(path.parent)
             try:
+                self._make_folder(path.parent)
                 os.replace(temporary, path)
                 _flush_folder(path.parent)
                 return

@@ -126,7 +126,13 @@ def _directory(url: str) -> ObjectStore:
 
     parts = urlsplit(url)
     path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or len(path) < 2 or parts.query or parts.fragment:
+    if (
+        parts.netloc not in ("", "localhost")
+        or not path.strip("/")
+        or path[0] != "/"
+        or parts.query
+        or parts.fragment
+    ):
         raise InvalidArgument(f"expected file:///absolute/path, got {url[:80]!r}")
     return DirectoryStore(Path(path))
 

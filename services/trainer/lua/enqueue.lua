@@ -1,0 +1,11 @@
+-- Puts a job that is durable into its tenant's backlog, once.
+-- ARGV: job, fence and attempt of the record, event, events_max. Reply: 1 if it was new.
+local job = ARGV[1]
+redis.call('ZREM', reserved_key(tenant_of(job)), job)
+if redis.call('EXISTS', job_key(job)) == 1 then return 0 end
+local order = redis.call('INCR', prefix .. 'order')
+redis.call('HSET', job_key(job), 'state', 'queued', 'fence', ARGV[2], 'attempt', ARGV[3],
+  'deaths', 0, 'cancel', 0, 'order', order)
+emit(job, ARGV[4], ARGV[5])
+wait_in_backlog(job, order)
+return 1

@@ -90,6 +90,7 @@ class TextTokenizer:
         """Tokens of each text, in order.
 
         Raises:
+            InvalidArgument: a text holds half a surrogate pair.
             TextEmpty: a text has nothing but white space.
             TextTooLong: a text has more than `TEXT_CHARS_MAX` characters, or more than
                 `tokens_max` tokens and `truncate` is False.
@@ -149,6 +150,13 @@ def _check_text(text: str, index: int) -> None:
         )
     if len(text) > TEXT_CHARS_MAX:
         raise _too_long(index, "characters", TEXT_CHARS_MAX, len(text))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"text {index} must be Unicode, got half a surrogate pair at character {error.start}",
+            metadata={"text": str(index)},
+        ) from error
 
 
 def _too_long(index: int, unit: str, limit: int, value: int) -> TextTooLong:

@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument, SmileError
+from smile.model.backbone import Backbone
 from smile.model.checkpoint import Family, describe
-from smile.model.toy import write_toy_backbone
+from smile.model.toy import ToyShape, write_toy_backbone
 
 
 @pytest.fixture
@@ -87,6 +88,13 @@ def test_the_digest_follows_every_file_that_decides_answers(folder: Path) -> Non
 def test_the_toy_is_the_same_for_the_same_seed(tmp_path: Path, toy_path: Path) -> None:
     assert describe(write_toy_backbone(tmp_path / "a")).digest == describe(toy_path).digest
     assert describe(write_toy_backbone(tmp_path / "b", seed=1)).digest != describe(toy_path).digest
+
+
+def test_a_toy_of_another_shape_loads(tmp_path: Path) -> None:
+    wanted = ToyShape(layers=2, hidden=12, heads=3, intermediate=20, tokens_max=40)
+    shape = Backbone.load(write_toy_backbone(tmp_path, shape=wanted), "small").shape
+    assert (shape.layers, shape.hidden, shape.heads) == (2, 12, 3)
+    assert (shape.intermediate, shape.tokens_max) == (20, 40)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def test_a_text_of_nothing_is_refused(toy: Backbone, text: str) -> None:
         toy.tokenizer.encode(["good", text])
 
 
+def test_half_a_surrogate_pair_is_refused(toy: Backbone) -> None:
+    with pytest.raises(InvalidArgument, match=r"text 1 must be Unicode, got .* at character 2"):
+        toy.tokenizer.encode(["good", "ab\ud83d"])
+
+
 def test_no_texts_no_tokens(toy: Backbone) -> None:
     assert toy.tokenizer.encode([]) == []
     assert toy.tokenizer.encode_words([]) == []

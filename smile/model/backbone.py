@@ -10,7 +10,7 @@ engine are two implementations of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -116,6 +116,9 @@ class Dense:
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
 
+    def to(self, device: torch.device) -> Dense:
+        return Dense(self.weight.to(device), self.bias.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
@@ -127,6 +130,9 @@ class LayerNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+    def to(self, device: torch.device) -> LayerNorm:
+        return LayerNorm(self.weight.to(device), self.bias.to(device), self.epsilon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,15 @@ class Embeddings:
         word = functional.embedding(packed.ids, self.word)
         place = functional.embedding(packed.positions + self.position_offset, self.position)
         return self.norm(word + place + self.segment[0])
+
+    def to(self, device: torch.device) -> Embeddings:
+        return Embeddings(
+            self.word.to(device),
+            self.position.to(device),
+            self.segment.to(device),
+            self.norm.to(device),
+            self.position_offset,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +179,15 @@ class Layer:
         y = ops.after_feedforward(y, x, self.output_norm)
         return ops.norm(Norm.OUTPUT, self.output_norm(y + x))
 
+    def to(self, device: torch.device) -> Layer:
+        return Layer(
+            {name: dense.to(device) for name, dense in self.projections.items()},
+            self.attention_norm.to(device),
+            self.output_norm.to(device),
+            self.heads,
+            self.activation,
+        )
+
     def _attention(self, x: Tensor, packed: PackedTokens, ops: LayerOps) -> Tensor:
         query = self._project(Projection.QUERY, x, ops)
         key = self._project(Projection.KEY, x, ops)
@@ -183,10 +207,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads
     """
     if not plan.in_order:
         query, key, value = (part.index_select(0, plan.slots) for part in (query, key, value))
-    mixed = []
-    for group in plan.groups:
-        rows = slice(group.start, group.start + group.rows * group.length)
-        mixed.append(_attend_group(query[rows], key[rows], value[rows], group, heads))
+    # One split per tensor: a slice per group would fill a whole gradient for each of them.
+    sizes = [group.rows * group.length for group in plan.groups]
+    queries, keys, values = (torch.split(part, sizes) for part in (query, key, value))
+    mixed = [
+        _attend_group(*parts, heads)
+        for parts in zip(queries, keys, values, plan.groups, strict=True)
+    ]
     padded = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
     return padded if plan.in_order else padded.index_select(0, plan.tokens)
 
@@ -233,6 +260,15 @@ class Backbone:
     @property
     def digest(self) -> str:
         return self.info.digest
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.word.device
+
+    def to(self, device: torch.device) -> Backbone:
+        """The same backbone with its weights on another device; packed tokens must follow."""
+        layers = tuple(layer.to(device) for layer in self.layers)
+        return replace(self, embeddings=self.embeddings.to(device), layers=layers)
 
     def embed(self, packed: PackedTokens) -> Tensor:
         """States below layer 0: [tokens, H]."""

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from smile.errors import DeadlineExceeded
+
 REQUEST_ID_KEY = "smile-request-id"
 TENANT_KEY = "smile-tenant"
 AUTHORIZATION_KEY = "authorization"
@@ -62,9 +64,17 @@ def remaining_s() -> float | None:
 
 
 def outgoing_timeout_s(asked_s: float | None, default_s: float) -> float:
-    """The timeout of a call made now: what was asked, within what is left of this request."""
+    """The timeout of a call made now: what was asked, within what is left of this request.
+
+    Raises:
+        DeadlineExceeded: nothing is left; gRPC would still let the call try for some milliseconds.
+    """
     inherited = remaining_s()
     if inherited is None:
         return default_s if asked_s is None else asked_s
-    within = max(inherited - HOP_MARGIN_S, 0.0)
+    within = inherited - HOP_MARGIN_S
+    if within <= 0:
+        raise DeadlineExceeded(
+            f"{max(inherited, 0.0):.3f} s are left of the request, a call needs over {HOP_MARGIN_S}"
+        )
     return within if asked_s is None else min(asked_s, within)

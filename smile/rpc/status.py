@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from smile import errors
@@ -24,9 +25,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 MESSAGE_BYTES_MAX = 1_000
 DETAIL_BYTES_MAX = 400
 STATUS_BYTES_MAX = 5_000
-_CLASS_KEY = (
-    "error"  # ErrorInfo metadata: the class's own reason where the error has a more specific one
-)
+# ErrorInfo metadata: the class's own reason, where the error has a more specific one.
+_CLASS_KEY = "smile-class"
 
 CODES: dict[type[SmileError], grpc.StatusCode] = {
     SmileError: grpc.StatusCode.INTERNAL,
@@ -104,7 +104,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> SmileError:
     """The error that the other side raised, as the most specific class known here."""
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
+            with suppress(DecodeError):  # a proxy's bytes, say: the code still tells something
+                return from_status(status_pb2.Status.FromString(value))
     details = error.details() or ""
     if oversized := _OVERSIZED.search(details):
         return errors.InvalidArgument(

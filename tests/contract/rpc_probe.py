@@ -20,7 +20,7 @@ from google.protobuf import (
 from grpc_tools import protoc
 
 from buf.validate import validate_pb2
-from smile.errors import NotFound, Overloaded
+from smile.errors import NotFound, Overloaded, Unavailable
 from smile.rpc.auth import current_principal
 from smile.rpc.channel import calling
 from smile.rpc.context import current_request_id, remaining_s
@@ -107,7 +107,7 @@ class Probe:
                 with calling():
                     return await self.following.unary(Request(act="remaining"), timeout=60)
             case "flaky" if self.calls <= self.unavailable_first:
-                raise ConnectionResetError("planted")
+                raise Unavailable("a dependency is away")
         principal = current_principal()
         who = f"{principal.role} {principal.tenant or '-'} {current_request_id()}"
         return Reply(text=who, remaining_s=remaining_s())

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import obstore
 from obstore.exceptions import (
@@ -31,6 +31,9 @@ from smile.store.objects import (
     check_prefix,
     probe_store,
 )
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
 
 PART_BYTES = 8 * MIB
 PARTS_AT_ONCE = 4
@@ -105,18 +108,27 @@ class RemoteStore:
         return True
 
     async def compare_and_swap(self, key: str, data: bytes, etag: str | None) -> str:
-        mode = "create" if etag is None else {"e_tag": etag}
         with self._faults():
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    result = await obstore.put_async(
-                        self._backend,
-                        check_key(key),
-                        data,
-                        mode=mode,  # type: ignore[arg-type]
-                    )
+                return await self._swap(check_key(key), data, etag)
             except (AlreadyExistsError, PreconditionError) as error:
                 raise Aborted(f"{key} was changed by someone else") from error
+
+    async def _swap(self, key: str, data: bytes, etag: str | None) -> str:
+        """One conditional write. Some servers (Ceph RGW 16) compare `If-Match` without its quotes,
+        so a refused tag is sent once more bare; an object that did change refuses both forms."""
+        if etag is None:
+            return await self._put(key, data, "create")
+        try:
+            return await self._put(key, data, {"e_tag": etag})
+        except PreconditionError:
+            if etag.strip('"') == etag:
+                raise
+            return await self._put(key, data, {"e_tag": etag.strip('"')})
+
+    async def _put(self, key: str, data: bytes, mode: Literal["create"] | UpdateVersion) -> str:
+        async with asyncio.timeout(self._timeout_s):
+            result = await obstore.put_async(self._backend, key, data, mode=mode)
         return _tag(result["e_tag"])
 
     async def get(self, key: str) -> Object | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -38,7 +37,7 @@ class VplmChange:
     name: VplmName
     fields: tuple[str, ...]
     display_name: str = ""
-    labels: Mapping[str, str] = MappingProxyType({})
+    labels: Mapping[str, str] = field(default_factory=dict)
     etag: str = ""
 
 

@@ -1,0 +1,146 @@
+"""Inference: what the processor answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from itertools import islice
+from typing import Unpack
+
+from smile import codec
+from smile.client import options as o
+from smile.client.calls import INFER_TIMEOUT_S, READ_TIMEOUT_S, Calls, asking
+from smile.client.retry import Backoff, when_not_overloaded
+from smile.errors import InvalidArgument, TooManyTexts
+from smile.limits import INFER_TEXTS_MAX
+from smile.resources import InferResult, Prediction, ProcessorStats
+from smile.v1 import processor_pb2
+
+_BACKOFF = Backoff(first_s=0.1, wait_s_max=5.0)
+
+
+class InferenceCalls(Calls):
+    """Asking vPLMs."""
+
+    async def infer(
+        self, vplm: str, texts: str | Sequence[str], **options: Unpack[o.InferOptions]
+    ) -> InferResult:
+        """The answers to one text or several, in their order. Keywords: `InferOptions`.
+
+        `vplm` may also be the full name of one version.
+
+        Raises:
+            TooManyTexts: more than 10,000 texts; use `infer_many`.
+            TextEmpty, TextTooLong: the message names the text by its index.
+            NotFound: there is no such vPLM, version or alias.
+            Overloaded: the queue is full; come back after `retry_after` seconds.
+        """
+        asked = checked([texts] if isinstance(texts, str) else texts)
+        with asking():
+            request = processor_pb2.InferRequest(
+                name=self._servable(vplm, options.get("version")),
+                texts=asked,
+                alias=options.get("alias", ""),
+                truncate=options.get("truncate", False),
+                top_k=options.get("top_k", 0),
+            )
+            response = await self._connection.processor.Infer(
+                request, timeout=options.get("timeout", INFER_TIMEOUT_S)
+            )
+        return codec.infer_from_pb(response)
+
+    async def infer_many(
+        self,
+        vplm: str,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        batch_size: int = 64,
+        concurrency: int = 4,
+        **options: Unpack[o.InferOptions],
+    ) -> AsyncGenerator[Prediction, None]:
+        """The answers to any number of texts, in their order, as they come.
+
+        Up to `concurrency` requests of `batch_size` texts are under way at a time. A full queue is
+        waited for as long as it asks, up to the timeout; any other error ends the iteration.
+        """
+        if not 1 <= batch_size <= INFER_TEXTS_MAX or concurrency < 1:
+            raise InvalidArgument(
+                f"batch_size must be 1 to {INFER_TEXTS_MAX} and concurrency at least 1, "
+                f"got {batch_size} and {concurrency}"
+            )
+
+        async def ask(batch: list[str]) -> InferResult:
+            return await when_not_overloaded(
+                lambda: self.infer(vplm, batch, **options),
+                timeout=options.get("timeout", INFER_TIMEOUT_S),
+                backoff=_BACKOFF,
+            )
+
+        under_way: deque[asyncio.Task[InferResult]] = deque()
+        try:
+            async for batch in _batches(texts, batch_size):
+                under_way.append(asyncio.create_task(ask(batch)))
+                if len(under_way) >= concurrency:
+                    for prediction in (await under_way.popleft()).predictions:
+                        yield prediction
+            while under_way:
+                for prediction in (await under_way.popleft()).predictions:
+                    yield prediction
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def stats(self, *, timeout: float | None = None) -> ProcessorStats:
+        """How the processor is doing: counts since its start and levels now."""
+        with asking():
+            stats = await self._connection.processor.GetStats(
+                processor_pb2.GetStatsRequest(), timeout=timeout or READ_TIMEOUT_S
+            )
+        return codec.stats_from_pb(stats)
+
+    def _servable(self, vplm: str, version: int | None) -> str:
+        if version is None:
+            return str(self._scope.servable(vplm))
+        return str(self._scope.version(vplm, version))
+
+
+def checked(texts: Iterable[str]) -> list[str]:
+    """`texts` as a list. Raises `TooManyTexts`, and `InvalidArgument` for what is no text."""
+    found = list(texts)
+    if len(found) > INFER_TEXTS_MAX:
+        raise TooManyTexts(
+            f"one request takes at most {INFER_TEXTS_MAX} texts, got {len(found)}: use infer_many",
+            metadata={"limit": str(INFER_TEXTS_MAX), "value": str(len(found))},
+        )
+    for index, text in enumerate(found):
+        if not isinstance(text, str):
+            raise InvalidArgument(f"texts[{index}] must be a str, got {type(text).__name__}")
+    return found
+
+
+async def _batches(
+    texts: Iterable[str] | AsyncIterable[str], size: int
+) -> AsyncIterator[list[str]]:
+    """Lists of `size` texts; an ordinary iterable is read in a thread, for it may block."""
+    if not isinstance(texts, AsyncIterable):
+        iterator: Iterator[str] = iter(texts)
+        while batch := await asyncio.to_thread(lambda: list(islice(iterator, size))):
+            yield batch
+        return
+    batch = []
+    async for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,168 @@
+"""The keywords of methods that take many, and what they turn into."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypedDict, TypeVar
+
+from smile.errors import InvalidSpec
+from smile.model.specs import DType, HeadSpec, Pooling, Task
+from smile.resources import (
+    SERVING,
+    ColumnMapping,
+    HyperParameters,
+    Optimizer,
+    Schedule,
+    TrainingJob,
+)
+
+E = TypeVar("E", bound=enum.StrEnum)
+_NONZERO = ("epochs", "learning_rate", "batch_size")  # zero would mean the default on the wire
+
+
+class VplmOptions(TypedDict, total=False):
+    """Keywords of `create_vplm` besides backbone, PET module and labels.
+
+    Attributes:
+        task: Default: sequence classification with labels, embedding without.
+        pooling: How token states become a text's: mean (default) or cls.
+        precision: Stored precision: float16 (default) or float32.
+        display_name: Text for people, at most 200 characters.
+        tags: Free key-value pairs, at most 32.
+        seed: Of the random part of the initial weights.
+        validate_only: Check everything, create nothing.
+        request_id: A UUID4 of one's own, to repeat the request across processes.
+        timeout: Seconds.
+    """
+
+    task: Task | str
+    pooling: Pooling | str
+    precision: DType | str
+    display_name: str
+    tags: Mapping[str, str]
+    seed: int
+    validate_only: bool
+    request_id: str
+    timeout: float
+
+
+class TrainOptions(TypedDict, total=False):
+    """Keywords of `train`: columns, weights to start from, and the hyper-parameters.
+
+    Attributes:
+        text_column, label_column, pair_column: Which columns hold what (`ColumnMapping`).
+        validation_dataset: Validate on this dataset instead of a share of the rows.
+        base_version: Start from this version of the vPLM; default: fresh initial weights.
+        promote_alias: Alias to move to the new version; default `serving`, None moves none.
+        validate_only: Check what can be checked without reading rows, queue nothing.
+        request_id: A UUID4 of one's own, to repeat the request across processes.
+        timeout: Seconds for the job to be accepted.
+
+    The others are fields of `HyperParameters`.
+    """
+
+    text_column: str
+    label_column: str
+    pair_column: str
+    validation_dataset: str
+    base_version: int
+    promote_alias: str | None
+    validate_only: bool
+    request_id: str
+    timeout: float
+    epochs: int
+    learning_rate: float
+    schedule: Schedule | str
+    batch_size: int
+    optimizer: Optimizer | str
+    weight_decay: float
+    warmup_ratio: float
+    seed: int
+    early_stopping_epochs: int
+    validation_ratio: float
+    tokens_max: int
+    gradient_norm_max: float
+
+
+class InferOptions(TypedDict, total=False):
+    """Keywords of `infer` and `infer_many`.
+
+    Attributes:
+        version: Ask this version of the vPLM instead of following an alias.
+        alias: The alias to follow; default `serving`.
+        truncate: Cut texts beyond the backbone's token limit instead of refusing them.
+        top_k: Scores of this many best labels; default: all.
+        timeout: Seconds, for one request.
+    """
+
+    version: int
+    alias: str
+    truncate: bool
+    top_k: int
+    timeout: float
+
+
+def choice(values: type[E], value: E | str, what: str) -> E:
+    """`value` as a member of `values`. Raises `InvalidSpec` naming all of them."""
+    try:
+        return values(value)
+    except ValueError:
+        raise InvalidSpec(
+            f"{what} must be one of {', '.join(values)}, got {str(value)[:80]!r}"
+        ) from None
+
+
+def head(labels: tuple[str, ...], options: VplmOptions) -> HeadSpec:
+    """The head that labels and options describe. Raises `InvalidSpec`."""
+    default = Task.SEQUENCE_CLASSIFICATION if labels else Task.EMBEDDING
+    return HeadSpec(
+        choice(Task, options.get("task", default), "task"),
+        labels,
+        choice(Pooling, options.get("pooling", Pooling.MEAN), "pooling"),
+    )
+
+
+def columns(options: TrainOptions) -> ColumnMapping:
+    default = ColumnMapping()
+    return ColumnMapping(
+        options.get("text_column", default.text),
+        options.get("label_column", default.label),
+        options.get("pair_column", default.pair),
+    )
+
+
+def hyper_parameters(options: TrainOptions) -> HyperParameters:
+    """The hyper-parameters among `options`, the platform's defaults for the others.
+
+    Raises:
+        InvalidSpec: an unknown optimizer or schedule, or a zero that would mean the default.
+    """
+    given: dict[str, Any] = {
+        field.name: options[field.name]  # type: ignore[literal-required]
+        for field in fields(HyperParameters)
+        if field.name in options
+    }
+    for name in _NONZERO:
+        if name in given and not given[name] > 0:
+            raise InvalidSpec(f"{name} must be above 0, got {given[name]}")
+    if "optimizer" in given:
+        given["optimizer"] = choice(Optimizer, given["optimizer"], "optimizer")
+    if "schedule" in given:
+        given["schedule"] = choice(Schedule, given["schedule"], "schedule")
+    return HyperParameters(**given)
+
+
+def job(vplm: str, dataset: str, validation_dataset: str, options: TrainOptions) -> TrainingJob:
+    """The job that `train` asks for, from full names and its options. Raises `InvalidSpec`."""
+    return TrainingJob(
+        name="",
+        vplm=vplm,
+        dataset=dataset,
+        validation_dataset=validation_dataset,
+        columns=columns(options),
+        hyper_parameters=hyper_parameters(options),
+        base_version=options.get("base_version", 0),
+        promote_alias=options.get("promote_alias", SERVING) or "",
+    )

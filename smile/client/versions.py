@@ -1,0 +1,169 @@
+"""Versions of a vPLM, their bytes and the aliases that point to them: what storage answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+
+from smile import codec
+from smile.client.calls import (
+    PAGE_ROWS,
+    READ_TIMEOUT_S,
+    TRANSFER_TIMEOUT_S,
+    WRITE_TIMEOUT_S,
+    Calls,
+    asking,
+    every,
+    new_request_id,
+)
+from smile.client.chunks import MeasuredFile, save
+from smile.client.retry import retried
+from smile.errors import DataCorrupted
+from smile.resources import SERVING, VersionOrigin, Vplm, VplmVersion
+from smile.v1 import resources_pb2, storage_pb2
+
+
+class VersionCalls(Calls):
+    """Listing, moving, downloading and uploading versions."""
+
+    async def versions(
+        self, vplm: str, *, page_size: int = PAGE_ROWS, timeout: float | None = None
+    ) -> AsyncGenerator[VplmVersion, None]:
+        """A vPLM's versions, newest first, read page by page; `timeout` is for a page."""
+        parent = str(self._scope.vplm(vplm))
+
+        async def page(token: str) -> tuple[list[VplmVersion], str]:
+            with asking():
+                response = await self._connection.storage.ListVersions(
+                    storage_pb2.ListVersionsRequest(
+                        parent=parent, page_size=page_size, page_token=token
+                    ),
+                    timeout=timeout or READ_TIMEOUT_S,
+                )
+            return [codec.version_from_pb(v) for v in response.versions], response.next_page_token
+
+        async for version in every(page):
+            yield version
+
+    async def version(
+        self, vplm: str, number: int | None = None, *, timeout: float | None = None
+    ) -> VplmVersion:
+        """Version `number` of a vPLM; without a number, the one that serves. Raises `NotFound`."""
+        if number is None:
+            return await self._resolve(vplm, SERVING, timeout)
+        with asking():
+            request = storage_pb2.GetVersionRequest(name=str(self._scope.version(vplm, number)))
+            found = await self._connection.storage.GetVersion(
+                request, timeout=timeout or READ_TIMEOUT_S
+            )
+        return codec.version_from_pb(found)
+
+    async def set_alias(
+        self,
+        vplm: str,
+        alias: str,
+        version: int,
+        *,
+        etag: str = "",
+        timeout: float | None = None,
+    ) -> Vplm:
+        """Points `alias` to a version; `serving` is what inference uses.
+
+        Raises:
+            NotFound: there is no such vPLM or version.
+            Aborted: `etag` is given and the vPLM has changed since.
+        """
+        with asking():
+            request = storage_pb2.SetAliasRequest(
+                name=str(self._scope.vplm(vplm)),
+                alias=alias,
+                version=version,
+                etag=etag,
+                request_id=new_request_id(),
+            )
+            moved = await self._connection.storage.SetAlias(
+                request, timeout=timeout or WRITE_TIMEOUT_S
+            )
+        return codec.vplm_from_pb(moved)
+
+    async def download_version(
+        self,
+        vplm: str,
+        path: str | os.PathLike[str],
+        *,
+        number: int | None = None,
+        timeout: float | None = None,
+    ) -> VplmVersion:
+        """Writes a version's safetensors bytes to `path`; without a number, the one that serves.
+
+        Raises:
+            DataCorrupted: the bytes do not match the version's digest; `path` is left as it was.
+            InvalidArgument: `path` cannot be written.
+        """
+        version = await self.version(vplm, number)
+        chunks = self._download(version, timeout or TRANSFER_TIMEOUT_S)
+        async with aclosing(chunks):
+            await save(chunks, Path(path), digest=version.digest)
+        return version
+
+    async def upload_version(
+        self,
+        vplm: str,
+        path: str | os.PathLike[str],
+        *,
+        note: str = "",
+        on_progress: Callable[[int, int], None] | None = None,
+        timeout: float | None = None,
+    ) -> VplmVersion:
+        """Stores the safetensors file at `path` as one more version of a vPLM, served by nobody
+        until an alias points to it. `on_progress` hears bytes sent and bytes in all.
+
+        Raises:
+            DataCorrupted: the file does not hold exactly the tensors of the vPLM's spec.
+            InvalidArgument: the file cannot be read or is empty.
+        """
+        file = await MeasuredFile.measure(Path(path))
+        header = storage_pb2.PutVersionHeader(
+            parent=str(self._scope.vplm(vplm)),
+            size_bytes=file.size_bytes,
+            digest=file.digest,
+            origin=codec.ORIGINS.to_pb(VersionOrigin.IMPORT),
+            note=note,
+            request_id=new_request_id(),
+        )
+
+        async def messages() -> AsyncIterator[storage_pb2.PutVersionRequest]:
+            yield storage_pb2.PutVersionRequest(header=header)
+            async for chunk in file.chunks(on_progress):
+                yield storage_pb2.PutVersionRequest(chunk=chunk)
+
+        async def attempt() -> resources_pb2.VplmVersion:
+            with asking():
+                return await self._connection.storage.PutVersion(
+                    messages(), timeout=timeout or TRANSFER_TIMEOUT_S
+                )
+
+        return codec.version_from_pb(await retried(attempt))
+
+    async def _resolve(self, vplm: str, alias: str, timeout: float | None) -> VplmVersion:
+        with asking():
+            request = storage_pb2.ResolveAliasRequest(name=str(self._scope.vplm(vplm)), alias=alias)
+            found = await self._connection.storage.ResolveAlias(
+                request, timeout=timeout or READ_TIMEOUT_S
+            )
+        return codec.version_from_pb(found)
+
+    async def _download(self, version: VplmVersion, timeout: float) -> AsyncGenerator[bytes, None]:
+        request = storage_pb2.DownloadVersionRequest(name=version.name)
+        with asking():
+            call = self._connection.storage.DownloadVersion(request, timeout=timeout)
+            try:
+                async for response in call:
+                    if response.WhichOneof("part") == "chunk":
+                        yield response.chunk
+                    elif response.version.digest != version.digest:
+                        raise DataCorrupted(f"{version.name} changed its digest, which it must not")
+            finally:
+                call.cancel()

@@ -1,0 +1,157 @@
+"""Backbones and vPLMs: what the creator answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Unpack
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from smile import codec
+from smile.client import options as o
+from smile.client.calls import (
+    PAGE_ROWS,
+    READ_TIMEOUT_S,
+    WRITE_TIMEOUT_S,
+    Calls,
+    asking,
+    every,
+    new_request_id,
+)
+from smile.model.specs import DType, PetSpec
+from smile.resources import Backbone, Vplm
+from smile.v1 import creator_pb2, resources_pb2
+
+
+class VplmCalls(Calls):
+    """Creating, finding, changing and deleting vPLMs."""
+
+    async def backbones(self, *, timeout: float | None = None) -> list[Backbone]:
+        """The backbones a vPLM can be built on, by name."""
+
+        async def page(token: str) -> tuple[list[Backbone], str]:
+            request = creator_pb2.ListBackbonesRequest(page_size=PAGE_ROWS, page_token=token)
+            with asking():
+                response = await self._connection.creator.ListBackbones(
+                    request, timeout=timeout or READ_TIMEOUT_S
+                )
+            return [codec.backbone_from_pb(b) for b in response.backbones], response.next_page_token
+
+        return [backbone async for backbone in every(page)]
+
+    async def backbone(self, name: str, *, timeout: float | None = None) -> Backbone:
+        """One backbone. Raises `NotFound`."""
+        request = creator_pb2.GetBackboneRequest(name=str(self._scope.backbone(name)))
+        with asking():
+            found = await self._connection.creator.GetBackbone(
+                request, timeout=timeout or READ_TIMEOUT_S
+            )
+        return codec.backbone_from_pb(found)
+
+    async def create_vplm(
+        self,
+        vplm: str,
+        *,
+        backbone: str,
+        pet: PetSpec,
+        labels: Sequence[str] = (),
+        **options: Unpack[o.VplmOptions],
+    ) -> Vplm:
+        """A new vPLM, at once; untrained, its head is random. Keywords: `VplmOptions`.
+
+        Raises:
+            InvalidSpec: PET module, labels or task do not go together, or not with the backbone.
+            NotFound: there is no such backbone.
+            AlreadyExists: you have a vPLM of this name.
+            QuotaExceeded: it would take more than the tenant may store.
+        """
+        name = self._scope.vplm(vplm)
+        precision = o.choice(DType, options.get("precision", DType.FLOAT16), "precision")
+        with asking():
+            request = creator_pb2.CreateVplmRequest(
+                parent=str(self._scope.parent(name.tenant)),
+                vplm_id=name.vplm,
+                backbone=str(self._scope.backbone(backbone)),
+                pet=codec.pet_to_pb(pet),
+                head=codec.head_to_pb(o.head(tuple(labels), options)),
+                precision=codec.PRECISIONS.to_pb(precision),
+                display_name=options.get("display_name", ""),
+                labels=dict(options.get("tags", {})),
+                seed=options.get("seed", 0),
+                validate_only=options.get("validate_only", False),
+                request_id=options.get("request_id") or new_request_id(),
+            )
+            created = await self._connection.creator.CreateVplm(
+                request, timeout=options.get("timeout", WRITE_TIMEOUT_S)
+            )
+        return codec.vplm_from_pb(created)
+
+    async def vplm(self, vplm: str, *, timeout: float | None = None) -> Vplm:
+        """One vPLM. Raises `NotFound`."""
+        with asking():
+            request = creator_pb2.GetVplmRequest(name=str(self._scope.vplm(vplm)))
+            found = await self._connection.creator.GetVplm(
+                request, timeout=timeout or READ_TIMEOUT_S
+            )
+        return codec.vplm_from_pb(found)
+
+    async def vplms(
+        self, *, page_size: int = PAGE_ROWS, timeout: float | None = None
+    ) -> AsyncGenerator[Vplm, None]:
+        """One's vPLMs by id, read page by page; `timeout` is for a page."""
+        parent = str(self._scope.parent())
+
+        async def page(token: str) -> tuple[list[Vplm], str]:
+            with asking():
+                response = await self._connection.creator.ListVplms(
+                    creator_pb2.ListVplmsRequest(
+                        parent=parent, page_size=page_size, page_token=token
+                    ),
+                    timeout=timeout or READ_TIMEOUT_S,
+                )
+            return [codec.vplm_from_pb(v) for v in response.vplms], response.next_page_token
+
+        async for vplm in every(page):
+            yield vplm
+
+    async def update_vplm(
+        self,
+        vplm: str,
+        *,
+        display_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        etag: str = "",
+        timeout: float | None = None,
+    ) -> Vplm:
+        """Changes what is given; `tags` replaces all of them.
+
+        Raises:
+            Aborted: `etag` is given and the vPLM has changed since.
+        """
+        paths = [
+            path
+            for path, value in (("display_name", display_name), ("labels", tags))
+            if value is not None
+        ]
+        with asking():
+            changed = resources_pb2.Vplm(
+                name=str(self._scope.vplm(vplm)),
+                display_name=display_name or "",
+                labels=dict(tags or {}),
+                etag=etag,
+            )
+            request = creator_pb2.UpdateVplmRequest(
+                vplm=changed, update_mask=FieldMask(paths=paths), request_id=new_request_id()
+            )
+            updated = await self._connection.creator.UpdateVplm(
+                request, timeout=timeout or WRITE_TIMEOUT_S
+            )
+        return codec.vplm_from_pb(updated)
+
+    async def delete_vplm(self, vplm: str, *, etag: str = "", timeout: float | None = None) -> None:
+        """Deletes a vPLM with all its versions. Raises `NotFound`; `Aborted` as `update_vplm`."""
+        with asking():
+            request = creator_pb2.DeleteVplmRequest(
+                name=str(self._scope.vplm(vplm)), etag=etag, request_id=new_request_id()
+            )
+            await self._connection.creator.DeleteVplm(request, timeout=timeout or WRITE_TIMEOUT_S)

@@ -86,8 +86,10 @@ class TextTokenizer:
             raise DataCorrupted(f"{file}: token id {largest} has no row among the {vocab} embedded")
         return cls(tokenizer, tokens_max)
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> list[TokenizedText]:
-        """Tokens of each text, in order.
+    def encode(
+        self, texts: Sequence[str], *, truncate: bool = False, first_index: int = 0
+    ) -> list[TokenizedText]:
+        """Tokens of each text, in order. Errors count texts from `first_index`.
 
         Raises:
             InvalidArgument: a text holds half a surrogate pair.
@@ -95,12 +97,12 @@ class TextTokenizer:
             TextTooLong: a text has more than `TEXT_CHARS_MAX` characters, or more than
                 `tokens_max` tokens and `truncate` is False.
         """
-        for index, text in enumerate(texts):
+        for index, text in enumerate(texts, first_index):
             _check_text(text, index)
         whole = self._whole.encode_batch(texts if isinstance(texts, list) else list(texts))
         return [
             self._tokenized(encoding, text, index, truncate)
-            for index, (encoding, text) in enumerate(zip(whole, texts, strict=True))
+            for index, (encoding, text) in enumerate(zip(whole, texts, strict=True), first_index)
         ]
 
     def encode_words(

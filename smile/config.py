@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 import pydantic
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from smile import limits
 from smile.errors import Unauthenticated
@@ -68,6 +68,8 @@ def load(cls: type[_Settings]) -> _Settings:
         return cls()
     except pydantic.ValidationError as error:
         _refuse([_fault(cls, fault) for fault in error.errors(include_url=False)])
+    except SettingsError as error:  # a structured field whose text is not even JSON
+        _refuse([redacted_text(str(error))])
 
 
 def inherited_environment() -> dict[str, str]:

@@ -1,8 +1,9 @@
 """What happens around every handler, for all four shapes of call.
 
 request id and access log → deadline → key and role → parse and validate → handler → errors to
-statuses. One interceptor rewrites each handler once; the handler then gets raw bytes from gRPC, so
-that even a message that does not parse is answered with a proper status.
+statuses. One interceptor rewrites each handler once; gRPC then hands over raw bytes, so
+that even a message that does not parse is answered with a proper status. Handlers read streamed
+requests from their iterator, never through `context.read`, and yield streamed replies.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from smile.errors import (
     Overloaded,
     PermissionDenied,
     SmileError,
+    Unauthenticated,
 )
 from smile.logs import get_logger
 from smile.rpc import context as call_context
 from smile.rpc.access import MethodAccess
-from smile.rpc.auth import Authenticator
+from smile.rpc.auth import SERVICE_KEY_INVALID, Authenticator
 from smile.rpc.keys import unauthenticated
 from smile.rpc.principal import set_principal
 from smile.rpc.status import code_of, from_rpc_error, to_status, to_trailers
@@ -51,6 +53,7 @@ class _Outcome:
 
     code: grpc.StatusCode = grpc.StatusCode.OK
     reason: str | None = None
+    admitted: bool = False
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -108,6 +111,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._concurrent_rpcs += 1
         try:
             await self._admit(access, context)
+            outcome.admitted = True
             yield
             _return_request_id(request_id, context)
         except asyncio.CancelledError:
@@ -117,7 +121,7 @@ class Guard(grpc.aio.ServerInterceptor):
             outcome.code = _code_set(context)
             raise
         except Exception as error:
-            known = _known(error, request_id)
+            known = _known(error, request_id, admitted=outcome.admitted)
             outcome.code, outcome.reason = code_of(known), known.reason
             _return_request_id(request_id, context)
             await _abort(known, context)
@@ -249,18 +253,26 @@ def _return_request_id(request_id: str, context: _Context) -> None:
     context.set_trailing_metadata((*kept, (call_context.REQUEST_ID_KEY, request_id)))
 
 
-def _known(error: Exception, request_id: str) -> SmileError:
+def _known(error: Exception, request_id: str, *, admitted: bool) -> SmileError:
     """`error` as the caller may see it; what was not raised on purpose is logged, not told."""
-    if isinstance(error, SmileError):
-        return error
-    if isinstance(error, grpc.aio.AioRpcError):
-        return from_rpc_error(error)
-    trace = "".join(traceback.format_exception(error))  # text: renderers would add local variables
+    known = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error
+    told = isinstance(known, SmileError) and not (admitted and _refused_ourselves(known))
+    if isinstance(known, SmileError) and told and code_of(known) not in _OURS:
+        return known
+    # As text, since renderers would add local variables, and with them request bodies.
+    trace = "".join(traceback.format_exception(error))
     get_logger().error("handler failed", exception=trace)
+    if isinstance(known, SmileError) and told:
+        return known
     return Internal(
         f"something failed inside SMILE; its log has the cause under request id {request_id}",
         metadata={"request_id": request_id},
     )
+
+
+def _refused_ourselves(error: Exception) -> bool:
+    """Whether another service refused this one's own key, which is no fault of the caller."""
+    return isinstance(error, Unauthenticated) and error.reason == SERVICE_KEY_INVALID
 
 
 async def _abort(error: SmileError, context: _Context) -> None:

@@ -20,7 +20,7 @@ from google.protobuf import (
 from grpc_tools import protoc
 
 from buf.validate import validate_pb2
-from smile.errors import NotFound, Overloaded, Unavailable
+from smile.errors import DataCorrupted, NotFound, Overloaded, Unauthenticated, Unavailable
 from smile.rpc.auth import current_principal
 from smile.rpc.channel import calling
 from smile.rpc.context import current_request_id, remaining_s
@@ -70,6 +70,8 @@ class Probe:
 
     async def unary(self, request: Any, context: Any) -> Any:
         self.calls += 1
+        if request.act == "abort":
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "by hand")
         return await self._act(request)
 
     async def download(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -98,6 +100,10 @@ class Probe:
                 raise RuntimeError("planted: tenant globex has 7 secrets")
             case "absent":
                 raise NotFound("tenants/acme/vplms/x does not exist", metadata={"resource": "x"})
+            case "corrupted":
+                raise DataCorrupted("the digest is another")
+            case "misconfigured":
+                raise Unauthenticated("wrong service key", reason="SERVICE_KEY_INVALID")
             case "full":
                 raise Overloaded("the queue is full: 10 of 10", retry_after=1.5)
             case "wait":

@@ -284,6 +284,23 @@ async def test_errors_of_handlers_arrive_whole(keys: FakeKeys, log: StringIO) ->
         assert it.probe.calls == before + 1, "RESOURCE_EXHAUSTED must not be retried by itself"
 
 
+async def test_what_is_our_fault_is_logged_with_its_cause(keys: FakeKeys, log: StringIO) -> None:
+    async with world(keys, log) as it, it.acme() as client:
+        corrupted = await failure(client.unary(Request(act="corrupted")))
+        assert type(corrupted) is errors.DataCorrupted
+        wrong_key = await failure(client.unary(Request(act="misconfigured")))
+        assert type(wrong_key) is errors.Internal, "the caller's key was good"
+        traces = [event["exception"] for event in it.events() if "exception" in event]
+    assert ["the digest is another" in trace for trace in traces] == [True, False]
+
+
+async def test_a_status_set_by_hand_is_logged_as_it_is(keys: FakeKeys, log: StringIO) -> None:
+    async with world(keys, log) as it, it.acme() as client:
+        error = await failure(client.unary(Request(act="abort")))
+        assert (type(error), error.message) == (errors.InvalidArgument, "by hand")
+        assert (await it.call_event())["code"] == "OUT_OF_RANGE"
+
+
 async def test_an_oversized_message_is_named_as_such(keys: FakeKeys, log: StringIO) -> None:
     async with world(keys, log, max_message_bytes=10_000) as it, it.acme() as client:
         error = await failure(client.unary(Request(padding=b"x" * 20_000)))

@@ -118,6 +118,22 @@ def test_keys_are_never_shown_wherever_they_end_up(
     assert "9" * 101 not in report
 
 
+class ListSettings(ServiceSettings):
+    """A field that pydantic-settings reads as JSON."""
+
+    numbers: list[int] = Field(default=[], validation_alias="SMILE_NUMBERS")
+
+
+def test_text_that_is_no_json_is_a_wrong_setting_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give(monkeypatch, SMILE_SERVICE_KEY=KEY, SMILE_PORT="1", SMILE_NUMBERS="[1,")
+    with pytest.raises(SystemExit) as caught:
+        load(ListSettings)
+    assert caught.value.code == EXIT_CONFIG
+    assert "numbers" in capsys.readouterr().err
+
+
 def test_secrets_do_not_show_in_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, SMILE_SERVICE_KEY=KEY, SMILE_STORAGE_ADDRESS="storage:7001")
     assert KEY not in repr(load(DemoSettings))

@@ -85,7 +85,7 @@ async def test_a_duplicate_is_not_queued_again(queue: JobQueue) -> None:
 
 async def test_a_dead_workers_job_goes_to_another_under_a_higher_fence(queue: JobQueue) -> None:
     job = await put(queue, "j1")
-    zombie = await claimed(queue, "w1")
+    await claimed(queue, "w1")
     await asyncio.sleep(LEASE_S * 1.5)
     heir = await claimed(queue, "w2")
     assert (heir.name, heir.fence, heir.attempt, heir.deaths) == (job, 2, 2, 1)
@@ -136,12 +136,8 @@ async def test_tenants_take_turns(queue: JobQueue) -> None:
 
 
 async def test_the_position_counts_the_jobs_served_before(queue: JobQueue) -> None:
-    jobs = [
-        await put(queue, job, tenant)
-        for job, tenant in [
-            ("a0", "a"), ("a1", "a"), ("b0", "b"), ("a2", "a"), ("c0", "c"), ("b1", "b"), ("a3", "a")
-        ]
-    ]  # fmt: skip
+    order = ["a0", "a1", "b0", "a2", "c0", "b1", "a3"]  # a tenant per letter
+    jobs = [await put(queue, job, job[0]) for job in order]
     ahead = {job: (await queue.look([job]))[0].jobs_ahead for job in jobs}
     served = [(await claimed(queue, f"w{index}")).name for index in range(len(jobs))]
     assert ahead == {job: index for index, job in enumerate(served)}
@@ -153,7 +149,7 @@ async def test_places_are_limited_per_tenant(queue: JobQueue) -> None:
     await queue.reserve(name("j3"))
     await queue.reserve(name("j4"))
     await queue.reserve(name("j4"))  # the same request again
-    with pytest.raises(QuotaExceeded, match="at most 5 .* 5 are") as caught:
+    with pytest.raises(QuotaExceeded, match=r"at most 5 .* 5 are") as caught:
         await queue.reserve(name("j5"))
     assert caught.value.metadata == {"limit": "5", "value": "5"}
     await queue.reserve(name("j5", "other"))

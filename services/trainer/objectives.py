@@ -1,0 +1,261 @@
+"""What each task learns from a batch, and how well a module does on validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from services.trainer.corpus import Corpus, CorpusRow, token_batches
+from services.trainer.states import BoundaryStates
+from smile.model.losses import (
+    IGNORED_LABEL,
+    contrastive_loss,
+    ranking_loss,
+    sequence_loss,
+    token_loss,
+)
+from smile.model.metrics import (
+    TokenScoring,
+    classification_report,
+    is_bio,
+    pair_retrieval_report,
+    retrieval_report,
+    token_report,
+)
+from smile.model.reference import VplmModule
+from smile.model.specs import HeadSpec, Task
+
+STEP_TOKENS_MAX = 16_384  # tokens back-propagated at once, where a task's loss is a sum over texts
+EVALUATED_TOKENS_MAX = 8192
+RETRIEVAL_ROWS_MAX = 4000  # all-pairs similarities grow with the square
+RETRIEVAL_LOSS_ROWS = 128
+
+
+class NothingFinite(ArithmeticError):
+    """A loss or a weight is not a finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Validation metrics by name, and the one that decides (higher is better)."""
+
+    metrics: Mapping[str, float]
+    decisive: float
+
+    def better_than(self, other: Score | None) -> bool:
+        if other is None:
+            return True
+        if self.decisive != other.decisive:
+            return self.decisive > other.decisive
+        return self.metrics["validation_loss"] < other.metrics["validation_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Where rows' texts and states are."""
+
+    corpus: Corpus
+    states: BoundaryStates
+
+    def outputs(self, module: VplmModule, texts: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        """The module's answers for texts, and the texts' lengths in tokens."""
+        states, packed = self.states.of(texts)
+        return module.forward_from(states, packed), packed.lengths
+
+
+class Objective(Protocol):
+    """One task's learning."""
+
+    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
+        """Adds the gradients of the rows' mean loss, and returns the loss.
+
+        Raises:
+            NothingFinite: the loss is no number.
+        """
+        ...
+
+    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+        """How well the module does on at least one row."""
+        ...
+
+
+def objective(head: HeadSpec, *, pairs: bool) -> Objective:
+    """The objective of a head's task; `pairs` decides between the two of embeddings."""
+    match head.task:
+        case Task.SEQUENCE_CLASSIFICATION:
+            return _Sequences(head)
+        case Task.TOKEN_CLASSIFICATION:
+            return _Tokens(head)
+        case Task.EMBEDDING:
+            return _Pairs() if pairs else _Groups()
+
+
+class _Summed:
+    """Tasks whose loss is a mean over texts or tokens: a batch may be taken in parts."""
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
+        counted = sum(_counted(row) for row in rows) or 1
+        total = 0.0
+        lengths = [data.corpus.length(row) for row in rows]
+        for part in token_batches(lengths, STEP_TOKENS_MAX):
+            chosen = [rows[index] for index in sorted(part)]
+            output, _ = data.outputs(module, [row.texts[0] for row in chosen])
+            share = sum(map(_counted, chosen)) / counted
+            loss = self._loss(output, _targets(chosen)) * share
+            total += _checked(loss)
+            loss.backward()
+        return total
+
+    @torch.no_grad()
+    def _answers(
+        self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]
+    ) -> tuple[list[Tensor], float]:
+        """Each row's output, in the order of rows, and the mean loss."""
+        answers: dict[int, Tensor] = {}
+        total = 0.0
+        lengths = [data.corpus.length(row) for row in rows]
+        for part in token_batches(lengths, EVALUATED_TOKENS_MAX):
+            chosen = [rows[index] for index in part]
+            output, sizes = data.outputs(module, [row.texts[0] for row in chosen])
+            total += _checked(self._loss(output, _targets(chosen))) * sum(map(_counted, chosen))
+            per_row = list(sizes) if self._by_token else 1
+            answers.update(zip(part, output.split(per_row), strict=True))
+        counted = sum(map(_counted, rows)) or 1
+        return [answers[index] for index in range(len(rows))], total / counted
+
+    _by_token = False
+
+
+class _Sequences(_Summed):
+    def __init__(self, head: HeadSpec) -> None:
+        self._labels = head.labels
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return sequence_loss(output, target)
+
+    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+        answers, loss = self._answers(module, data, rows)
+        predicted = torch.cat(answers).argmax(1).numpy()
+        report = classification_report(_targets(rows).numpy(), predicted, self._labels)
+        metrics = {
+            "validation_loss": loss,
+            "validation_accuracy": report.accuracy,
+            "validation_macro_f1": report.macro_f1,
+        }
+        return Score(metrics, report.accuracy)
+
+
+class _Tokens(_Summed):
+    _by_token = True
+
+    def __init__(self, head: HeadSpec) -> None:
+        self._labels = head.labels
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return token_loss(output, target)
+
+    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+        answers, loss = self._answers(module, data, rows)
+        predicted = [answer.argmax(1).numpy() for answer in answers]
+        truth = [np.array(row.labels, dtype=np.int64) for row in rows]
+        report = token_report(truth, predicted, self._labels)
+        metrics = {
+            "validation_loss": loss,
+            "validation_token_accuracy": report.accuracy,
+            "validation_f1": report.f1,
+        }
+        entities = is_bio(self._labels) and report.scoring is TokenScoring.ENTITIES
+        return Score(metrics, report.f1 if entities else report.accuracy)
+
+
+class _Pairs:
+    """Embeddings trained on pairs: the other pairs of a batch are the negatives."""
+
+    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
+        loss = ranking_loss(*_both_sides(module, data, rows))
+        value = _checked(loss)
+        loss.backward()
+        return value
+
+    @torch.no_grad()
+    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+        rows = rows[:RETRIEVAL_ROWS_MAX]
+        first = _embeddings(module, data, [row.texts[0] for row in rows])
+        second = _embeddings(module, data, [row.texts[1] for row in rows])
+        losses = [
+            _checked(ranking_loss(a, b)) * len(a)
+            for a, b in zip(
+                first.split(RETRIEVAL_LOSS_ROWS), second.split(RETRIEVAL_LOSS_ROWS), strict=True
+            )
+        ]
+        report = pair_retrieval_report(first.numpy(), second.numpy())
+        return _retrieved(sum(losses) / len(rows), report.recall_at_1)
+
+
+class _Groups:
+    """Embeddings trained on labels: texts of one label shall lie together."""
+
+    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
+        output, _ = data.outputs(module, [row.texts[0] for row in rows])
+        loss = contrastive_loss(output, _targets(rows))
+        value = _checked(loss)
+        loss.backward()
+        return value
+
+    @torch.no_grad()
+    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+        rows = rows[:RETRIEVAL_ROWS_MAX]
+        found = _embeddings(module, data, [row.texts[0] for row in rows])
+        labels = _targets(rows)
+        losses = [
+            _checked(contrastive_loss(part, target)) * len(part)
+            for part, target in zip(
+                found.split(RETRIEVAL_LOSS_ROWS), labels.split(RETRIEVAL_LOSS_ROWS), strict=True
+            )
+        ]
+        report = retrieval_report(found.numpy(), labels.numpy())
+        return _retrieved(sum(losses) / len(rows), report.recall_at_1)
+
+
+def _retrieved(loss: float, recall: float) -> Score:
+    return Score({"validation_loss": loss, "validation_recall_at_1": recall}, recall)
+
+
+def _both_sides(module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> tuple[Tensor, Tensor]:
+    texts = [row.texts[0] for row in rows] + [row.texts[1] for row in rows]
+    output, _ = data.outputs(module, texts)
+    return output[: len(rows)], output[len(rows) :]
+
+
+def _embeddings(module: VplmModule, data: Data, texts: Sequence[int]) -> Tensor:
+    """[texts, H], in order."""
+    found: dict[int, Tensor] = {}
+    lengths = [len(data.corpus.texts[text]) for text in texts]
+    for part in token_batches(lengths, EVALUATED_TOKENS_MAX):
+        output, _ = data.outputs(module, [texts[index] for index in part])
+        found.update(zip(part, functional.normalize(output, dim=1), strict=True))
+    return torch.stack([found[index] for index in range(len(texts))])
+
+
+def _targets(rows: Sequence[CorpusRow]) -> Tensor:
+    return torch.tensor([label for row in rows for label in row.labels], dtype=torch.int64)
+
+
+def _counted(row: CorpusRow) -> int:
+    return sum(label != IGNORED_LABEL for label in row.labels)
+
+
+def _checked(loss: Tensor) -> float:
+    value = loss.item()
+    if not np.isfinite(value):
+        raise NothingFinite(f"the loss is {value}")
+    return float(value)

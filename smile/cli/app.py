@@ -1,0 +1,37 @@
+"""The commands, put together. A module with commands has `register(app)` and is listed here."""
+
+from __future__ import annotations
+
+import importlib
+
+import typer
+
+MODULES = (
+    "smile.cli.vplms",
+    "smile.cli.datasets",
+    "smile.cli.training",
+    "smile.cli.inference",
+    "smile.cli.versions",
+    "smile.cli.account",
+    "smile.cli.platform",
+)
+EPILOG = (
+    "Exit codes: 0 done, 1 internal, 2 usage, 3 invalid argument, 4 not found, 5 no or wrong key "
+    "or not allowed, 6 exists, changed or not in a state for this, 7 quota or overload, "
+    "8 unavailable, 9 deadline, 10 job failed, 130 interrupted."
+)
+
+
+def build() -> typer.Typer:
+    """The application with every command."""
+    app = typer.Typer(
+        name="smile",
+        help="Thousands of tenants' own language models from one machine.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,  # its tracebacks show local variables, and so keys
+    )
+    for name in MODULES:
+        importlib.import_module(name).register(app)
+    return app

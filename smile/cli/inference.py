@@ -1,0 +1,136 @@
+"""`smile infer`: one document for texts given, JSON Lines for a stream of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from smile.cli.command import Session, command
+from smile.cli.output import Json, table, to_json, write_json
+from smile.client.chunks import unreadable
+from smile.client.options import InferOptions
+from smile.errors import InvalidArgument, TextEmpty
+from smile.resources import Classification, Embedding, InferResult, Prediction, TokenClassification
+
+TEXT_CHARS_SHOWN = 60
+NUMBERS_SHOWN = 6
+STDIN = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """How to ask."""
+
+    alias: Annotated[str, typer.Option(help="Alias to follow. Default: serving.")] = ""
+    version: Annotated[int | None, typer.Option(help="Ask this version.")] = None
+    truncate: Annotated[bool, typer.Option(help="Cut texts that are too long.")] = False
+    top_k: Annotated[int, typer.Option(help="Scores of this many labels; 0: all.")] = 0
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("infer")(command(infer))
+
+
+def infer(
+    session: Session,
+    vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")],
+    ask: AskOptions,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts. None: see --file.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="One text a line; '-' or no texts: standard input.")
+    ] = None,
+) -> None:
+    """Ask a vPLM. Texts given on the command line are answered together, as one JSON document;
+    texts from a file or from standard input as they come, as JSON Lines."""
+    options = InferOptions(alias=ask.alias, truncate=ask.truncate, top_k=ask.top_k)
+    if ask.version is not None:
+        options["version"] = ask.version
+    if texts:
+        if file is not None:
+            raise typer.BadParameter("give texts or --file, not both")
+        return _show(session, texts, session.client.infer(vplm, texts, **options))
+    asked: list[str] = []
+    predictions = session.client.infer_many(vplm, _kept(_lines(file or STDIN), asked), **options)
+    _stream(session, predictions, asked)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file as texts. Raises `InvalidArgument`, `TextEmpty`."""
+    try:
+        with sys.stdin if path == STDIN else path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                text = line.rstrip("\r\n")
+                if not text.strip():
+                    raise TextEmpty(f"line {number} of {path} is empty")
+                yield text
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path} is not UTF-8: {error}", reason="TEXT_NOT_UTF8") from error
+
+
+def _kept(texts: Iterable[str], asked: list[str]) -> Iterator[str]:
+    for text in texts:
+        asked.append(text)
+        yield text
+
+
+def _stream(session: Session, predictions: Iterator[Prediction], asked: list[str]) -> None:
+    for index, prediction in enumerate(predictions):
+        text, asked[index] = asked[index], ""
+        if session.json:
+            write_json({"text": text, **_plain(prediction)}, indent=None)
+        else:
+            session.out.print(Text("\t".join([*_cells(prediction), text])))
+
+
+def _show(session: Session, texts: list[str], result: InferResult) -> None:
+    if session.json:
+        document = to_json(result)
+        assert isinstance(document, dict)
+        document["predictions"] = [_plain(prediction) for prediction in result.predictions]
+        return write_json(document)
+    rows = [
+        [_cut(text), *_cells(prediction), "cut" if prediction.truncated else ""]
+        for text, prediction in zip(texts, result.predictions, strict=True)
+    ]
+    session.out.print(table(["text", "answer", "score>", ""], rows))
+    timings = result.timings
+    session.note(
+        f"{result.version} ({result.origin}) in {1000 * timings.total_s:.1f} ms, "
+        f"batch of {timings.batch_texts} texts for {timings.batch_vplms} vPLMs"
+    )
+
+
+def _plain(prediction: Prediction) -> dict[str, Json]:
+    """A prediction as JSON, its kind's fields beside the others."""
+    fields = to_json(prediction.result)
+    assert isinstance(fields, dict)
+    return {
+        **fields,
+        "truncated": prediction.truncated,
+        "token_count": prediction.token_count,
+    }
+
+
+def _cells(prediction: Prediction) -> list[str]:
+    """Answer and score."""
+    match prediction.result:
+        case Classification(label, score, _):
+            return [label, f"{score:.4f}"]
+        case TokenClassification(tokens):
+            return [" ".join(f"{token.word}/{token.label}" for token in tokens), ""]
+        case Embedding(values):
+            shown = ", ".join(f"{value:.3f}" for value in values[:NUMBERS_SHOWN])
+            return [f"{len(values)} numbers: {shown}, ...", ""]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_CHARS_SHOWN else text[: TEXT_CHARS_SHOWN - 1] + "…"

@@ -1,0 +1,225 @@
+"""`smile train | jobs | watch | cancel`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from smile.cli.command import Session, command
+from smile.cli.datasets import ColumnOptions, send, show_report
+from smile.cli.output import facts, metric_rows, seconds, short, table, when, write_json
+from smile.cli.progress import JobView
+from smile.client.options import TrainOptions
+from smile.client.training import JobFailed
+from smile.errors import AlreadyExists
+from smile.resources import (
+    SERVING,
+    HyperParameters,
+    JobState,
+    Optimizer,
+    Schedule,
+    TrainingEvent,
+    TrainingJob,
+)
+
+_DEFAULT = HyperParameters()
+
+
+@dataclass(frozen=True, slots=True)
+class HyperOptions:
+    """The hyper-parameters."""
+
+    epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = _DEFAULT.epochs
+    learning_rate: Annotated[float, typer.Option(help="Peak.")] = _DEFAULT.learning_rate
+    schedule: Annotated[Schedule, typer.Option(help="After warm-up.")] = _DEFAULT.schedule
+    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = _DEFAULT.batch_size
+    optimizer: Annotated[Optimizer, typer.Option(help="Algorithm.")] = _DEFAULT.optimizer
+    weight_decay: Annotated[float, typer.Option(help="0 to 1.")] = _DEFAULT.weight_decay
+    warmup_ratio: Annotated[float, typer.Option(help="Share of steps.")] = _DEFAULT.warmup_ratio
+    seed: Annotated[int, typer.Option(help="Of split and order.")] = _DEFAULT.seed
+    early_stopping_epochs: Annotated[
+        int, typer.Option(help="Stop after so many epochs without progress; 0: never.")
+    ] = _DEFAULT.early_stopping_epochs
+    validation_ratio: Annotated[float, typer.Option(help="Share of rows to validate on.")] = (
+        _DEFAULT.validation_ratio
+    )
+    tokens_max: Annotated[int, typer.Option(help="Cut longer texts; 0: the backbone's limit.")] = (
+        _DEFAULT.tokens_max
+    )
+    gradient_norm_max: Annotated[float, typer.Option(help="0: no clipping.")] = (
+        _DEFAULT.gradient_norm_max
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What to train on and what to start from."""
+
+    data: Annotated[
+        Path | None, typer.Option(help="Upload this file and train on it; once per content.")
+    ] = None
+    dataset: Annotated[str | None, typer.Option(help="Train on this dataset.")] = None
+    validation_dataset: Annotated[
+        str, typer.Option(help="Validate on this dataset instead of a share of the rows.")
+    ] = ""
+    base_version: Annotated[
+        int, typer.Option(help="Start from this version; 0: from fresh initial weights.")
+    ] = 0
+    promote: Annotated[
+        str, typer.Option(help="Alias to move to the new version; '-' moves none.")
+    ] = SERVING
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("train")(command(train))
+    app.command("jobs")(command(jobs))
+    app.command("watch")(command(watch))
+    app.command("cancel")(command(cancel))
+
+
+def train(
+    session: Session,
+    vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")],
+    source: SourceOptions,
+    columns: ColumnOptions,
+    hyper: HyperOptions,
+    follow: Annotated[
+        bool, typer.Option("--watch/--detach", help="Stay until the job ends.")
+    ] = True,
+) -> None:
+    """Train a vPLM. Only its PET module and head are trained; a new version comes out of it."""
+    if (source.data is None) == (source.dataset is None):
+        raise typer.BadParameter("give either --data FILE or --dataset ID")
+    dataset = source.dataset if source.dataset is not None else _uploaded(session, source.data)
+    options = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
+    options |= {field.name: getattr(columns, field.name) for field in fields(columns)}
+    options |= {
+        "validation_dataset": source.validation_dataset,
+        "base_version": source.base_version,
+        "promote_alias": None if source.promote == "-" else source.promote,
+    }
+    job = session.client.train(vplm, dataset, **cast(TrainOptions, options))
+    if follow:
+        session.note(f"queued {job.name}")
+        return _follow(session, job, "")
+    if session.json:
+        return write_json(job)
+    session.out.print(facts(job_facts(job)))
+
+
+def jobs(
+    session: Session,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+) -> None:
+    """List your training jobs, newest first."""
+    found = list(islice(session.client.jobs(), limit))
+    if session.json:
+        return write_json({"jobs": found})
+    rows = [
+        [
+            short(j.name), short(j.vplm), short(j.dataset), str(j.state), _step(j),
+            short(j.version), when(j.create_time), seconds(j.start_time, j.end_time),
+        ]
+        for j in found
+    ]  # fmt: skip
+    columns = ["job", "vplm", "dataset", "state", "step>", "version>", "created", "took>"]
+    session.out.print(table(columns, rows))
+
+
+def watch(
+    session: Session,
+    job: Annotated[str, typer.Argument(help="Id of the job.")],
+    resume_token: Annotated[str, typer.Option(help="Go on after this event.")] = "",
+) -> None:
+    """Follow a job until it ends. As JSON: one event a line."""
+    _follow(session, session.client.job(job), resume_token)
+
+
+def cancel(session: Session, job: Annotated[str, typer.Argument(help="Id of the job.")]) -> None:
+    """Ask a job to stop."""
+    stopped = session.client.cancel(job)
+    if session.json:
+        return write_json(stopped)
+    session.note(f"{stopped.name} is {stopped.state}")
+    session.out.print(facts(job_facts(stopped)))
+
+
+def _follow(session: Session, job: TrainingJob, resume_token: str) -> None:
+    events: Iterator[TrainingEvent] = session.client.watch(job, resume_token=resume_token)
+    try:
+        if session.json:
+            for event in events:
+                write_json(event, indent=None)
+        else:
+            with JobView(session.err) as view:
+                for event in events:
+                    view.show(event)
+    except KeyboardInterrupt:
+        session.note(f"{short(job.name)} goes on: `smile watch` it or `smile cancel` it")
+        raise
+    ended = session.client.job(job)
+    if ended.state is not JobState.SUCCEEDED:
+        _show_failure(session, ended)
+        raise JobFailed(ended)
+    if not session.json:
+        session.out.print(facts(job_facts(ended)))
+        session.out.print(table(["metric", "value>"], metric_rows(ended.metrics)))
+
+
+def _show_failure(session: Session, job: TrainingJob) -> None:
+    if job.error is not None and job.error.dataset_report is not None and not session.json:
+        show_report(session, job.error.dataset_report)
+
+
+def _uploaded(session: Session, file: Path | None) -> str:
+    """The id of the dataset with the file's content, uploaded unless it is there already."""
+    assert file is not None
+    stem = re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")[:40]
+    prefix = stem if stem[:1].isalpha() else f"data-{stem}".rstrip("-")
+    dataset = f"{prefix}-{_digest(file)[:12]}"
+    try:
+        send(session, dataset, file)
+        session.note(f"uploaded {dataset}")
+    except AlreadyExists:
+        session.note(f"{dataset} is there already")
+    return dataset
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 in hex; of nothing where the file cannot be read, which the upload then reports."""
+    sha256 = hashlib.sha256()
+    if file.is_file():
+        with file.open("rb") as opened:
+            while chunk := opened.read(1 << 20):
+                sha256.update(chunk)
+    return sha256.hexdigest()
+
+
+def job_facts(job: TrainingJob) -> list[tuple[str, str]]:
+    """A job for people."""
+    rows = [
+        ("job", job.name),
+        ("vplm", job.vplm),
+        ("dataset", job.dataset),
+        ("state", str(job.state)),
+        ("ahead in queue", str(job.queue_position or "")),
+        ("step", _step(job)),
+        ("version", job.version),
+        ("created", when(job.create_time)),
+        ("took", seconds(job.start_time, job.end_time)),
+        ("error", f"{job.error.message} ({job.error.reason})" if job.error else ""),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _step(job: TrainingJob) -> str:
+    progress = job.progress
+    return f"{progress.step}/{progress.steps_total}" if progress.steps_total else ""

@@ -1,0 +1,88 @@
+"""`smile versions list | download | upload` and `smile alias`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smile.cli.command import Session, command
+from smile.cli.datasets import bar
+from smile.cli.output import metric_rows, short, size, table, when, write_json
+
+VplmArgument = Annotated[str, typer.Argument(help="Id of the vPLM.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("alias")(command(alias))
+    group = typer.Typer(help="Versions: list, download, upload.", no_args_is_help=True)
+    group.command("list")(command(list_))
+    group.command("download")(command(download))
+    group.command("upload")(command(upload))
+    app.add_typer(group, name="versions")
+
+
+def alias(
+    session: Session,
+    vplm: VplmArgument,
+    name: Annotated[str, typer.Argument(help="Alias; 'serving' is what inference uses.")],
+    version: Annotated[int, typer.Argument(help="Version number it shall point to.")],
+) -> None:
+    """Point an alias to a version."""
+    moved = session.client.set_alias(vplm, name, version)
+    if session.json:
+        return write_json(moved)
+    session.note(f"{moved.name}: {name} is version {version}")
+
+
+def list_(session: Session, vplm: VplmArgument) -> None:
+    """List a vPLM's versions, newest first."""
+    aliases = session.client.vplm(vplm).aliases
+    found = list(session.client.versions(vplm))
+    if session.json:
+        return write_json({"versions": found})
+    rows = [
+        [
+            str(v.number),
+            ", ".join(sorted(alias for alias, number in aliases.items() if number == v.number)),
+            str(v.origin),
+            size(v.size_bytes),
+            v.digest[:12],
+            ", ".join(f"{name} {value}" for name, value in metric_rows(v.metrics)[:3]),
+            when(v.create_time),
+        ]
+        for v in found
+    ]
+    columns = ["version>", "aliases", "origin", "size>", "digest", "metrics", "created"]
+    session.out.print(table(columns, rows))
+
+
+def download(
+    session: Session,
+    vplm: VplmArgument,
+    file: Annotated[Path, typer.Argument(help="Where to write the safetensors bytes.")],
+    version: Annotated[
+        int | None, typer.Option(help="Version number. Default: the one that serves.")
+    ] = None,
+) -> None:
+    """Write a version's weights to a file, checked against their digest."""
+    got = session.client.download_version(vplm, file, number=version)
+    if session.json:
+        return write_json(got)
+    session.note(f"wrote {got.name} ({size(got.size_bytes)}) to {file}")
+
+
+def upload(
+    session: Session,
+    vplm: VplmArgument,
+    file: Annotated[Path, typer.Argument(help="Safetensors with the vPLM's tensors.")],
+    note: Annotated[str, typer.Option(help="Text for people.")] = "",
+) -> None:
+    """Store weights of one's own as one more version; no alias points to it yet."""
+    with bar(session, f"uploading {file.name}") as on_progress:
+        stored = session.client.upload_version(vplm, file, note=note, on_progress=on_progress)
+    if session.json:
+        return write_json(stored)
+    session.note(f"stored {stored.name}; `smile alias {short(vplm)} serving {stored.number}`")

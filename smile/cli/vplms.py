@@ -1,0 +1,223 @@
+"""`smile backbones | create | list | show | delete`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smile.cli.command import Session, command
+from smile.cli.labels import labels_of
+from smile.cli.output import facts, short, size, table, when, write_json
+from smile.client.options import VplmOptions
+from smile.client.pets import BitFit, Houlsby, LoRA, NoPet, Pfeiffer
+from smile.codec.modules import ADAPTER_RANK_DEFAULT, LORA_RANK_DEFAULT
+from smile.errors import InvalidSpec
+from smile.model.specs import DType, PetKind, PetSpec, Pooling, Task
+from smile.resources import Vplm
+
+
+@dataclass(frozen=True, slots=True)
+class PetOptions:
+    """The PET module."""
+
+    pet: Annotated[PetKind, typer.Option(help="Method.")] = PetKind.PFEIFFER
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Bottleneck width or rank. Default: {ADAPTER_RANK_DEFAULT}, LoRA "
+            f"{LORA_RANK_DEFAULT}."
+        ),
+    ] = None
+    alpha: Annotated[
+        float | None, typer.Option(help="LoRA's scale is alpha / rank. Default: twice the rank.")
+    ] = None
+    targets: Annotated[
+        str | None, typer.Option(help="LoRA's projections, by comma. Default: query,value.")
+    ] = None
+    first_layer: Annotated[
+        int | None, typer.Option(help="Lowest layer with the module. Default: the upper half.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOptions:
+    """The head."""
+
+    task: Annotated[
+        Task | None, typer.Option(help="Default: by label if there are labels, else embedding.")
+    ] = None
+    labels: Annotated[str | None, typer.Option(help="Labels in class order, by comma.")] = None
+    labels_from: Annotated[
+        Path | None, typer.Option(help="Take the labels from this dataset file.")
+    ] = None
+    label_column: Annotated[str, typer.Option(help="Column for --labels-from.")] = "label"
+    pooling: Annotated[Pooling, typer.Option(help="Token states to a text's.")] = Pooling.MEAN
+
+
+@dataclass(frozen=True, slots=True)
+class VplmTexts:
+    """What else is said about a new vPLM."""
+
+    display_name: Annotated[str, typer.Option(help="Text for people.")] = ""
+    precision: Annotated[DType, typer.Option(help="Stored precision.")] = DType.FLOAT16
+    seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0
+    validate_only: Annotated[bool, typer.Option(help="Check, create nothing.")] = False
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("backbones")(command(backbones))
+    app.command("create")(command(create))
+    app.command("list")(command(list_))
+    app.command("show")(command(show))
+    app.command("delete")(command(delete))
+
+
+def backbones(session: Session) -> None:
+    """List the backbones a vPLM can be built on."""
+    found = session.client.backbones()
+    if session.json:
+        return write_json({"backbones": found})
+    rows = [
+        [
+            short(b.name), b.family, str(b.shape.layers), str(b.shape.hidden),
+            str(b.shape.tokens_max), f"{b.shape.parameters:,}", size(b.shape.bytes), b.digest[:12],
+        ]
+        for b in found
+    ]  # fmt: skip
+    columns = ["backbone", "family", "layers>", "width>", "tokens>", "parameters>", "size>"]
+    session.out.print(table([*columns, "digest"], rows))
+
+
+def create(
+    session: Session,
+    vplm: Annotated[str, typer.Argument(help="Id of the new vPLM.")],
+    backbone: Annotated[str, typer.Option(help="Backbone to build on.")],
+    pet: PetOptions,
+    head: HeadOptions,
+    texts: VplmTexts,
+) -> None:
+    """Create a vPLM: backbone, PET module and head. It answers at once and learns by training."""
+    options = VplmOptions(
+        pooling=head.pooling,
+        precision=texts.precision,
+        display_name=texts.display_name,
+        seed=texts.seed,
+        validate_only=texts.validate_only,
+    )
+    if head.task is not None:
+        options["task"] = head.task
+    made = session.client.create_vplm(
+        vplm, backbone=backbone, pet=pet_spec(pet), labels=_labels(head), **options
+    )
+    if session.json:
+        return write_json(made)
+    session.note(f"{'checked' if texts.validate_only else 'created'} {made.name}")
+    session.out.print(facts(_facts(made)))
+
+
+def list_(session: Session) -> None:
+    """List your vPLMs."""
+    found = list(session.client.vplms())
+    if session.json:
+        return write_json({"vplms": found})
+    rows = [
+        [
+            short(v.name), v.spec.backbone, pet_text(v.spec.pet), str(v.spec.head.task),
+            str(len(v.spec.head.labels) or ""), str(v.latest_version),
+            str(v.aliases.get("serving", "")), when(v.update_time),
+        ]
+        for v in found
+    ]  # fmt: skip
+    columns = ["vplm", "backbone", "pet", "task", "labels>", "versions>", "serving>", "changed"]
+    session.out.print(table(columns, rows))
+
+
+def show(session: Session, vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")]) -> None:
+    """Show one vPLM."""
+    found = session.client.vplm(vplm)
+    if session.json:
+        return write_json(found)
+    session.out.print(facts(_facts(found)))
+
+
+def delete(
+    session: Session,
+    vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a vPLM with all its versions."""
+    if not yes and not session.json:
+        typer.confirm(f"Delete {vplm} with all its versions?", abort=True, err=True)
+    session.client.delete_vplm(vplm)
+    if session.json:
+        return write_json({"deleted": vplm})
+    session.note(f"deleted {vplm}")
+
+
+def pet_spec(options: PetOptions) -> PetSpec:
+    """The PET spec that the options describe. Raises `InvalidSpec` for options not of the kind."""
+    lora_only = options.alpha is not None or options.targets is not None
+    if options.pet is not PetKind.LORA and lora_only:
+        raise InvalidSpec(f"--alpha and --targets are for kind 'lora', got kind '{options.pet}'")
+    first = options.first_layer
+    match options.pet:
+        case PetKind.PFEIFFER:
+            return Pfeiffer(_rank(options, ADAPTER_RANK_DEFAULT), first_layer=first)
+        case PetKind.HOULSBY:
+            return Houlsby(_rank(options, ADAPTER_RANK_DEFAULT), first_layer=first)
+        case PetKind.LORA:
+            rank = _rank(options, LORA_RANK_DEFAULT)
+            targets = (options.targets or "query,value").split(",")
+            return LoRA(rank, alpha=options.alpha, targets=targets, first_layer=first)
+    if options.rank is not None:
+        raise InvalidSpec(f"kind '{options.pet}' has no rank, got {options.rank}")
+    return BitFit(first_layer=first) if options.pet is PetKind.BITFIT else NoPet()
+
+
+def _rank(options: PetOptions, default: int) -> int:
+    return default if options.rank is None else options.rank
+
+
+def _labels(options: HeadOptions) -> list[str]:
+    if options.labels is not None and options.labels_from is not None:
+        raise typer.BadParameter("give --labels or --labels-from, not both")
+    if options.labels_from is not None:
+        task = options.task or Task.SEQUENCE_CLASSIFICATION
+        return labels_of(options.labels_from, options.label_column, task)
+    return [label.strip() for label in options.labels.split(",")] if options.labels else []
+
+
+def pet_text(pet: PetSpec) -> str:
+    """A PET spec in a few words: `lora r8 (query, value) from layer 3`."""
+    words = [str(pet.kind)]
+    if pet.rank:
+        words.append(f"r{pet.rank}")
+    if pet.targets:
+        words.append(f"({', '.join(pet.targets)})")
+    if pet.first_layer is not None and pet.kind is not PetKind.NONE:
+        words.append(f"from layer {pet.first_layer}")
+    return " ".join(words)
+
+
+def _facts(vplm: Vplm) -> list[tuple[str, str]]:
+    head = vplm.spec.head
+    aliases = ", ".join(f"{alias} → {number}" for alias, number in sorted(vplm.aliases.items()))
+    rows = [
+        ("name", vplm.name),
+        ("display name", vplm.display_name),
+        ("backbone", f"{vplm.spec.backbone} ({vplm.spec.backbone_digest[:12]})"),
+        ("pet", pet_text(vplm.spec.pet)),
+        ("task", str(head.task)),
+        ("labels", ", ".join(head.labels)),
+        ("precision", str(vplm.spec.dtype)),
+        ("versions", str(vplm.latest_version)),
+        ("aliases", aliases),
+        ("tags", ", ".join(f"{key}={value}" for key, value in sorted(vplm.labels.items()))),
+        ("created", when(vplm.create_time)),
+        ("changed", when(vplm.update_time)),
+    ]
+    return [(name, value) for name, value in rows if value]

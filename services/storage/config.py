@@ -1,0 +1,76 @@
+"""Settings of storage, from `SMILE_STORAGE_*` and the shared variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from smile.config import ServiceSettings
+from smile.errors import InvalidArgument
+from smile.limits import DATASET_BYTES_MAX, GIB, MIB, MODULE_BYTES_MAX
+from smile.store.objects import S3Options, open_store
+
+PORT_DEFAULT = 7101
+URL_EXAMPLE = "file:///var/lib/smile"
+
+
+class StorageSettings(ServiceSettings):
+    """What storage needs to know. `operator_key_sha256` is the SHA-256, in hex, of the part of the
+    operator's key after `smileop_`; without it there is no operator."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SMILE_STORAGE_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    port: int = Field(default=PORT_DEFAULT, ge=0, le=65_535)
+    url: str = Field(min_length=1, examples=[URL_EXAMPLE])
+    s3_endpoint: str = Field(default="", pattern=r"^$|^https?://[^/\s]+/?$")
+    s3_access_key: str = ""
+    s3_secret_key: SecretStr = SecretStr("")
+    s3_region: str = Field(default="us-east-1", min_length=1)
+    s3_timeout_s: float = Field(default=30.0, gt=0.0, le=600.0)
+    operator_key_sha256: str = Field(default="", pattern=r"^$|^[0-9a-f]{64}$")
+    dataset_bytes_max: int = Field(default=DATASET_BYTES_MAX, ge=1, le=1024 * GIB)
+    upload_bytes_max: int = Field(default=512 * MIB, ge=MODULE_BYTES_MAX)
+    sweep_every_s: float = Field(default=3600.0, ge=1.0)
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        """Wrong for good, whatever else is set: told at start."""
+        try:
+            open_store(value, S3Options("http://endpoint"))
+        except InvalidArgument as error:
+            raise ValueError(error.message) from None
+        parts = urlsplit(value)
+        if parts.scheme == "file" and Path(parts.path).is_file():
+            raise ValueError("expected a directory, and this is a file")
+        return value
+
+    @model_validator(mode="after")
+    def _check_s3(self) -> StorageSettings:
+        if not self.url.startswith("s3:"):
+            return self
+        if not self.s3_endpoint:
+            raise ValueError("SMILE_STORAGE_S3_ENDPOINT is not set, and SMILE_STORAGE_URL is s3://")
+        if bool(self.s3_access_key) != bool(self.s3_secret_key.get_secret_value()):
+            raise ValueError(
+                "SMILE_STORAGE_S3_ACCESS_KEY and SMILE_STORAGE_S3_SECRET_KEY are set together"
+            )
+        return self
+
+    @property
+    def s3(self) -> S3Options | None:
+        """How to reach S3, where the URL asks for it."""
+        if not self.url.startswith("s3:"):
+            return None
+        return S3Options(
+            endpoint=self.s3_endpoint.rstrip("/"),
+            access_key=self.s3_access_key,
+            secret_key=self.s3_secret_key.get_secret_value(),
+            region=self.s3_region,
+            timeout_s=self.s3_timeout_s,
+        )

@@ -1,0 +1,132 @@
+"""Documents in the object store: read, create, and change without losing an update."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import pydantic
+
+from services.storage.records import Document
+from smile.errors import Aborted, DataCorrupted, SmileError
+from smile.logs import get_logger
+from smile.store.objects import ObjectStore
+
+EDIT_ATTEMPTS_MAX = 30
+EDIT_WAIT_S_MAX = 0.05
+READS_AT_ONCE = 16
+
+D = TypeVar("D", bound=Document)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[D]):
+    """A document as it was read, and the tag that changes with it."""
+
+    document: D
+    etag: str
+
+
+class Documents:
+    """JSON documents over an object store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def read(self, key: str, kind: type[D]) -> Stored[D] | None:
+        """The document at `key`.
+
+        Raises:
+            DataCorrupted: what is there is no such document.
+        """
+        found = await self._store.get(key)
+        if found is None:
+            return None
+        try:
+            return Stored(kind.model_validate_json(found.data), found.etag)
+        except (pydantic.ValidationError, SmileError) as error:
+            raise _corrupted(key) from error
+
+    async def create(self, key: str, document: Document) -> bool:
+        """Write a document; False where there is one already."""
+        return await self._store.put_if_absent(key, _encoded(document))
+
+    async def swap(self, key: str, document: Document, etag: str | None) -> str:
+        """Replace the document tagged `etag` (None: there is none yet). Raises `Aborted`."""
+        return await self._store.compare_and_swap(key, _encoded(document), etag)
+
+    async def edit(
+        self, key: str, kind: type[D], change: Callable[[Stored[D] | None], D | None]
+    ) -> Stored[D]:
+        """Apply `change` to the document until no one else changes it meanwhile.
+
+        `change` gets what is stored and gives what shall be (None: nothing to do); it may raise.
+        """
+        for _ in range(EDIT_ATTEMPTS_MAX):
+            stored = await self.read(key, kind)
+            wanted = change(stored)
+            if wanted is None:
+                assert stored is not None
+                return stored
+            try:
+                etag = await self.swap(key, wanted, stored.etag if stored else None)
+            except Aborted:
+                await asyncio.sleep(random.uniform(0, EDIT_WAIT_S_MAX))  # noqa: S311
+                continue
+            return Stored(wanted, etag)
+        raise Aborted(
+            f"others changed this {EDIT_ATTEMPTS_MAX} times in a row; try again", retry_after=0.5
+        )
+
+    async def delete(self, key: str) -> None:
+        await self._store.delete(key)
+
+
+async def load_page(
+    names: Sequence[str], load: Callable[[str], Awaitable[T | None]], size: int
+) -> tuple[list[tuple[str, T]], bool]:
+    """Up to `size` of the things that `names` name, and whether there are more.
+
+    `load` gives None for what is not there after all. What is corrupted is logged and left out, so
+    that one bad record does not hide the others.
+    """
+    found: list[tuple[str, T]] = []
+    for start in range(0, len(names), READS_AT_ONCE):
+        batch = names[start : start + READS_AT_ONCE]
+        loaded = await asyncio.gather(*(_load(load, name) for name in batch))
+        found += [
+            (name, item) for name, item in zip(batch, loaded, strict=True) if item is not None
+        ]
+        if len(found) > size:
+            break
+    return found[:size], len(found) > size
+
+
+async def _load(load: Callable[[str], Awaitable[T | None]], name: str) -> T | None:
+    try:
+        return await load(name)
+    except DataCorrupted as error:
+        get_logger().error("left a corrupted record out of a listing", why=error.message)
+        return None
+
+
+def _encoded(document: Document) -> bytes:
+    return document.model_dump_json(by_alias=True).encode()
+
+
+def _corrupted(key: str) -> DataCorrupted:
+    return DataCorrupted(
+        f"the record of {_resource(key)} cannot be read; restore it from a backup",
+        reason="RECORD_CORRUPTED",
+        metadata={"resource": _resource(key)},
+    )
+
+
+def _resource(key: str) -> str:
+    """The resource a record's key belongs to, without what only storage knows."""
+    parts = [part for part in key.split("/") if not part.endswith(".json")]
+    return "/".join(parts[:4])

@@ -1,0 +1,104 @@
+"""Where things are in the object store: the only place that makes object keys.
+
+identity/tenants/{t}.json · identity/keys/{t}/{key}.json
+tenants/{t}/vplms/{v}/vplm.json                        record (swapped)
+tenants/{t}/vplms/{v}/{uid}/versions/{n:09d}.json      manifest (created once)
+tenants/{t}/vplms/{v}/{uid}/blobs/{sha256}             bytes of versions
+tenants/{t}/datasets/{d}/dataset.json · {uid}/data     record (swapped), bytes
+tenants/{t}/trainingJobs/{j}/record.json · curve.jsonl
+tenants/{t}/trainingJobOrder/{time}-{j}                empty; newest job first
+pendingJobs/{t}/{j}                                    empty; there while the job has not ended
+
+Bytes are below the uid of what they belong to, so that deleting removes a folder and never asks who
+else might use a blob.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from smile.names import ApiKeyName, DatasetName, JobName, TenantId, VplmName
+
+TENANTS = "identity/tenants/"
+TENANT_DATA = "tenants/"
+PENDING_JOBS = "pendingJobs/"
+_TIME_MS_MAX = 9_999_999_999_999
+
+
+def tenant(tenant: TenantId) -> str:
+    return f"{TENANTS}{tenant}.json"
+
+
+def api_keys(tenant: TenantId) -> str:
+    return f"identity/keys/{tenant}/"
+
+
+def api_key(name: ApiKeyName) -> str:
+    return f"{api_keys(name.tenant)}{name.key}.json"
+
+
+def owned(tenant: TenantId) -> str:
+    """The folder of all that counts as stored by a tenant."""
+    return f"{TENANT_DATA}{tenant}/"
+
+
+def vplms(tenant: TenantId) -> str:
+    return f"{owned(tenant)}vplms/"
+
+
+def vplm_folder(name: VplmName) -> str:
+    return f"{vplms(name.tenant)}{name.vplm}/"
+
+
+def vplm(name: VplmName) -> str:
+    return f"{vplm_folder(name)}vplm.json"
+
+
+def vplm_contents(name: VplmName, uid: str) -> str:
+    return f"{vplm_folder(name)}{uid}/"
+
+
+def version(name: VplmName, uid: str, number: int) -> str:
+    return f"{vplm_contents(name, uid)}versions/{number:09d}.json"
+
+
+def version_blob(name: VplmName, uid: str, digest: str) -> str:
+    return f"{vplm_contents(name, uid)}blobs/{digest}"
+
+
+def datasets(tenant: TenantId) -> str:
+    return f"{owned(tenant)}datasets/"
+
+
+def dataset_folder(name: DatasetName) -> str:
+    return f"{datasets(name.tenant)}{name.dataset}/"
+
+
+def dataset(name: DatasetName) -> str:
+    return f"{dataset_folder(name)}dataset.json"
+
+
+def dataset_bytes(name: DatasetName, uid: str) -> str:
+    return f"{dataset_folder(name)}{uid}/data"
+
+
+def job(name: JobName) -> str:
+    return f"{owned(name.tenant)}trainingJobs/{name.job}/record.json"
+
+
+def curve(name: JobName) -> str:
+    return f"{owned(name.tenant)}trainingJobs/{name.job}/curve.jsonl"
+
+
+def job_order(tenant: TenantId) -> str:
+    return f"{owned(tenant)}trainingJobOrder/"
+
+
+def job_place(name: JobName, created: datetime) -> str:
+    """Sorts newer jobs before older ones."""
+    milliseconds = _TIME_MS_MAX - int(created.timestamp() * 1000)
+    return f"{job_order(name.tenant)}{milliseconds:013d}-{name.job}"
+
+
+def pending_job(name: JobName) -> str:
+    return f"{PENDING_JOBS}{name.tenant}/{name.job}"

@@ -1,0 +1,231 @@
+"""What storage keeps as JSON: one document per object, `"schema": 1`, unknown fields tolerated."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from smile.errors import AlreadyExists
+from smile.model.specs import ModuleSpec
+from smile.resources import (
+    ApiKey,
+    Backbone,
+    Dataset,
+    DatasetFormat,
+    Tenant,
+    TrainingRecord,
+    VersionOrigin,
+    Vplm,
+    VplmVersion,
+)
+
+REQUESTS_REMEMBERED_MAX = 64
+
+
+def now() -> datetime:
+    """The time as records keep it."""
+    return datetime.now(UTC)
+
+
+def derived_uid(*parts: str) -> str:
+    """An id that a repeated request gets again: 20 hex digits of the hash of `parts`."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+class Document(BaseModel):
+    """Base of all documents."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, ser_json_inf_nan="constants"
+    )
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+
+
+class Deletion(BaseModel):
+    """Who deleted a resource, and when."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    request_id: str
+    time: datetime
+
+
+class Deletable(Document):
+    """A record that stays as a tombstone once deleted, so that deleting is one atomic swap.
+
+    `uid` is derived from the request that made the resource; `request_id` is that request's.
+    `predecessor` is the deletion of what had the name before, so that its repetition has no effect
+    on what has the name now.
+    """
+
+    uid: str
+    request_id: str
+    deleted: Deletion | None = None
+    predecessor: Deletion | None = None
+
+    def taken_by(self, uid: str, what: str) -> AlreadyExists | None:
+        """Why a request that makes `uid` cannot have this name; None where it may.
+
+        Asked for live records of other requests, and for tombstones.
+        """
+        if self.deleted is None:
+            return AlreadyExists(
+                f"{what} exists already, made by another request", metadata={"resource": what}
+            )
+        if self.uid == uid:
+            return AlreadyExists(
+                f"this request made {what}, which was deleted since; use a new request_id",
+                reason="REQUEST_ID_USED",
+            )
+        return None
+
+
+class RequestKind(enum.StrEnum):
+    """Mutations of a vPLM."""
+
+    PUT_VERSION = "put-version"
+    SET_ALIAS = "set-alias"
+    UPDATE = "update"
+
+
+class RequestNote(BaseModel):
+    """A mutation that was done. `version` is the one it made or pointed to; 0 for updates."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    request_id: str
+    kind: RequestKind
+    version: int = 0
+
+
+class VplmRecord(Deletable):
+    """The movable part of a vPLM. Versions up to `latest_version` are visible."""
+
+    spec: ModuleSpec
+    backbone: Backbone
+    display_name: str = ""
+    labels: dict[str, str] = {}
+    aliases: dict[str, int] = {}
+    latest_version: int
+    create_time: datetime
+    update_time: datetime
+    requests: tuple[RequestNote, ...] = ()
+
+    def note(self, request_id: str, kind: RequestKind) -> RequestNote | None:
+        """What the mutation `request_id` did, if it was done lately.
+
+        Raises:
+            AlreadyExists: the id was used by a mutation of another kind.
+        """
+        for note in self.requests:
+            if note.request_id == request_id:
+                if note.kind is not kind:
+                    raise AlreadyExists(
+                        f"request_id {request_id} was used for {note.kind} already",
+                        reason="REQUEST_ID_USED",
+                    )
+                return note
+        return None
+
+    def with_notes(self, *notes: RequestNote) -> tuple[RequestNote, ...]:
+        """The notes of mutations, the newest last; the oldest are forgotten."""
+        return (*self.requests, *notes)[-REQUESTS_REMEMBERED_MAX:]
+
+    def view(self, name: str, etag: str) -> Vplm:
+        """The resource as callers see it."""
+        return Vplm(
+            name=name,
+            spec=self.spec,
+            display_name=self.display_name,
+            aliases=dict(self.aliases),
+            latest_version=self.latest_version,
+            create_time=self.create_time,
+            update_time=self.update_time,
+            etag=etag,
+            uid=self.uid,
+            labels=dict(self.labels),
+        )
+
+
+class VersionManifest(Document):
+    """One immutable version."""
+
+    number: int
+    digest: str
+    size_bytes: int
+    spec: ModuleSpec
+    origin: VersionOrigin
+    training_job: str = ""
+    metrics: dict[str, float] = {}
+    create_time: datetime
+    note: str = ""
+    request_id: str
+
+    def view(self, vplm: str) -> VplmVersion:
+        """The resource as callers see it."""
+        return VplmVersion(
+            name=f"{vplm}/versions/{self.number}",
+            digest=self.digest,
+            size_bytes=self.size_bytes,
+            spec=self.spec,
+            origin=self.origin,
+            training_job=self.training_job,
+            metrics=dict(self.metrics),
+            create_time=self.create_time,
+            note=self.note,
+        )
+
+
+class DatasetRecord(Deletable):
+    """An immutable dataset; its bytes are beside it."""
+
+    format: DatasetFormat
+    digest: str
+    size_bytes: int
+    create_time: datetime
+    display_name: str = ""
+
+    def view(self, name: str) -> Dataset:
+        """The resource as callers see it."""
+        return Dataset(
+            name, self.format, self.digest, self.size_bytes, self.create_time, self.display_name
+        )
+
+
+class TenantRecord(Document):
+    """A tenant, and the key made with it."""
+
+    display_name: str = ""
+    create_time: datetime
+    quota_bytes: int
+    request_id: str
+    first_key_id: str
+
+    def view(self, tenant: str) -> Tenant:
+        """The resource as callers see it."""
+        return Tenant(f"tenants/{tenant}", self.display_name, self.create_time, self.quota_bytes)
+
+
+class KeyRecord(Document):
+    """An API key, without its secret: only the SHA-256 of that."""
+
+    secret_sha256: str
+    display_name: str = ""
+    create_time: datetime
+    revoke_time: datetime | None = None
+    request_id: str
+
+    def view(self, name: str) -> ApiKey:
+        """The resource as callers see it."""
+        return ApiKey(name, self.display_name, self.create_time, self.revoke_time)
+
+
+class JobRecord(Document):
+    """A training job with the fence of its last writer."""
+
+    record: TrainingRecord

@@ -1,0 +1,1 @@
+"""Storage's four proto services: decode, await the domain, encode."""

@@ -1,0 +1,70 @@
+"""Storage's parts, put together over one object store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.storage.blobs import ByteBudget
+from services.storage.catalog import Catalog
+from services.storage.datasets import Datasets
+from services.storage.identity import Identity
+from services.storage.quota import Ledger
+from services.storage.servicer import datasets, identity, training_records, vplms
+from services.storage.servicer.authenticator import LocalAuthenticator
+from services.storage.training_records import TrainingRecords
+from services.storage.usage import UsageReports
+from services.storage.versions import Versions
+from smile.limits import DATASET_BYTES_MAX, MIB
+from smile.rpc.server import Service
+from smile.store.objects import ObjectStore
+from smile.v1 import (
+    datasets_pb2_grpc,
+    identity_pb2_grpc,
+    storage_pb2_grpc,
+    training_records_pb2_grpc,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOptions:
+    """What the parts need beside the store; see `StorageSettings`."""
+
+    service_key: str
+    operator_key_sha256: str = ""
+    dataset_bytes_max: int = DATASET_BYTES_MAX
+    upload_bytes_max: int = 512 * MIB
+
+
+def assemble(
+    store: ObjectStore, options: StorageOptions
+) -> tuple[list[Service], LocalAuthenticator]:
+    """The services to serve, and who checks keys for them."""
+    owner = Identity(store)
+    ledger = Ledger(store)
+    budget = ByteBudget(options.upload_bytes_max)
+    catalog = Catalog(store, owner, ledger, budget)
+    versions = Versions(store, catalog, owner, ledger, budget)
+    authenticator = LocalAuthenticator(owner, options.service_key, options.operator_key_sha256)
+    services = [
+        Service(
+            vplms.StorageServicer(catalog, versions, UsageReports(store, owner)),
+            storage_pb2_grpc.add_StorageServiceServicer_to_server,
+            vplms.FULL_NAME,
+        ),
+        Service(
+            datasets.DatasetServicer(Datasets(store, owner, ledger, options.dataset_bytes_max)),
+            datasets_pb2_grpc.add_DatasetServiceServicer_to_server,
+            datasets.FULL_NAME,
+        ),
+        Service(
+            identity.IdentityServicer(owner, authenticator),
+            identity_pb2_grpc.add_IdentityServiceServicer_to_server,
+            identity.FULL_NAME,
+        ),
+        Service(
+            training_records.TrainingRecordServicer(TrainingRecords(store, owner)),
+            training_records_pb2_grpc.add_TrainingRecordServiceServicer_to_server,
+            training_records.FULL_NAME,
+        ),
+    ]
+    return services, authenticator

@@ -1,0 +1,182 @@
+"""`StorageService`: vPLMs, their versions, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+
+import grpc
+from google.protobuf import empty_pb2
+
+from services.storage.blobs import Declared
+from services.storage.catalog import AliasMove, Catalog, NewVplm, VplmChange
+from services.storage.pages import page_size
+from services.storage.servicer.streams import opened
+from services.storage.usage import UsageReports
+from services.storage.versions import NewVersion, Versions
+from smile import codec
+from smile.errors import InvalidArgument, PermissionDenied
+from smile.names import TenantName, VersionName, VplmName
+from smile.resources import VersionOrigin
+from smile.rpc.auth import Principal, Role, current_principal, own
+from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
+
+FULL_NAME = "smile.v1.StorageService"
+UPDATABLE = ("display_name", "labels")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
+
+
+class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
+    """Decodes, asks the catalog, encodes."""
+
+    def __init__(self, catalog: Catalog, versions: Versions, usage: UsageReports) -> None:
+        self._catalog = catalog
+        self._versions = versions
+        self._usage = usage
+
+    async def CommitVplm(
+        self, request: AsyncIterator[storage_pb2.CommitVplmRequest], context: Context
+    ) -> resources_pb2.Vplm:
+        first, chunks = await opened(request)
+        return codec.vplm_to_pb(await self._catalog.commit(_new_vplm(first.header), chunks))
+
+    async def GetVplm(
+        self, request: storage_pb2.GetVplmRecordRequest, context: Context
+    ) -> resources_pb2.Vplm:
+        return codec.vplm_to_pb(await self._catalog.get(_vplm(request.name)))
+
+    async def ListVplms(
+        self, request: storage_pb2.ListVplmRecordsRequest, context: Context
+    ) -> storage_pb2.ListVplmRecordsResponse:
+        parent = own(request.parent, TenantName.parse, current_principal())
+        vplms, token = await self._catalog.list_page(
+            parent.tenant, page_size(request.page_size), request.page_token
+        )
+        return storage_pb2.ListVplmRecordsResponse(
+            vplms=[codec.vplm_to_pb(vplm) for vplm in vplms], next_page_token=token
+        )
+
+    async def UpdateVplm(
+        self, request: storage_pb2.UpdateVplmRecordRequest, context: Context
+    ) -> resources_pb2.Vplm:
+        return codec.vplm_to_pb(await self._catalog.update(_change(request)))
+
+    async def DeleteVplm(
+        self, request: storage_pb2.DeleteVplmRecordRequest, context: Context
+    ) -> empty_pb2.Empty:
+        await self._catalog.delete(_vplm(request.name), request.etag, request.request_id)
+        return empty_pb2.Empty()
+
+    async def PutVersion(
+        self, request: AsyncIterator[storage_pb2.PutVersionRequest], context: Context
+    ) -> resources_pb2.VplmVersion:
+        first, chunks = await opened(request)
+        new = _new_version(first.header, current_principal())
+        return codec.version_to_pb(await self._versions.put(new, chunks))
+
+    async def GetVersion(
+        self, request: storage_pb2.GetVersionRequest, context: Context
+    ) -> resources_pb2.VplmVersion:
+        return codec.version_to_pb(await self._versions.get(_version(request.name)))
+
+    async def ResolveAlias(
+        self, request: storage_pb2.ResolveAliasRequest, context: Context
+    ) -> resources_pb2.VplmVersion:
+        found = await self._versions.resolve(_vplm(request.name), request.alias)
+        return codec.version_to_pb(found)
+
+    async def ListVersions(
+        self, request: storage_pb2.ListVersionsRequest, context: Context
+    ) -> storage_pb2.ListVersionsResponse:
+        versions, token = await self._versions.list_page(
+            _vplm(request.parent), page_size(request.page_size), request.page_token
+        )
+        return storage_pb2.ListVersionsResponse(
+            versions=[codec.version_to_pb(version) for version in versions],
+            next_page_token=token,
+        )
+
+    async def DownloadVersion(
+        self, request: storage_pb2.DownloadVersionRequest, context: Context
+    ) -> AsyncIterator[storage_pb2.DownloadVersionResponse]:
+        version, chunks = await self._versions.open(_version(request.name))
+        yield storage_pb2.DownloadVersionResponse(version=codec.version_to_pb(version))
+        async for chunk in chunks:
+            yield storage_pb2.DownloadVersionResponse(chunk=chunk)
+
+    async def SetAlias(
+        self, request: storage_pb2.SetAliasRequest, context: Context
+    ) -> resources_pb2.Vplm:
+        move = AliasMove(
+            name=_vplm(request.name),
+            alias=request.alias,
+            version=request.version,
+            request_id=request.request_id,
+            etag=request.etag,
+        )
+        return codec.vplm_to_pb(await self._catalog.set_alias(move))
+
+    async def GetUsage(
+        self, request: storage_pb2.GetUsageRequest, context: Context
+    ) -> storage_pb2.Usage:
+        name = own(request.name, TenantName.parse, current_principal())
+        usage = await self._usage.of(name.tenant, page_size(request.page_size), request.page_token)
+        return codec.usage_to_pb(usage)
+
+
+def _vplm(name: str) -> VplmName:
+    return own(name, VplmName.parse, current_principal())
+
+
+def _version(name: str) -> VersionName:
+    return own(name, VersionName.parse, current_principal())
+
+
+def _new_vplm(header: storage_pb2.CommitVplmHeader) -> NewVplm:
+    return NewVplm(
+        name=_vplm(header.vplm.name),
+        spec=codec.spec_from_pb(header.vplm.spec),
+        backbone=codec.backbone_from_pb(header.backbone),
+        declared=Declared(header.size_bytes, header.digest),
+        request_id=header.request_id,
+        display_name=header.vplm.display_name,
+        labels=dict(header.vplm.labels),
+    )
+
+
+def _new_version(header: storage_pb2.PutVersionHeader, principal: Principal) -> NewVersion:
+    origin = codec.ORIGINS.from_pb(header.origin)
+    if principal.role is Role.TENANT and origin is not VersionOrigin.IMPORT:
+        raise PermissionDenied(
+            f"a tenant's own upload has origin 'import', got '{origin}'",
+            reason="ORIGIN_NOT_ALLOWED",
+        )
+    return NewVersion(
+        vplm=_vplm(header.parent),
+        declared=Declared(header.size_bytes, header.digest),
+        origin=origin,
+        request_id=header.request_id,
+        spec=codec.spec_from_pb(header.spec) if header.HasField("spec") else None,
+        training_job=header.training_job,
+        metrics=dict(header.metrics),
+        note=header.note,
+    )
+
+
+def _change(request: storage_pb2.UpdateVplmRecordRequest) -> VplmChange:
+    paths = set(request.update_mask.paths)
+    if not paths or not paths.issubset(UPDATABLE):
+        raise InvalidArgument(
+            f"update_mask names one or more of {', '.join(UPDATABLE)}, got "
+            f"{', '.join(sorted(paths))[:200] or 'nothing'}",
+            reason="UPDATE_MASK_INVALID",
+        )
+    vplm = request.vplm
+    return VplmChange(
+        name=_vplm(vplm.name),
+        request_id=request.request_id,
+        etag=vplm.etag,
+        display_name=vplm.display_name if "display_name" in paths else None,
+        labels=dict(vplm.labels) if "labels" in paths else None,
+    )

@@ -1,0 +1,133 @@
+"""What a tenant stores, counted by listing it, beside what full models would take."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from services.storage import keys, pages
+from services.storage.documents import Documents, load_page
+from services.storage.identity import Identity
+from services.storage.quota import every_object
+from services.storage.records import VersionManifest, VplmRecord
+from smile.model.specs import Task
+from smile.names import TenantId, VplmName
+from smile.resources import SERVING, Usage, VplmUsage
+from smile.store.objects import ObjectInfo, ObjectStore
+
+FLOAT32_BYTES = 4
+_BELOW_UID = re.compile(r"([^/]+)/([0-9a-f]+)/(versions|blobs)/[^/]+")
+
+
+@dataclass(slots=True)
+class _Contents:
+    """What lies below one uid."""
+
+    versions: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Count:
+    """Sums over a tenant's objects."""
+
+    stored_bytes: int = 0
+    dataset_bytes: int = 0
+    records: set[str] = field(default_factory=set)
+    contents: dict[str, dict[str, _Contents]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(_Contents))
+    )
+
+    def vplms(self) -> list[str]:
+        """Ids with a record and at least one version: tombstones have none."""
+        return sorted(
+            vplm
+            for vplm, uids in self.contents.items()
+            if vplm in self.records and any(contents.versions for contents in uids.values())
+        )
+
+
+class UsageReports:
+    """Counts what is in the object store."""
+
+    def __init__(self, store: ObjectStore, identity: Identity) -> None:
+        self._store = store
+        self._documents = Documents(store)
+        self._identity = identity
+
+    async def of(self, tenant: TenantId, size: int, token: str) -> Usage:
+        """A tenant's totals, and a page of rows by vPLM. Raises `NotFound`."""
+        listing = f"usage of {tenant}"
+        after = pages.place_of(token, listing)
+        quota_bytes = (await self._identity.tenant(tenant)).quota_bytes
+        count = await self._count(tenant)
+        vplms = count.vplms()
+
+        async def row(vplm: str) -> VplmUsage | None:
+            return await self._row(VplmName(tenant, vplm), count.contents[vplm])
+
+        found, more = await load_page([v for v in vplms if v > after], row, size)
+        return Usage(
+            name=f"tenants/{tenant}",
+            stored_bytes=count.stored_bytes,
+            dataset_bytes=count.dataset_bytes,
+            quota_bytes=quota_bytes,
+            vplm_count=len(vplms),
+            vplms=tuple(usage for _, usage in found),
+            next_page_token=pages.token_for(listing, found[-1][0]) if more else "",
+        )
+
+    async def _count(self, tenant: TenantId) -> _Count:
+        count = _Count()
+        vplms, datasets = keys.vplms(tenant), keys.datasets(tenant)
+        async for info in every_object(self._store, keys.owned(tenant)):
+            count.stored_bytes += info.size
+            if info.key.startswith(datasets) and info.key.endswith("/data"):
+                count.dataset_bytes += info.size
+            elif info.key.startswith(vplms):
+                _count_vplm(count, info.key.removeprefix(vplms), info)
+        return count
+
+    async def _row(self, name: VplmName, contents: dict[str, _Contents]) -> VplmUsage | None:
+        stored = await self._documents.read(keys.vplm(name), VplmRecord)
+        if stored is None or stored.document.deleted is not None:
+            return None
+        record = stored.document
+        mine = contents.get(record.uid, _Contents())
+        return VplmUsage(
+            name=str(name),
+            versions=record.latest_version,
+            size_bytes=mine.size_bytes,
+            serving_bytes=await self._serving_bytes(name, record),
+            full_model_bytes=_full_model_bytes(record),
+        )
+
+    async def _serving_bytes(self, name: VplmName, record: VplmRecord) -> int:
+        number = record.aliases.get(SERVING)
+        if number is None:
+            return 0
+        place = keys.version(name, record.uid, number)
+        manifest = await self._documents.read(place, VersionManifest)
+        return manifest.document.size_bytes if manifest else 0
+
+
+def _count_vplm(count: _Count, path: str, info: ObjectInfo) -> None:
+    vplm, _, rest = path.partition("/")
+    if rest == "vplm.json":
+        count.records.add(vplm)
+    if (match := _BELOW_UID.fullmatch(path)) is not None:
+        contents = count.contents[vplm][match[2]]
+        if match[3] == "versions":
+            contents.versions += 1
+        else:
+            contents.size_bytes += info.size
+
+
+def _full_model_bytes(record: VplmRecord) -> int:
+    """The backbone and the head as float32: what a model of one's own would take."""
+    head = record.spec.head
+    shape = record.backbone.shape
+    labels: Sequence[str] = () if head.task is Task.EMBEDDING else head.labels
+    return shape.bytes + FLOAT32_BYTES * len(labels) * (shape.hidden + 1)

@@ -1,0 +1,250 @@
+"""Versions: immutable, numbered without gaps, visible once the vPLM's record knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from services.storage import keys, pages
+from services.storage.blobs import ByteBudget, Declared, received, verified
+from services.storage.catalog import Catalog, check_module, live
+from services.storage.documents import Documents, Stored, load_page
+from services.storage.identity import Identity
+from services.storage.quota import Ledger
+from services.storage.records import (
+    RequestKind,
+    RequestNote,
+    VersionManifest,
+    VplmRecord,
+    now,
+)
+from smile.errors import AlreadyExists, DataCorrupted, InvalidArgument, NotFound
+from smile.model.specs import ModuleSpec
+from smile.names import JobName, VersionName, VplmName
+from smile.resources import SERVING, VersionOrigin, VplmVersion
+from smile.store.objects import ObjectStore
+
+NUMBER_MAX = 999_999_999
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A version to store. `spec` None means the vPLM's own."""
+
+    vplm: VplmName
+    declared: Declared
+    origin: VersionOrigin
+    request_id: str
+    spec: ModuleSpec | None = None
+    training_job: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+class Versions:
+    """Versions of the vPLMs in `catalog`."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        catalog: Catalog,
+        identity: Identity,
+        ledger: Ledger,
+        budget: ByteBudget,
+    ) -> None:
+        self._store = store
+        self._documents = Documents(store)
+        self._catalog = catalog
+        self._identity = identity
+        self._ledger = ledger
+        self._budget = budget
+
+    async def put(self, new: NewVersion, chunks: AsyncIterator[bytes]) -> VplmVersion:
+        """Store one more version; no alias moves.
+
+        Raises:
+            NotFound: no such vPLM.
+            InvalidArgument: the bytes are not what was declared, or not the spec's tensors.
+            QuotaExceeded: the tenant has no room.
+        """
+        _check_job(new)
+        record = (await self._catalog.record(new.vplm)).document
+        if (note := record.note(new.request_id, RequestKind.PUT_VERSION)) is not None:
+            return await self._made_earlier(new, record, note.version)
+        spec = _spec(new, record)
+        tenant = await self._identity.tenant(new.vplm.tenant)
+        size = new.declared.size_bytes
+        async with self._ledger.reserved(new.vplm.tenant, size, tenant.quota_bytes):
+            with self._budget.held(size):
+                data = await received(chunks, new.declared)
+                await check_module(data, spec, record.backbone)
+                blob = keys.version_blob(new.vplm, record.uid, new.declared.digest)
+                await self._store.put_if_absent(blob, data)
+            manifest = _manifest(new, spec)
+            number, passed = await self._number(new.vplm, record, manifest)
+            await self._publish(new, record.uid, number, passed)
+        return await self.get(VersionName(new.vplm, number))
+
+    async def get(self, name: VersionName) -> VplmVersion:
+        """Raises `NotFound`, also for versions no record knows of yet."""
+        record = (await self._catalog.record(name.vplm)).document
+        return (await self._manifest(name, record)).view(str(name.vplm))
+
+    async def resolve(self, vplm: VplmName, alias: str) -> VplmVersion:
+        """The version an alias points to; `serving` where none is named. Raises `NotFound`."""
+        record = (await self._catalog.record(vplm)).document
+        number = record.aliases.get(alias or SERVING)
+        if number is None:
+            raise NotFound(
+                f"{vplm} has no alias '{alias or SERVING}'",
+                reason="ALIAS_NOT_FOUND",
+                metadata={"resource": str(vplm), "alias": alias or SERVING},
+            )
+        return (await self._manifest(VersionName(vplm, number), record)).view(str(vplm))
+
+    async def list_page(
+        self, vplm: VplmName, size: int, token: str
+    ) -> tuple[list[VplmVersion], str]:
+        """A page of versions, newest first, and the token of the next. Raises `NotFound`."""
+        listing = f"versions of {vplm}"
+        record = (await self._catalog.record(vplm)).document
+        place = pages.place_of(token, listing)
+        first = min(_number(place) - 1, record.latest_version) if place else record.latest_version
+        numbers = [str(number) for number in range(first, max(first - size - 1, 0), -1)]
+
+        async def load(number: str) -> VplmVersion | None:
+            name = VersionName(vplm, int(number))
+            return (await self._manifest(name, record)).view(str(vplm))
+
+        found, _ = await load_page(numbers[:size], load, size)
+        following = pages.token_for(listing, numbers[size - 1]) if len(numbers) > size else ""
+        return [version for _, version in found], following
+
+    async def open(self, name: VersionName) -> tuple[VplmVersion, AsyncIterator[bytes]]:
+        """A version and its bytes, which raise `DataCorrupted` unless they match its digest."""
+        record = (await self._catalog.record(name.vplm)).document
+        manifest = await self._manifest(name, record)
+        blob = keys.version_blob(name.vplm, record.uid, manifest.digest)
+        declared = Declared(manifest.size_bytes, manifest.digest)
+        return manifest.view(str(name.vplm)), verified(
+            self._store.get_stream(blob), declared, str(name)
+        )
+
+    async def _manifest(self, name: VersionName, record: VplmRecord) -> VersionManifest:
+        if name.number > record.latest_version:
+            raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
+        place = keys.version(name.vplm, record.uid, name.number)
+        stored = await self._documents.read(place, VersionManifest)
+        if stored is None:
+            await self._catalog.record(name.vplm)  # deleted meanwhile: NotFound
+            raise DataCorrupted(
+                f"the manifest of {name} is missing",
+                reason="RECORD_CORRUPTED",
+                metadata={"resource": str(name)},
+            )
+        return stored.document
+
+    async def _made_earlier(self, new: NewVersion, record: VplmRecord, number: int) -> VplmVersion:
+        manifest = await self._manifest(VersionName(new.vplm, number), record)
+        if manifest.digest != new.declared.digest:
+            raise AlreadyExists(
+                f"request_id {new.request_id} was used for other bytes already",
+                reason="REQUEST_ID_USED",
+            )
+        return manifest.view(str(new.vplm))
+
+    async def _number(
+        self, vplm: VplmName, record: VplmRecord, manifest: VersionManifest
+    ) -> tuple[int, list[RequestNote]]:
+        """The first free number, taken; with the notes of requests that broke off before it."""
+        passed: list[RequestNote] = []
+        latest = (await self._catalog.record(vplm)).document.latest_version
+        for number in range(latest + 1, NUMBER_MAX):
+            place = keys.version(vplm, record.uid, number)
+            if await self._documents.create(place, manifest.model_copy(update={"number": number})):
+                return number, passed
+            taken = await self._documents.read(place, VersionManifest)
+            if taken is None:
+                break  # deleted meanwhile
+            note = _note(taken.document)
+            if note.request_id == manifest.request_id:
+                return number, passed
+            passed.append(note)
+        raise NotFound(f"{vplm} does not exist", metadata={"resource": str(vplm)})
+
+    async def _publish(
+        self, new: NewVersion, uid: str, number: int, passed: list[RequestNote]
+    ) -> None:
+        """Let the record know of the version: the commit point."""
+        mine = RequestNote(request_id=new.request_id, kind=RequestKind.PUT_VERSION, version=number)
+
+        def apply(stored: Stored[VplmRecord] | None) -> VplmRecord | None:
+            record = live(stored, new.vplm).document
+            if record.uid != uid:
+                raise NotFound(f"{new.vplm} was deleted meanwhile")
+            known = {note.request_id for note in record.requests}
+            fresh = [note for note in (*passed, mine) if note.request_id not in known]
+            if not fresh:
+                return None
+            return record.model_copy(
+                update={
+                    "latest_version": max(record.latest_version, number),
+                    "requests": record.with_notes(*fresh),
+                    "update_time": now(),
+                }
+            )
+
+        await self._documents.edit(keys.vplm(new.vplm), VplmRecord, apply)
+
+
+def _note(manifest: VersionManifest) -> RequestNote:
+    return RequestNote(
+        request_id=manifest.request_id, kind=RequestKind.PUT_VERSION, version=manifest.number
+    )
+
+
+def _manifest(new: NewVersion, spec: ModuleSpec) -> VersionManifest:
+    """The manifest but for its number."""
+    return VersionManifest(
+        number=0,
+        digest=new.declared.digest,
+        size_bytes=new.declared.size_bytes,
+        spec=spec,
+        origin=new.origin,
+        training_job=new.training_job,
+        metrics=dict(new.metrics),
+        create_time=now(),
+        note=new.note,
+        request_id=new.request_id,
+    )
+
+
+def _spec(new: NewVersion, record: VplmRecord) -> ModuleSpec:
+    """The version's spec: the vPLM's own, but for the precision."""
+    if new.spec is None:
+        return record.spec
+    if replace(new.spec, dtype=record.spec.dtype, backbone=record.spec.backbone) != record.spec:
+        raise InvalidArgument(
+            "a version has its vPLM's backbone digest, PET module and head; only the precision "
+            "may differ",
+            reason="SPEC_MISMATCH",
+        )
+    return replace(record.spec, dtype=new.spec.dtype)
+
+
+def _check_job(new: NewVersion) -> None:
+    if new.origin is not VersionOrigin.TRAINING:
+        if new.training_job:
+            raise InvalidArgument(f"origin '{new.origin}' has no training job")
+        return
+    if JobName.parse(new.training_job).tenant != new.vplm.tenant:
+        raise InvalidArgument(f"the training job must be of tenants/{new.vplm.tenant}")
+
+
+def _number(place: str) -> int:
+    if not place.isascii() or not place.isdecimal():
+        raise InvalidArgument(
+            "page_token is not one this listing gave; start again without it",
+            reason="PAGE_TOKEN_INVALID",
+        )
+    return int(place)

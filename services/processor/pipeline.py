@@ -1,0 +1,389 @@
+"""A request from admission to answer, and the one seam between event loop and device thread.
+
+admit → resolve → (load) → tokenise → queue → [device thread] → answer. A long request goes in
+slices, a few at a time, and each slice in chunks that other tenants' chunks come between. Whatever
+ends a request early (its deadline, its caller leaving, a bad text) takes its chunks out of the
+queue before they are computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from services.processor.admission import Admission, Permit
+from services.processor.answers import Question, predict
+from services.processor.device import Computer, DeviceThread, Report
+from services.processor.dispatch import Dispatch
+from services.processor.loader import Loader
+from services.processor.requests import (
+    Answered,
+    Chunk,
+    Failed,
+    InferenceRequest,
+    ModuleKey,
+    Outcome,
+    Ride,
+    Target,
+    estimate,
+    runs,
+    slices,
+)
+from services.processor.residency import ModuleState
+from services.processor.resolver import Asked, Resolver
+from services.processor.stats import Counters
+from smile.errors import DeadlineExceeded, Internal, SmileError, Unavailable
+from smile.logs import get_logger
+from smile.model.specs import ModuleSpec
+from smile.model.tokenizer import TextTokenizer, TokenizedText
+from smile.resources import InferResult, Prediction, ProcessorStats, Timings
+
+STOPPING = "the processor is stopping"
+JOIN_S = 30.0
+
+Module = TypeVar("Module")
+Module_contra = TypeVar("Module_contra", contravariant=True)
+
+
+class Engine(Computer[Module_contra], Protocol[Module_contra]):
+    """What the pipeline asks of the device besides computing."""
+
+    @property
+    def backbones(self) -> tuple[str, ...]: ...
+    @property
+    def text_tokens_max(self) -> int: ...
+    def tokenizer(self, backbone: str) -> TextTokenizer: ...
+    def check(self, spec: ModuleSpec) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLimits:
+    """How a request is cut up.
+
+    Attributes:
+        chunk_texts_max: Texts of a chunk.
+        chunk_tokens_max: Tokens of a chunk; a single text beyond it is a chunk of its own.
+        slice_texts_max: Texts tokenised in one go.
+        slice_tokens_max: About how many tokens those have.
+        slices_max: Slices of one request that are tokenised, queued or computed at a time.
+        due_s_max: A chunk is due after this long even if its deadline is later.
+    """
+
+    chunk_texts_max: int
+    chunk_tokens_max: int
+    slice_texts_max: int = 256
+    slice_tokens_max: int = 8_192
+    slices_max: int = 4
+    due_s_max: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Collaborators(Generic[Module]):
+    """What a pipeline works with."""
+
+    engine: Engine[Module]
+    resolver: Resolver
+    loader: Loader[Module]
+    dispatch: Dispatch[Module]
+    admission: Admission
+    pool: Executor
+    clock: Callable[[], float]
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One request on its way."""
+
+    number: int
+    request: InferenceRequest
+    target: Target
+    permit: Permit
+    window: asyncio.Semaphore
+    rides: dict[int, Ride] = field(default_factory=dict)
+    load_since: float | None = None  # since when its module is waited for
+    load_s: float = 0.0
+
+    def waits(self, now: float) -> None:
+        """Its module is not there."""
+        if self.load_since is None:
+            self.load_since = now
+
+    def loaded(self, now: float) -> None:
+        """Its module has come."""
+        if self.load_since is not None:
+            self.load_s += now - self.load_since
+            self.load_since = None
+
+    def timings(self, now: float) -> Timings:
+        rides = list(self.rides.values())
+        largest = max(rides, key=lambda ride: ride.texts)
+        return Timings(
+            queue_s=min(ride.started for ride in rides) - self.request.arrived,
+            load_s=self.load_s,
+            compute_s=sum(ride.compute_s for ride in rides),
+            total_s=now - self.request.arrived,
+            batch_texts=largest.texts,
+            batch_vplms=largest.vplms,
+        )
+
+
+class Pipeline(Generic[Module]):
+    """Answers requests. For use on the event loop only; `start` it there."""
+
+    def __init__(self, parts: Collaborators[Module], limits: ChunkLimits) -> None:
+        self._parts = parts
+        self._limits = limits
+        self._counters = Counters()
+        self._numbers = itertools.count(1)
+        self._tickets: dict[ModuleKey, dict[int, _Ticket]] = {}
+        self._answers: dict[int, asyncio.Future[Answered]] = {}
+        self._loads: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._device: DeviceThread[Module] | None = None
+
+    def start(self) -> None:
+        """Start the device thread and admit requests."""
+        loop = asyncio.get_running_loop()
+
+        def tell(report: Report[Module]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._hear, report)
+
+        self._device = DeviceThread(self._parts.dispatch, self._parts.engine, tell)
+        self._device.start()
+        self._parts.admission.open()
+
+    async def close(self) -> None:
+        """Admit nothing more, refuse what is queued, end the device thread."""
+        self._parts.admission.close(STOPPING)
+        for chunk in self._parts.dispatch.close():
+            self._settle(Failed(chunk, Unavailable(STOPPING, retry_after=1.0)))
+        for task in list(self._loads):
+            task.cancel()
+        await asyncio.gather(*self._loads, return_exceptions=True)
+        await self._parts.resolver.close()
+        if self._device is not None:
+            await asyncio.to_thread(self._device.join, JOIN_S)
+
+    def stats(self) -> ProcessorStats:
+        """How the processor is doing."""
+        return self._counters.stats(
+            self._parts.dispatch.level(),
+            backbones=self._parts.engine.backbones,
+            queue_texts_max=self._parts.admission.limits.texts_max,
+            refused=self._parts.admission.refused,
+        )
+
+    async def infer(self, request: InferenceRequest) -> InferResult:
+        """The answers to a request's texts.
+
+        Raises:
+            Overloaded: the queue is full; refused before any work is done.
+            NotFound: there is no such vPLM, alias or version.
+            TextTooLong: a text has too many tokens and is not to be truncated.
+            FailedPrecondition: the vPLM's backbone is not served here.
+            DataCorrupted: the stored module, or what it answers, is unusable.
+            DeadlineExceeded: the time ran out; what had not been computed never is.
+            Unavailable: storage is away and what is needed was not kept, or the processor is
+                stopping.
+        """
+        tokens = request.tokens_estimate(self._parts.engine.text_tokens_max)
+        with self._parts.admission.admit(request.vplm.tenant, len(request.texts), tokens) as permit:
+            self._counters.asked(len(request.texts))
+            try:
+                async with asyncio.timeout(max(request.deadline - self._parts.clock(), 0.0)):
+                    asked = Asked(request.vplm, request.alias, request.version)
+                    target = await self._parts.resolver.target(asked)
+                    return await self.submit(request, target, permit)
+            except TimeoutError:
+                waited = self._parts.clock() - request.arrived
+                raise DeadlineExceeded(
+                    f"the deadline passed after {waited:.3f} s, before all texts were answered"
+                ) from None
+
+    async def submit(
+        self, request: InferenceRequest, target: Target, permit: Permit
+    ) -> InferResult:
+        """The answers of one version to an admitted request."""
+        self._parts.engine.check(target.spec)
+        window = asyncio.Semaphore(self._limits.slices_max)
+        ticket = _Ticket(next(self._numbers), request, target, permit, window)
+        self._demand(ticket)
+        try:
+            predictions = await self._predictions(ticket)
+        finally:
+            self._leave(ticket)
+        assert len(predictions) == len(request.texts), "one prediction per text"
+        version = target.version
+        timings = ticket.timings(self._parts.clock())
+        return InferResult(predictions, version.name, version.digest, version.origin, timings)
+
+    async def _predictions(self, ticket: _Ticket) -> tuple[Prediction, ...]:
+        spans = list(
+            slices(
+                ticket.request.texts,
+                texts_max=self._limits.slice_texts_max,
+                tokens_max=self._limits.slice_tokens_max,
+            )
+        )
+        if len(spans) == 1:
+            return tuple(await self._slice(ticket, spans[0]))
+        tasks = [asyncio.create_task(self._slice(ticket, span)) for span in spans]
+        try:
+            parts = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return tuple(itertools.chain.from_iterable(parts))
+
+    async def _slice(self, ticket: _Ticket, span: tuple[int, int]) -> list[Prediction]:
+        async with ticket.window:
+            texts = ticket.request.texts[slice(*span)]
+            tokens = await self._tokenize(ticket, texts, span[0])
+            chunks = [self._chunk(ticket, run) for run in self._runs(tokens)]
+            answered = await self._answered(chunks)
+        ticket.rides |= {answer.ride.number: answer.ride for answer in answered}
+        head, top_k = ticket.target.spec.head, ticket.request.top_k
+        outputs = [output for answer in answered for output in answer.outputs]
+        questions = [
+            Question(text, token, head, top_k) for text, token in zip(texts, tokens, strict=True)
+        ]
+        return [predict(*pair) for pair in zip(questions, outputs, strict=True)]
+
+    async def _tokenize(
+        self, ticket: _Ticket, texts: Sequence[str], first: int
+    ) -> list[TokenizedText]:
+        tokenizer = self._parts.engine.tokenizer(ticket.target.spec.backbone)
+        truncate = ticket.request.truncate
+        loop = asyncio.get_running_loop()
+        tokens = await loop.run_in_executor(
+            self._parts.pool,
+            lambda: tokenizer.encode(list(texts), truncate=truncate, first_index=first),
+        )
+        longest = self._parts.engine.text_tokens_max
+        ticket.permit.settle(
+            sum(estimate(text, longest) for text in texts), sum(len(text) for text in tokens)
+        )
+        return tokens
+
+    def _runs(self, tokens: Sequence[TokenizedText]) -> list[tuple[TokenizedText, ...]]:
+        limits = self._limits
+        return list(
+            runs(tokens, texts_max=limits.chunk_texts_max, tokens_max=limits.chunk_tokens_max)
+        )
+
+    def _chunk(self, ticket: _Ticket, texts: tuple[TokenizedText, ...]) -> Chunk:
+        request = ticket.request
+        return Chunk(
+            number=next(self._numbers),
+            request=ticket.number,
+            tenant=request.vplm.tenant,
+            backbone=ticket.target.spec.backbone,
+            module=ticket.target.key,
+            due=min(request.deadline, request.arrived + self._limits.due_s_max),
+            deadline=request.deadline,
+            texts=texts,
+            tokens=sum(len(text) for text in texts),
+        )
+
+    async def _answered(self, chunks: Sequence[Chunk]) -> list[Answered]:
+        loop = asyncio.get_running_loop()
+        answers: dict[int, asyncio.Future[Answered]] = {
+            chunk.number: loop.create_future() for chunk in chunks
+        }
+        self._answers |= answers
+        try:
+            self._parts.dispatch.put(chunks)
+            return await asyncio.gather(*answers.values())
+        finally:
+            for number in answers:
+                self._answers.pop(number, None)
+
+    def _hear(self, report: Report[Module]) -> None:
+        """What the device thread told."""
+        for key in report.taken.wanted:
+            self._want(key)
+        for failed in report.taken.failed:
+            self._settle(failed)
+        for outcome in report.outcomes:
+            self._settle(outcome)
+        if (work := report.taken.work) is not None:
+            self._counters.computed(work.batch, report.compute_s)
+            self._parts.admission.computed(work.batch.tokens, report.compute_s)
+            self._room.set()
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Hand an outcome to who waits for it, if anyone still does."""
+        future = self._answers.pop(outcome.chunk.number, None)
+        if future is None or future.done():
+            return
+        if isinstance(outcome, Failed):
+            future.set_exception(outcome.error)
+        else:
+            future.set_result(outcome)
+
+    def _demand(self, ticket: _Ticket) -> None:
+        key = ticket.target.key
+        state = self._parts.dispatch.demand(key)
+        self._tickets.setdefault(key, {})[ticket.number] = ticket
+        if state is not ModuleState.READY:
+            ticket.waits(self._parts.clock())
+        if state is ModuleState.ABSENT:
+            self._start_load(ticket.target)
+
+    def _leave(self, ticket: _Ticket) -> None:
+        key = ticket.target.key
+        self._parts.dispatch.drop(ticket.number)
+        self._parts.dispatch.undemand(key)
+        del self._tickets[key][ticket.number]
+        if not self._tickets[key]:
+            del self._tickets[key]
+        self._room.set()
+
+    def _want(self, key: ModuleKey) -> None:
+        """Chunks were parked for a module: load it again, if it left since it was demanded."""
+        tickets = self._tickets.get(key)
+        if not tickets or not self._parts.dispatch.begin(key):
+            return
+        for ticket in tickets.values():
+            ticket.waits(self._parts.clock())
+        self._start_load(next(iter(tickets.values())).target)
+
+    def _start_load(self, target: Target) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._load(target), context=Context())  # nobody's deadline
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+
+    async def _load(self, target: Target) -> None:
+        """Load a module and wait for room; everything waiting for it goes on, or fails."""
+        dispatch = self._parts.dispatch
+        try:
+            loaded = await self._parts.loader.load(target)
+            while not dispatch.admit(target.key, loaded.module, loaded.nbytes):
+                self._room.clear()
+                await self._room.wait()
+        except SmileError as error:
+            get_logger().warning("module not loaded", version=str(target.name), why=error.message)
+            self._fail(target.key, error)
+        except asyncio.CancelledError:
+            self._fail(target.key, Unavailable(STOPPING))
+            raise
+        except Exception:
+            get_logger().exception("loading a module failed", version=str(target.name))
+            self._fail(
+                target.key, Internal("the module could not be loaded; the log has the cause")
+            )
+        now = self._parts.clock()
+        for ticket in self._tickets.get(target.key, {}).values():
+            ticket.loaded(now)
+
+    def _fail(self, key: ModuleKey, error: SmileError) -> None:
+        for failed in self._parts.dispatch.fail(key, error):
+            self._settle(failed)

@@ -1,0 +1,266 @@
+"""A request at every stage of its life: asked, cut into chunks, batched, answered.
+
+`InferenceRequest` → `Chunk` (waits in the queue) → `Batch` → `Outcome`. Each type can only hold
+what the stage before it let through. Times are seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smile.errors import InvalidArgument, SmileError, TextEmpty, TextTooLong, TooManyTexts
+from smile.limits import INFER_TEXTS_MAX, TEXT_CHARS_MAX
+from smile.model.specs import ModuleSpec
+from smile.model.tokenizer import TokenizedText
+from smile.names import TenantId, VersionName, VplmName
+from smile.resources import SERVING, VplmVersion
+
+CHARS_PER_TOKEN = 3  # below what English text has, so that estimates err on the safe side
+
+FloatArray: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """Texts to answer with one vPLM, validated.
+
+    Attributes:
+        vplm: Whose tenant is the caller's.
+        texts: In the order of the answer.
+        arrived: When the request came in.
+        deadline: When its caller stops waiting.
+        version: The version asked for in particular; None follows `alias`.
+        truncate: Cut texts beyond the backbone's token limit instead of refusing them.
+        top_k: Best labels to tell per text; 0 tells all.
+
+    Raises:
+        InvalidArgument: there is no text.
+        TooManyTexts, TextEmpty, TextTooLong: a limit of `smile.limits` is passed; names it and the
+            value.
+    """
+
+    vplm: VplmName
+    texts: tuple[str, ...]
+    arrived: float
+    deadline: float
+    version: int | None = None
+    alias: str = SERVING
+    truncate: bool = False
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        _check_count(len(self.texts))
+        for index, text in enumerate(self.texts):
+            _check_text(text, index)
+
+    def tokens_estimate(self, text_tokens_max: int) -> int:
+        """About how many tokens the texts have; no text has more than `text_tokens_max`."""
+        return sum(estimate(text, text_tokens_max) for text in self.texts)
+
+
+def estimate(text: str, tokens_max: int) -> int:
+    """About how many tokens a text has, special tokens included."""
+    return min(len(text) // CHARS_PER_TOKEN + CHARS_PER_TOKEN, tokens_max)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleKey:
+    """What makes two modules the same one in memory.
+
+    The digest names the bytes, the spec tells what they mean (a LoRA's alpha and a head's pooling
+    are not in them). The tenant is part of it, so that neither a failed load nor the time a load
+    takes tells one tenant anything about another.
+    """
+
+    tenant: TenantId
+    digest: str
+    spec_sha256: str
+
+    @classmethod
+    def of(cls, name: VersionName, version: VplmVersion) -> ModuleKey:
+        return cls(name.vplm.tenant, version.digest, _fingerprint(version.spec))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The immutable version a request is answered by."""
+
+    name: VersionName
+    version: VplmVersion
+    key: ModuleKey
+
+    @classmethod
+    def of(cls, version: VplmVersion) -> Target:
+        """Raises `InvalidName` if the manifest's name is no version's."""
+        name = VersionName.parse(version.name)
+        return cls(name, version, ModuleKey.of(name, version))
+
+    @property
+    def spec(self) -> ModuleSpec:
+        return self.version.spec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """A few texts of one request: the unit that waits, that is scheduled, and that may be dropped.
+
+    Attributes:
+        number: Counts chunks in order of arrival; unique.
+        request: The request it is part of.
+        due: What earliest-deadline-first sorts by: the deadline, or the time by which it must have
+            been computed whatever its deadline is.
+        deadline: When nobody waits for it any more.
+        tokens: Of all its texts.
+    """
+
+    number: int
+    request: int
+    tenant: TenantId
+    backbone: str
+    module: ModuleKey
+    due: float
+    deadline: float
+    texts: tuple[TokenizedText, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The chunks of a batch that one module answers."""
+
+    module: ModuleKey
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the device computes in one go: any tenants, any PET kinds, one backbone."""
+
+    backbone: str
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, backbone: str, chunks: Sequence[Chunk]) -> Batch:
+        """Chunks grouped by module, in the order each module came first."""
+        parts: dict[ModuleKey, list[Chunk]] = {}
+        for chunk in chunks:
+            parts.setdefault(chunk.module, []).append(chunk)
+        return cls(backbone, tuple(Part(key, tuple(held)) for key, held in parts.items()))
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        return tuple(chunk for part in self.parts for chunk in part.chunks)
+
+    @property
+    def texts(self) -> int:
+        return sum(len(chunk.texts) for chunk in self.chunks)
+
+    @property
+    def tokens(self) -> int:
+        return sum(chunk.tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Ride:
+    """One computed batch, as its passengers report it."""
+
+    number: int
+    started: float
+    compute_s: float
+    texts: int
+    vplms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A computed chunk: one array per text, as its head gives it."""
+
+    chunk: Chunk
+    outputs: tuple[FloatArray, ...]
+    ride: Ride
+
+    def __post_init__(self) -> None:
+        assert len(self.outputs) == len(self.chunk.texts), "one output per text"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A chunk that got no answer, and why."""
+
+    chunk: Chunk
+    error: SmileError
+
+
+Outcome: TypeAlias = Answered | Failed
+
+
+def slices(texts: Sequence[str], *, texts_max: int, tokens_max: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of consecutive texts, each run of at most `texts_max` and about `tokens_max`
+    tokens.
+    """
+    start, tokens = 0, 0
+    for index, text in enumerate(texts):
+        more = estimate(text, tokens_max)
+        if index > start and (index - start >= texts_max or tokens + more > tokens_max):
+            yield start, index
+            start, tokens = index, 0
+        tokens += more
+    if start < len(texts):
+        yield start, len(texts)
+
+
+def runs(
+    texts: Sequence[TokenizedText], *, texts_max: int, tokens_max: int
+) -> Iterator[tuple[TokenizedText, ...]]:
+    """Consecutive texts within both limits; a text alone may pass the second."""
+    run: list[TokenizedText] = []
+    tokens = 0
+    for text in texts:
+        if run and (len(run) >= texts_max or tokens + len(text) > tokens_max):
+            yield tuple(run)
+            run, tokens = [], 0
+        run.append(text)
+        tokens += len(text)
+    if run:
+        yield tuple(run)
+
+
+def _check_count(count: int) -> None:
+    if count == 0:
+        raise InvalidArgument(
+            f"a request has 1 to {INFER_TEXTS_MAX} texts, got 0", reason="TEXTS_MISSING"
+        )
+    if count > INFER_TEXTS_MAX:
+        raise TooManyTexts(
+            f"a request has at most {INFER_TEXTS_MAX} texts, got {count}",
+            metadata={"limit": str(INFER_TEXTS_MAX), "value": str(count)},
+        )
+
+
+def _check_text(text: str, index: int) -> None:
+    if not text or text.isspace():
+        raise TextEmpty(
+            f"text {index} must have at least 1 character that is not white space, got {len(text)} "
+            f"characters",
+            metadata={"text": str(index)},
+        )
+    if len(text) > TEXT_CHARS_MAX:
+        raise TextTooLong(
+            f"text {index} must have at most {TEXT_CHARS_MAX} characters, got {len(text)}",
+            metadata={
+                "text": str(index),
+                "unit": "characters",
+                "limit": str(TEXT_CHARS_MAX),
+                "value": str(len(text)),
+            },
+        )
+
+
+def _fingerprint(spec: ModuleSpec) -> str:
+    return hashlib.sha256(repr(spec).encode("utf-8", "backslashreplace")).hexdigest()

@@ -1,0 +1,71 @@
+"""Versions in storage, for the service that serves them: which one an alias points to, and its
+bytes.
+
+For use with a channel that presents the service key; every call acts for the tenant of the name it
+is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import grpc
+
+from smile import codec
+from smile.errors import DataCorrupted
+from smile.names import VersionName, VplmName
+from smile.resources import VplmVersion
+from smile.rpc.channel import acting_for
+from smile.rpc.status import calling
+from smile.v1 import storage_pb2, storage_pb2_grpc
+
+
+class VersionReader:
+    """Reads versions. Every method raises `smile.errors`; another tenant's version is `NotFound`.
+
+    Args:
+        channel: To storage.
+        resolve_timeout_s: Of finding a version.
+        download_timeout_s: Of fetching its bytes.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        resolve_timeout_s: float = 2.0,
+        download_timeout_s: float = 30.0,
+    ) -> None:
+        self._stub = storage_pb2_grpc.StorageServiceStub(channel)
+        self._resolve_timeout_s = resolve_timeout_s
+        self._download_timeout_s = download_timeout_s
+
+    async def resolve(self, name: VplmName, alias: str) -> VplmVersion:
+        """The version `alias` points to now."""
+        request = storage_pb2.ResolveAliasRequest(name=str(name), alias=alias)
+        with calling(), acting_for(name.tenant):
+            found = await self._stub.ResolveAlias(request, timeout=self._resolve_timeout_s)
+        return codec.version_from_pb(found)
+
+    async def get(self, name: VersionName) -> VplmVersion:
+        """One version's manifest."""
+        request = storage_pb2.GetVersionRequest(name=str(name))
+        with calling(), acting_for(name.vplm.tenant):
+            found = await self._stub.GetVersion(request, timeout=self._resolve_timeout_s)
+        return codec.version_from_pb(found)
+
+    async def download(self, name: VersionName) -> AsyncGenerator[bytes, None]:
+        """The version's bytes in pieces. Who takes them checks their digest."""
+        request = storage_pb2.DownloadVersionRequest(name=str(name))
+        with acting_for(name.vplm.tenant):
+            call = self._stub.DownloadVersion(request, timeout=self._download_timeout_s)
+        try:
+            with calling():
+                async for message in call:
+                    part = message.WhichOneof("part")
+                    if part == "chunk":
+                        yield message.chunk
+                    elif part is None:
+                        raise DataCorrupted(f"{name}: storage sent a message that is empty")
+        finally:
+            call.cancel()  # ends the stream where the bytes were refused half-way

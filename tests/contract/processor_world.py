@@ -1,0 +1,240 @@
+"""A real processor over a toy backbone, and a storage that can be away, slow or lying."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import SecretStr
+
+from services.processor.config import ProcessorSettings
+from services.processor.servicer import FULL_NAME, ProcessorServicer
+from services.processor.serving import BACKBONES_CHECK, Processor
+from smile import codec
+from smile.client.version_reader import VersionReader
+from smile.errors import Unavailable
+from smile.model import layout, weights
+from smile.model.backbone import Backbone
+from smile.model.initial import NUMPY_DTYPES, FloatArray
+from smile.model.packing import pack
+from smile.model.reference import VplmModule
+from smile.model.specs import (
+    DType,
+    HeadSpec,
+    ModuleSpec,
+    PetKind,
+    PetSpec,
+    Pooling,
+    Projection,
+    Task,
+)
+from smile.resources import InferResult, ProcessorStats, VersionOrigin, VplmVersion
+from smile.rpc.auth import current_principal, not_found
+from smile.rpc.channel import ApiKey, ServiceCredential, build_channel, calling
+from smile.rpc.health import Readiness
+from smile.testing import FakeAuthenticator, FakeKeys, Service, serving
+from smile.v1 import processor_pb2, processor_pb2_grpc, storage_pb2, storage_pb2_grpc
+
+STORAGE_NAME = storage_pb2.DESCRIPTOR.services_by_name["StorageService"].full_name
+PETS = {
+    "pfeiffer": PetSpec(PetKind.PFEIFFER, 2, rank=6),
+    "houlsby": PetSpec(PetKind.HOULSBY, 1, rank=4),
+    "lora": PetSpec(PetKind.LORA, 0, rank=3, alpha=6.0, targets=tuple(Projection)[:3]),
+    "bitfit": PetSpec(PetKind.BITFIT, 2),
+    "none": PetSpec(PetKind.NONE, 2),
+}
+HEADS = {
+    "topic": HeadSpec(Task.SEQUENCE_CLASSIFICATION, ("sport", "money", "film", "home", "war")),
+    "yes": HeadSpec(Task.SEQUENCE_CLASSIFICATION, ("no", "yes"), Pooling.CLS),
+    "words": HeadSpec(Task.TOKEN_CLASSIFICATION, ("other", "name", "place")),
+    "near": HeadSpec(Task.EMBEDDING),
+}
+
+
+def module_spec(backbone: Backbone, pet: str = "pfeiffer", head: str = "topic") -> ModuleSpec:
+    return ModuleSpec(backbone.name, backbone.digest, PETS[pet], HEADS[head], DType.FLOAT32)
+
+
+def random_tensors(spec: ModuleSpec, backbone: Backbone, seed: int) -> dict[str, FloatArray]:
+    """Weights that change every answer."""
+    random = np.random.default_rng(seed)
+    return {
+        name: (0.2 * random.standard_normal(tensor.shape)).astype(NUMPY_DTYPES[tensor.dtype])
+        for name, tensor in layout.tensors(spec, backbone.shape).items()
+    }
+
+
+class StorageFake(storage_pb2_grpc.StorageServiceServicer):
+    """Versions in a dict, and ways to fail."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str, VplmVersion] = {}
+        self.data: dict[str, bytes] = {}
+        self.aliases: dict[tuple[str, str], int] = {}
+        self.away = False
+        self.gate: asyncio.Event | None = None  # downloads wait for it
+        self.asked: Counter[str] = Counter()
+
+    def put(
+        self,
+        vplm: str,
+        spec: ModuleSpec,
+        data: bytes,
+        *,
+        origin: VersionOrigin = VersionOrigin.TRAINING,
+        serve: bool = True,
+    ) -> VplmVersion:
+        """One more version of `tenants/t/vplms/v`; `serving` points to it."""
+        number = 1 + sum(name.startswith(f"{vplm}/versions/") for name in self.versions)
+        name = f"{vplm}/versions/{number}"
+        digest = hashlib.sha256(data).hexdigest()
+        self.versions[name] = VplmVersion(name, digest, len(data), spec, origin)
+        self.data[name] = data
+        if serve:
+            self.aliases[vplm, "serving"] = number
+        return self.versions[name]
+
+    def lie(self, name: str, data: bytes, *, digest: bool) -> None:
+        """Send other bytes for a version; with `digest`, its manifest lies along."""
+        self.data[name] = data
+        if digest:
+            told = hashlib.sha256(data).hexdigest()
+            self.versions[name] = replace(self.versions[name], digest=told, size_bytes=len(data))
+
+    def delete(self, vplm: str) -> None:
+        self.versions = {n: v for n, v in self.versions.items() if not n.startswith(vplm + "/")}
+        self.aliases = {key: n for key, n in self.aliases.items() if key[0] != vplm}
+
+    def _found(self, name: str) -> VplmVersion:
+        assert name.split("/")[1] == current_principal().tenant, "asked for the tenant asking"
+        if self.away:
+            raise Unavailable("storage is away")
+        if name not in self.versions:
+            raise not_found(name.rpartition("/versions/")[0])
+        return self.versions[name]
+
+    async def ResolveAlias(self, request: Any, context: Any) -> Any:
+        self.asked["resolve"] += 1
+        if self.away:
+            raise Unavailable("storage is away")
+        number = self.aliases.get((request.name, request.alias or "serving"))
+        if number is None:
+            raise not_found(request.name)
+        return codec.version_to_pb(self._found(f"{request.name}/versions/{number}"))
+
+    async def GetVersion(self, request: Any, context: Any) -> Any:
+        self.asked["get"] += 1
+        return codec.version_to_pb(self._found(request.name))
+
+    async def DownloadVersion(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.asked["download"] += 1
+        version = self._found(request.name)
+        if self.gate is not None:
+            await self.gate.wait()
+        yield storage_pb2.DownloadVersionResponse(version=codec.version_to_pb(version))
+        data = self.data[request.name]
+        for start in range(0, len(data), 4_000):
+            yield storage_pb2.DownloadVersionResponse(chunk=data[start : start + 4_000])
+
+
+@dataclass
+class World:
+    """Everything a test talks to."""
+
+    backbone: Backbone
+    keys: FakeKeys
+    storage: StorageFake
+    processor: Processor
+    readiness: Readiness
+    address: str
+    modules: dict[str, VplmModule] = field(default_factory=dict)
+
+    def add(
+        self, tenant: str, vplm: str, *, pet: str = "pfeiffer", head: str = "topic", seed: int = 0
+    ) -> VplmVersion:
+        """A vPLM of its own with random weights, and the reference that knows its answers."""
+        spec = module_spec(self.backbone, pet, head)
+        tensors = random_tensors(spec, self.backbone, seed)
+        name = f"tenants/{tenant}/vplms/{vplm}"
+        version = self.storage.put(name, spec, weights.encode(tensors, spec))
+        self.modules[version.name] = VplmModule(self.backbone, spec, tensors)
+        return version
+
+    @torch.no_grad()
+    def expected(self, version: str, text: str) -> np.ndarray[Any, Any]:
+        """What the reference says: probabilities of all labels, or the embedding."""
+        module = self.modules[version]
+        (tokens,) = self.backbone.tokenizer.encode([text], truncate=True)
+        output = module(pack([tokens.ids]))
+        if module.spec.head.task is not Task.EMBEDDING:
+            output = torch.softmax(output, dim=-1)
+        values: np.ndarray[Any, Any] = output.numpy()
+        return values
+
+    async def infer(
+        self, tenant: str, name: str, texts: list[str], *, timeout_s: float = 20.0, **asked: Any
+    ) -> InferResult:
+        credential = ApiKey(self.keys.tenant(tenant))
+        request = processor_pb2.InferRequest(name=name, texts=texts, **asked)
+        async with build_channel(self.address, credentials=credential) as channel:
+            stub = processor_pb2_grpc.ProcessorServiceStub(channel)
+            with calling():
+                return codec.infer_from_pb(await stub.Infer(request, timeout=timeout_s))
+
+    @property
+    def stats(self) -> ProcessorStats:
+        return self.processor.pipeline.stats()
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(30):
+            while BACKBONES_CHECK in self.readiness.unready:
+                await self.readiness.changed.wait()
+
+
+@asynccontextmanager
+async def processor_world(backbone: Path, **changes: Any) -> AsyncIterator[World]:
+    """A processor and its storage, each behind a real server."""
+    keys = FakeKeys()
+    storage = StorageFake()  # type: ignore[abstract]
+    settings = ProcessorSettings(
+        port=0,
+        service_key=SecretStr(keys.service),
+        backbones=f"toy=dir:{backbone}",
+        **{"threads": 1, "resolve_ttl_s": 0.3, "module_failed_s": 0.3, **changes},
+    )
+    readiness = Readiness(BACKBONES_CHECK)
+    add_storage = storage_pb2_grpc.add_StorageServiceServicer_to_server
+    add_processor = processor_pb2_grpc.add_ProcessorServiceServicer_to_server
+    authenticator = FakeAuthenticator(keys)
+    async with AsyncExitStack() as stack:
+        stored = await stack.enter_async_context(
+            serving([Service(storage, add_storage, STORAGE_NAME)], authenticator=authenticator)
+        )
+        credentials = ServiceCredential(keys.service)
+        channel = await stack.enter_async_context(
+            build_channel(stored.address, credentials=credentials)
+        )
+        processor = Processor.build(settings, VersionReader(channel))
+        await stack.enter_async_context(processor.running(readiness))
+        servicer = ProcessorServicer(processor.pipeline)
+        server = await stack.enter_async_context(
+            serving(
+                [Service(servicer, add_processor, FULL_NAME)],
+                authenticator=authenticator,
+                server_settings=settings,
+                readiness=readiness,
+            )
+        )
+        world = World(
+            Backbone.load(backbone, "toy"), keys, storage, processor, readiness, server.address
+        )
+        await world.ready()
+        yield world

@@ -1,0 +1,57 @@
+"""Chunks and keys in a line each."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+
+from services.processor.requests import Chunk, ModuleKey
+from smile.model.tokenizer import TokenizedText
+from smile.names import tenant_id
+
+
+def key(name: str, tenant: str = "acme") -> ModuleKey:
+    return ModuleKey(tenant_id(tenant), name, "")
+
+
+def text(tokens: int) -> TokenizedText:
+    return TokenizedText([0] * tokens, [(0, 0)] * tokens, [True] * tokens, [None] * tokens, False)
+
+
+@dataclass
+class Maker:
+    """Makes chunks, numbered in order."""
+
+    numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def chunk(
+        self,
+        tenant: str = "acme",
+        tokens: int = 10,
+        *,
+        module: str = "m",
+        deadline: float = 100.0,
+        request: int | None = None,
+        backbone: str = "toy",
+        texts: int = 1,
+    ) -> Chunk:
+        number = next(self.numbers)
+        each = [tokens // texts] * (texts - 1)
+        return Chunk(
+            number=number,
+            request=number if request is None else request,
+            tenant=tenant_id(tenant),
+            backbone=backbone,
+            module=key(module, tenant),
+            due=deadline,
+            deadline=deadline,
+            texts=tuple(text(count) for count in [*each, tokens - sum(each)]),
+            tokens=tokens,
+        )
+
+
+@pytest.fixture
+def make() -> Maker:
+    return Maker()

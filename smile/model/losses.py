@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED_LABEL = -100
+from smile.model.metrics import IGNORED_LABEL
+
+__all__ = ["IGNORED_LABEL", "contrastive_loss", "ranking_loss", "sequence_loss", "token_loss"]
+
 CONTRASTIVE_TEMPERATURE = 0.1
 RANKING_SCALE = 20.0
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-IGNORED_LABEL = -100
+IGNORED_LABEL = -100  # of tokens that neither loss nor metric counts
 OUTSIDE = "O"
 
 Indices = npt.NDArray[np.int64]

@@ -19,6 +19,7 @@ from smile.model import layout, losses
 from smile.model.backbone import Backbone
 from smile.model.initial import FloatArray, initial_tensors
 from smile.model.layout import Block, Norm
+from smile.model.metrics import IGNORED_LABEL
 from smile.model.packing import PackedTokens, pack
 from smile.model.reference import VplmModule
 from smile.model.specs import (
@@ -405,7 +406,7 @@ class Lesson:
             row[place] = 60 + label
             rows.append(row)
             classes.append(label)
-            tokens += [label if at == place else losses.IGNORED_LABEL for at in range(len(row))]
+            tokens += [label if at == place else IGNORED_LABEL for at in range(len(row))]
         return cls(pack(rows), torch.tensor(classes), torch.tensor(tokens))
 
 
@@ -457,7 +458,7 @@ def accuracy(module: VplmModule, states: Tensor, lesson: Lesson) -> float:
         similarity = (answer @ answer.T).fill_diagonal_(-1)
         right = lesson.texts[similarity.argmax(1)] == lesson.texts
     elif module.spec.head.task is Task.TOKEN_CLASSIFICATION:
-        told = lesson.tokens != losses.IGNORED_LABEL
+        told = lesson.tokens != IGNORED_LABEL
         right = answer.argmax(1)[told] == lesson.tokens[told]
     else:
         right = answer.argmax(1) == lesson.texts

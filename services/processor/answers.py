@@ -5,13 +5,14 @@ Pure functions over one text's output; the task decides which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from services.processor.requests import FloatArray
+from services.processor.requests import FloatArray, InferenceRequest
+from smile.errors import InvalidArgument
 from smile.model.specs import HeadSpec, Task
 from smile.model.tokenizer import TokenizedText
 from smile.resources import (
@@ -22,6 +23,10 @@ from smile.resources import (
     TokenClassification,
     TokenLabel,
 )
+
+FLOAT_BYTES = 4
+FIELD_BYTES = 10  # tags, lengths and a score
+CHARS_PER_WORD = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,23 @@ def predict(question: Question, output: FloatArray) -> Prediction:
     """
     result = _RESULTS[question.head.task](question, output)
     return Prediction(result, question.tokens.truncated, len(question.tokens))
+
+
+def predict_all(questions: Sequence[Question], outputs: Sequence[FloatArray]) -> list[Prediction]:
+    """The answers to several texts, in order."""
+    return [predict(*pair) for pair in zip(questions, outputs, strict=True)]
+
+
+def check_size(request: InferenceRequest, head: HeadSpec, hidden: int, bytes_max: int) -> None:
+    """Raises `InvalidArgument` if the answer would have more than about `bytes_max` bytes."""
+    size = _SIZES[head.task](request, head, hidden)
+    if size > bytes_max:
+        raise InvalidArgument(
+            f"the answer would have about {size} bytes, and a message has at most {bytes_max}; ask "
+            f"for fewer texts at a time, or for fewer scores with top_k",
+            reason="ANSWER_TOO_LARGE",
+            metadata={"limit": str(bytes_max), "value": str(size)},
+        )
 
 
 def softmax(logits: FloatArray) -> FloatArray:
@@ -100,6 +122,27 @@ def _embedding(_: Question, vector: FloatArray) -> Embedding:
     return Embedding(tuple(vector.tolist()))
 
 
+def _classification_bytes(request: InferenceRequest, head: HeadSpec, _: int) -> int:
+    mean = sum(len(label.encode()) for label in head.labels) / len(head.labels) + FIELD_BYTES
+    told = min(request.top_k or len(head.labels), len(head.labels)) + 1
+    return int(len(request.texts) * told * mean)
+
+
+def _token_classification_bytes(request: InferenceRequest, head: HeadSpec, _: int) -> int:
+    label = max(len(name.encode()) for name in head.labels)
+    chars = sum(map(len, request.texts))
+    return chars + chars // CHARS_PER_WORD * (label + 2 * FIELD_BYTES)
+
+
+def _embedding_bytes(request: InferenceRequest, _: HeadSpec, hidden: int) -> int:
+    return len(request.texts) * (FLOAT_BYTES * hidden + FIELD_BYTES)
+
+
+_SIZES: Mapping[Task, Callable[[InferenceRequest, HeadSpec, int], int]] = {
+    Task.SEQUENCE_CLASSIFICATION: _classification_bytes,
+    Task.TOKEN_CLASSIFICATION: _token_classification_bytes,
+    Task.EMBEDDING: _embedding_bytes,
+}
 _RESULTS: Mapping[Task, Callable[[Question, FloatArray], Result]] = {
     Task.SEQUENCE_CLASSIFICATION: _classification,
     Task.TOKEN_CLASSIFICATION: _token_classification,

@@ -124,4 +124,5 @@ class ProcessorSettings(ServiceSettings):
         return ChunkLimits(
             chunk_texts_max=max(1, self.batch_texts_max // CHUNKS_PER_BATCH),
             chunk_tokens_max=self.batch_tokens_max // CHUNKS_PER_BATCH,
+            answer_bytes_max=self.max_message_bytes,
         )

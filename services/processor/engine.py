@@ -60,6 +60,8 @@ class Engine:
         if self._options.threads:
             torch.set_num_threads(self._options.threads)
         for source in self._options.sources:
+            if source.name in self._engines:
+                continue  # an earlier try got this far
             backbone = Backbone.load(source.locate(), source.name).to(self._device)
             engine = BatchedEngine(backbone)
             self._warm_up(engine)

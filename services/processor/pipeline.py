@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from services.processor.admission import Admission, Permit
-from services.processor.answers import Question, predict
+from services.processor.answers import Question, check_size, predict_all
 from services.processor.device import Computer, DeviceThread, Report
 from services.processor.dispatch import Dispatch
 from services.processor.loader import Loader
@@ -39,12 +39,13 @@ from services.processor.resolver import Asked, Resolver
 from services.processor.stats import Counters
 from smile.errors import DeadlineExceeded, Internal, SmileError, Unavailable
 from smile.logs import get_logger
-from smile.model.specs import ModuleSpec
+from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TextTokenizer, TokenizedText
 from smile.resources import InferResult, Prediction, ProcessorStats, Timings
 
 STOPPING = "the processor is stopping"
 JOIN_S = 30.0
+INLINE_NUMBERS_MAX = 4_096  # more than these are turned into answers beside the event loop
 
 Module = TypeVar("Module")
 Module_contra = TypeVar("Module_contra", contravariant=True)
@@ -59,6 +60,7 @@ class Engine(Computer[Module_contra], Protocol[Module_contra]):
     def text_tokens_max(self) -> int: ...
     def tokenizer(self, backbone: str) -> TextTokenizer: ...
     def check(self, spec: ModuleSpec) -> None: ...
+    def shape(self, backbone: str) -> BackboneShape: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,12 @@ class ChunkLimits:
         slice_tokens_max: About how many tokens those have.
         slices_max: Slices of one request that are tokenised, queued or computed at a time.
         due_s_max: A chunk is due after this long even if its deadline is later.
+        answer_bytes_max: Of an answer, about: what a message may have.
     """
 
     chunk_texts_max: int
     chunk_tokens_max: int
+    answer_bytes_max: int
     slice_texts_max: int = 256
     slice_tokens_max: int = 8_192
     slices_max: int = 4
@@ -211,6 +215,8 @@ class Pipeline(Generic[Module]):
     ) -> InferResult:
         """The answers of one version to an admitted request."""
         self._parts.engine.check(target.spec)
+        hidden = self._parts.engine.shape(target.spec.backbone).hidden
+        check_size(request, target.spec.head, hidden, self._limits.answer_bytes_max)
         window = asyncio.Semaphore(self._limits.slices_max)
         ticket = _Ticket(next(self._numbers), request, target, permit, window)
         self._demand(ticket)
@@ -254,7 +260,10 @@ class Pipeline(Generic[Module]):
         questions = [
             Question(text, token, head, top_k) for text, token in zip(texts, tokens, strict=True)
         ]
-        return [predict(*pair) for pair in zip(questions, outputs, strict=True)]
+        if sum(output.size for output in outputs) <= INLINE_NUMBERS_MAX:
+            return predict_all(questions, outputs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._parts.pool, predict_all, questions, outputs)
 
     async def _tokenize(
         self, ticket: _Ticket, texts: Sequence[str], first: int

@@ -23,7 +23,9 @@ from smile.names import VersionName, VplmName
 from smile.resources import VplmVersion
 
 ENTRIES_MAX = 100_000
+PATIENCE_S = 0.5  # how long a request waits for storage where an old answer is known
 ASK_AGAIN_S = 1.0  # after storage could not answer
+AWAY_S = 5.0  # how long it then counts as away, and nobody waits for it
 _AWAY = (Unavailable, DeadlineExceeded, Overloaded)
 
 
@@ -49,11 +51,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An answer of `answered`; `ask_at` is when it was or will be doubted."""
+    """An answer, asked for at `asked`; `failed` is when storage last could not confirm it."""
 
     target: Target
-    answered: float
-    ask_at: float
+    asked: float
+    failed: float | None = None
 
 
 class Resolver:
@@ -88,24 +90,20 @@ class Resolver:
             NotFound: there is no such vPLM, alias or version (any more).
             Unavailable: storage is away and nothing is remembered.
         """
-        now = self._clock()
         known = self._known.get(asked)
         if known is None:
-            return await self._ask_once(asked)
+            return await asyncio.shield(self._start(asked))
         self._known.move_to_end(asked)
-        if now < known.ask_at:
-            if (
-                now - known.answered > self._ttl_s / 2
-                and known.ask_at <= known.answered + self._ttl_s
-            ):
+        now = self._clock()
+        if now - known.asked <= self._ttl_s:
+            if now - known.asked > self._ttl_s / 2:
                 self._start(asked)
             return known.target
-        try:
-            return await self._ask_once(asked)
-        except _AWAY as error:
-            get_logger().warning("storage is away, using a remembered version", why=error.reason)
-            self._known[asked] = replace(known, ask_at=self._clock() + ASK_AGAIN_S)
+        if known.failed is not None and now - known.failed < AWAY_S:
+            if now - known.failed >= ASK_AGAIN_S:
+                self._start(asked)
             return known.target
+        return await self._doubted(asked, known)
 
     async def close(self) -> None:
         """End what is being asked."""
@@ -114,9 +112,16 @@ class Resolver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask_once(self, asked: Asked) -> Target:
-        """One question at a time per name; nobody's leaving ends another's question."""
-        return await asyncio.shield(self._start(asked))
+    async def _doubted(self, asked: Asked, known: _Known) -> Target:
+        """The answer as of now; the one known where storage does not give any in time."""
+        asking = self._start(asked)
+        await asyncio.wait({asking}, timeout=PATIENCE_S)
+        if asking.done() and not isinstance(asking.exception(), _AWAY):
+            return asking.result()
+        get_logger().warning(
+            "storage is away, using a remembered version", version=str(known.target.name)
+        )
+        return known.target
 
     def _start(self, asked: Asked) -> asyncio.Task[Target]:
         task = self._asking.get(asked)
@@ -138,7 +143,11 @@ class Resolver:
         except NotFound:
             self._known.pop(asked, None)
             raise
-        self._known[asked] = _Known(target, started, started + self._ttl_s)
+        except _AWAY:
+            if (known := self._known.get(asked)) is not None:
+                self._known[asked] = replace(known, failed=self._clock())
+            raise
+        self._known[asked] = _Known(target, started)
         self._known.move_to_end(asked)
         if len(self._known) > self._entries_max:
             self._known.popitem(last=False)

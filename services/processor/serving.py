@@ -24,6 +24,8 @@ from smile.rpc.health import Readiness
 
 BACKBONES_CHECK = "backbones"
 STORAGE_CHECK = "storage"
+RETRY_S_FIRST = 1.0
+RETRY_S_MAX = 30.0
 
 
 class Storage(Versions, Bytes, Protocol):
@@ -70,11 +72,16 @@ class Processor:
             self.pool.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self, readiness: Readiness) -> None:
-        try:
-            await asyncio.to_thread(self.engine.load)
-        except Exception as error:
-            get_logger().exception("the backbones cannot be served")
-            readiness.set_unready(BACKBONES_CHECK, str(error))
-            return
-        self.pipeline.start()
-        readiness.set_ready(BACKBONES_CHECK)
+        wait_s = RETRY_S_FIRST
+        while True:
+            try:
+                await asyncio.to_thread(self.engine.load)
+            except Exception as error:
+                get_logger().exception("a backbone cannot be served", retry_s=wait_s)
+                readiness.set_unready(BACKBONES_CHECK, str(error))
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_S_MAX)
+            else:
+                self.pipeline.start()
+                readiness.set_ready(BACKBONES_CHECK)
+                return

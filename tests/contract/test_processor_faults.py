@@ -123,7 +123,7 @@ async def test_text_that_is_not_utf8(world: World) -> None:
     async with build_channel(
         world.address, credentials=ApiKey(world.keys.tenant("acme"))
     ) as channel:
-        call = channel.unary_unary("/smile.v1.ProcessorService/Infer")
+        call: Any = channel.unary_unary("/smile.v1.ProcessorService/Infer")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(good.replace(b"abc", b"\xff\xfe\xfd"), timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

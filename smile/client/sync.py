@@ -165,8 +165,8 @@ class Client(SyncBase):
         until an alias points to it. `on_progress` hears bytes sent and bytes in all.
 
         Raises:
-            DataCorrupted: the file does not hold exactly the tensors of the vPLM's spec.
-            InvalidArgument: the file cannot be read or is empty.
+            InvalidArgument: the file cannot be read, is empty, or does not hold exactly the tensors
+                of the vPLM's spec, all finite.
         """
         return self._loop.call(
             lambda here: self._client.upload_version(

@@ -121,8 +121,8 @@ class VersionCalls(Calls):
         until an alias points to it. `on_progress` hears bytes sent and bytes in all.
 
         Raises:
-            DataCorrupted: the file does not hold exactly the tensors of the vPLM's spec.
-            InvalidArgument: the file cannot be read or is empty.
+            InvalidArgument: the file cannot be read, is empty, or does not hold exactly the tensors
+                of the vPLM's spec, all finite.
         """
         file = await MeasuredFile.measure(Path(path))
         header = storage_pb2.PutVersionHeader(

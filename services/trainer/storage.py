@@ -51,6 +51,10 @@ class Storage(Protocol):
 
     async def version(self, name: VersionName) -> VplmVersion: ...
 
+    async def versions(self, vplm: VplmName) -> tuple[VplmVersion, ...]:
+        """The newest versions, newest first; one page."""
+        ...
+
     async def download_version(self, name: VersionName) -> tuple[VplmVersion, bytes]:
         """The manifest and its bytes. Raises `DataCorrupted` if they do not match its digest."""
         ...

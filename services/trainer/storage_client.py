@@ -56,6 +56,12 @@ class StorageClient:
             request = storage_pb2.GetVersionRequest(name=str(name))
             return codec.version_from_pb(await self._storage.GetVersion(request))
 
+    async def versions(self, vplm: VplmName) -> tuple[VplmVersion, ...]:
+        with _for(vplm.tenant):
+            request = storage_pb2.ListVersionsRequest(parent=str(vplm), page_size=PAGE_SIZE_MAX)
+            page = await self._storage.ListVersions(request)
+        return tuple(map(codec.version_from_pb, page.versions))
+
     async def download_version(self, name: VersionName) -> tuple[VplmVersion, bytes]:
         data = bytearray()
         version: VplmVersion | None = None

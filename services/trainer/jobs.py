@@ -1,0 +1,214 @@
+"""Training jobs as their owners see them: submit, get, list, cancel; and nothing is forgotten.
+
+A job is its durable record; the queue only says whose turn it is and how far a worker has come.
+Submitting writes the record first, so whatever happens to the queue, `reconcile` finds it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from services.trainer.backbones import Backbones
+from services.trainer.checks import check_job
+from services.trainer.queue import Claim, JobQueue, QueueState, Sighting
+from services.trainer.storage import Storage
+from smile.errors import AlreadyExists, NotFound, SmileError, Unavailable
+from smile.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
+from smile.logs import get_logger
+from smile.model.sources import BackboneInfo
+from smile.names import DatasetName, JobName, TenantId, VersionName, VplmName
+from smile.resources import JobState, TrainingJob, TrainingRecord
+
+ID_HEX_CHARS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some jobs, newest first, and the token of the next page ('' on the last)."""
+
+    jobs: tuple[TrainingJob, ...]
+    next_page_token: str = ""
+
+
+class Jobs:
+    """The jobs of all tenants; names say whose."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        queue: JobQueue,
+        backbones: Backbones[BackboneInfo],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._storage = storage
+        self._queue = queue
+        self._backbones = backbones
+        self._clock = clock
+        self._consumer = f"trainer-{uuid4().hex}"
+
+    async def submit(
+        self, tenant: TenantId, wanted: TrainingJob, request_id: str, *, validate_only: bool = False
+    ) -> TrainingJob:
+        """Accepts a job; it is durable and queued when this returns.
+
+        Args:
+            wanted: Its output fields are ignored.
+            request_id: The same id gives the earlier job, whatever else `wanted` says.
+
+        Raises:
+            InvalidSpec, InvalidArgument: a hyper-parameter or a column is wrong.
+            NotFound: the vPLM, a dataset or the base version is not the tenant's.
+            FailedPrecondition: the vPLM's backbone is not here.
+            QuotaExceeded: as many jobs of the tenant wait as may.
+            Unavailable: storage or the queue is away; the same request again completes it.
+        """
+        name = JobName(tenant, job_id(tenant, request_id))
+        record = await self._known(name)
+        if record is None:
+            await self._check(wanted)
+            job = _fresh(wanted, name, self._clock())
+            if validate_only:
+                return job
+            await self._queue.reserve(name)
+            record = await self._create(job)
+        if not record.job.state.done:
+            await self._queue.enqueue(record)
+        return await self._seen(record)
+
+    async def get(self, name: JobName) -> TrainingJob:
+        """One job. Raises `NotFound`."""
+        return await self._seen(await self._storage.record(name))
+
+    async def page(self, tenant: TenantId, page_size: int, page_token: str) -> JobPage:
+        """A tenant's jobs, newest first."""
+        size = min(page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        page = await self._storage.records(tenant, size, page_token)
+        jobs = [record.job for record in page.records]
+        return JobPage(tuple(await self._seen_all(jobs)), page.next_page_token)
+
+    async def cancel(self, name: JobName) -> TrainingJob:
+        """Asks a job to stop: one that waits ends now, one that runs within a few steps.
+
+        Raises:
+            NotFound: there is no such job.
+            Unavailable: the queue or storage is away.
+        """
+        record = await self._storage.record(name)
+        if record.job.state.done:
+            return record.job
+        state, claim = await self._queue.cancel(name, self._consumer)
+        if state is QueueState.UNKNOWN:  # the queue forgot it
+            await self._queue.enqueue(record)
+            state, claim = await self._queue.cancel(name, self._consumer)
+        if claim is not None:
+            record = await self._end_cancelled(name, claim)
+        return await self._seen(record)
+
+    async def reconcile(self) -> int:
+        """Queues every unfinished record that the queue does not know; how many it did not."""
+        found, token = 0, ""
+        while True:
+            page = await self._storage.pending_records(token)
+            for record in page.records:
+                if not record.job.state.done and await self._queue.enqueue(record):
+                    get_logger().warning("job was not in the queue", job=record.job.name)
+                    found += 1
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def keep_reconciling(self, every_s: float) -> None:
+        """Reconciles at once and then for ever, as long as it is not cancelled."""
+        while True:
+            try:
+                await self.reconcile()
+            except Unavailable as error:
+                get_logger().warning("cannot reconcile now", why=error.message)
+                await asyncio.sleep(min(every_s, 2.0))
+            except SmileError as error:
+                get_logger().error("reconciling failed", why=error.message, reason=error.reason)
+                await asyncio.sleep(every_s)
+            else:
+                await asyncio.sleep(every_s)
+
+    async def _known(self, name: JobName) -> TrainingRecord | None:
+        try:
+            return await self._storage.record(name)
+        except NotFound:
+            return None
+
+    async def _create(self, job: TrainingJob) -> TrainingRecord:
+        try:
+            return await self._storage.create_record(job)
+        except AlreadyExists:  # the same request, at the same time
+            return await self._storage.record(JobName.parse(job.name))
+
+    async def _check(self, wanted: TrainingJob) -> None:
+        vplm_name = VplmName.parse(wanted.vplm)
+        vplm = await self._storage.vplm(vplm_name)
+        for dataset in filter(None, (wanted.dataset, wanted.validation_dataset)):
+            await self._storage.dataset(DatasetName.parse(dataset))
+        if wanted.base_version:
+            await self._storage.version(VersionName(vplm_name, wanted.base_version))
+        info = await asyncio.to_thread(self._backbones.of, vplm.spec, lambda found: found.digest)
+        check_job(wanted, vplm.spec.head, info.shape)
+
+    async def _end_cancelled(self, name: JobName, claim: Claim) -> TrainingRecord:
+        record = await self._storage.record(name)
+        if not record.job.state.done:
+            job = replace(record.job, state=JobState.CANCELLED, end_time=self._clock())
+            record = await self._storage.update_record(TrainingRecord(job, claim.fence))
+        await self._queue.finish(claim, record.job.state)
+        return record
+
+    async def _seen(self, record: TrainingRecord) -> TrainingJob:
+        return (await self._seen_all([record.job]))[0]
+
+    async def _seen_all(self, jobs: Sequence[TrainingJob]) -> list[TrainingJob]:
+        """Jobs with what the queue knows of them now; as recorded while the queue is away."""
+        live = [job for job in jobs if not job.state.done]
+        try:
+            sightings = await self._queue.look([JobName.parse(job.name) for job in live])
+        except Unavailable:
+            return list(jobs)
+        seen = {job.name: _merged(job, s) for job, s in zip(live, sightings, strict=True)}
+        return [seen.get(job.name, job) for job in jobs]
+
+
+def job_id(tenant: TenantId, request_id: str) -> str:
+    """The id of the job that a request makes: the same for the same request."""
+    digest = hashlib.sha256(f"{tenant}/{request_id.lower()}".encode()).hexdigest()
+    return f"j{digest[:ID_HEX_CHARS]}"
+
+
+def _fresh(wanted: TrainingJob, name: JobName, now: datetime) -> TrainingJob:
+    return TrainingJob(
+        name=str(name),
+        vplm=wanted.vplm,
+        dataset=wanted.dataset,
+        validation_dataset=wanted.validation_dataset,
+        columns=wanted.columns,
+        hyper_parameters=wanted.hyper_parameters,
+        base_version=wanted.base_version,
+        promote_alias=wanted.promote_alias,
+        create_time=now,
+    )
+
+
+def _merged(job: TrainingJob, sighting: Sighting) -> TrainingJob:
+    """The queue may be ahead of the record, but only the record says how a job ended."""
+    if sighting.state not in (QueueState.QUEUED, QueueState.RUNNING):
+        return job
+    return replace(
+        job,
+        state=JobState(sighting.state),
+        attempt=max(job.attempt, sighting.attempt),
+        progress=sighting.progress,
+        queue_position=sighting.jobs_ahead,
+    )

@@ -1,0 +1,122 @@
+"""A worker process: `python -m services.trainer.worker`. Claims jobs one at a time, for ever.
+
+With `--parent PID` it ends when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from uuid import uuid4
+
+from services.trainer.attempt import Workshop
+from services.trainer.backbones import loaded
+from services.trainer.config import TrainerSettings
+from services.trainer.queue import Claim, JobQueue
+from services.trainer.runner import Runner
+from services.trainer.storage_client import StorageClient
+from smile import logs
+from smile.config import load
+from smile.errors import Unavailable
+from smile.logs import get_logger
+from smile.model.sources import parse_sources
+from smile.rpc.channel import ServiceCredential, build_channel
+from smile.rpc.server import run
+from smile.store.redis import connect
+
+PARENT = "--parent"
+IDLE_S = 2.0  # how often an idle worker looks for leases that ran out
+AWAY_S = 1.0  # pause while the queue is away
+PARENT_CHECK_S = 0.5
+
+
+async def main(settings: TrainerSettings, parent: int | None) -> None:
+    ending = asyncio.Event()
+    _end_on_signals(ending)
+    watching = asyncio.create_task(_end_with(parent, ending))
+    key = settings.service_key.get_secret_value()
+    client = connect(settings.redis_url.get_secret_value())
+    queue = JobQueue(client, settings.queue)
+    async with build_channel(
+        settings.storage_address, credentials=ServiceCredential(key)
+    ) as channel:
+        shop = Workshop(
+            storage=StorageClient(channel),
+            backbones=loaded(parse_sources(settings.backbones)),
+            folder=settings.folder,
+            states_bytes_max=settings.states_bytes_max,
+        )
+        await work(queue, Runner(shop, queue, ending), ending)
+    await client.aclose()
+    watching.cancel()
+
+
+async def work(queue: JobQueue, runner: Runner, ending: asyncio.Event) -> None:
+    """Claims and works until `ending` is set."""
+    consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+    get_logger().info("working", consumer=consumer)
+    while not ending.is_set():
+        claim = await _claim(queue, consumer, ending)
+        if claim is not None:
+            await runner.work(claim)
+    get_logger().info("worker ends", consumer=consumer)
+
+
+async def _claim(queue: JobQueue, consumer: str, ending: asyncio.Event) -> Claim | None:
+    """A job; None after a while without one, or while the queue is away."""
+    try:
+        claim = await queue.claim(consumer)
+        if claim is None:
+            await _unless(ending, queue.wait(min(IDLE_S, queue.lease_s)))
+    except Unavailable as error:
+        get_logger().warning("the queue is away", why=error.message)
+        await _unless(ending, asyncio.sleep(AWAY_S))
+        return None
+    return claim
+
+
+async def _unless(ending: asyncio.Event, waiting: Coroutine[None, None, None]) -> None:
+    """Waits, but not past `ending`. Raises what `waiting` raises."""
+    waited = asyncio.create_task(waiting)
+    ended = asyncio.create_task(ending.wait())
+    await asyncio.wait({waited, ended}, return_when=asyncio.FIRST_COMPLETED)
+    ended.cancel()
+    if waited.done():
+        await waited
+        return
+    waited.cancel()
+    await asyncio.wait({waited})
+
+
+def _end_on_signals(ending: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+
+
+async def _end_with(parent: int | None, ending: asyncio.Event) -> None:
+    """Sets `ending` once this process is no longer a child of `parent`."""
+    while parent is not None:
+        if os.getppid() != parent:
+            get_logger().warning("the supervisor is gone", parent=parent)
+            ending.set()
+            return
+        await asyncio.sleep(PARENT_CHECK_S)
+
+
+def set_threads(settings: TrainerSettings) -> None:
+    """Shares the machine's cores among its workers."""
+    import torch  # noqa: PLC0415
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(settings.threads or max(1, cores // max(settings.workers, 1)))
+
+
+if __name__ == "__main__":
+    settings = load(TrainerSettings)
+    logs.configure("trainer-worker", settings.log_level, settings.log_format)
+    set_threads(settings)
+    run(main(settings, int(sys.argv[2]) if sys.argv[1:2] == [PARENT] else None))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from services.storage import keys, pages
 from services.storage.blobs import ByteBudget, Declared, received
-from services.storage.documents import Documents, Stored, load_page
+from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger, every_object
 from services.storage.records import (
@@ -111,14 +111,15 @@ class Catalog:
             return earlier
         tenant = await self._identity.tenant(new.name.tenant)
         await self._check_count(new.name.tenant)
-        size = new.declared.size_bytes
+        manifest = _first_manifest(new)
+        size = new.declared.size_bytes + stored_bytes(manifest, _first_record(new, None))
         async with self._ledger.reserved(new.name.tenant, size, tenant.quota_bytes):
-            with self._budget.held(size):
+            with self._budget.held(new.declared.size_bytes):
                 data = await received(chunks, new.declared)
                 await check_module(data, new.spec, new.backbone)
                 blob = keys.version_blob(new.name, new.uid, new.declared.digest)
                 await self._store.put_if_absent(blob, data)
-            await self._documents.create(keys.version(new.name, new.uid, 1), _first_manifest(new))
+            await self._documents.create(keys.version(new.name, new.uid, 1), manifest)
             return await self._publish(new)
 
     async def _made_earlier(self, new: NewVplm) -> Vplm | None:

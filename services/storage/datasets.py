@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from services.storage import keys, pages
 from services.storage.blobs import Declared, checked, verified
-from services.storage.documents import Documents, Stored, load_page
+from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger
 from services.storage.records import DatasetRecord, Deletion, derived_uid, now
@@ -66,7 +66,7 @@ class Datasets:
         if (earlier := await self._made_earlier(new)) is not None:
             return earlier
         await self._check_count(new.name.tenant)
-        size = new.declared.size_bytes
+        size = new.declared.size_bytes + stored_bytes(_record(new, None))
         async with self._ledger.reserved(new.name.tenant, size, tenant.quota_bytes):
             place = keys.dataset_bytes(new.name, new.uid)
             await self._store.put_stream(place, checked(chunks, new.declared))
@@ -124,16 +124,7 @@ class Datasets:
         place = keys.dataset(new.name)
         stored = await self._documents.read(place, DatasetRecord)
         predecessor = stored.document.deleted if stored else None
-        record = DatasetRecord(
-            uid=new.uid,
-            request_id=new.request_id,
-            predecessor=predecessor,
-            format=new.format,
-            digest=new.declared.digest,
-            size_bytes=new.declared.size_bytes,
-            create_time=now(),
-            display_name=new.display_name,
-        )
+        record = _record(new, predecessor)
         if stored is None or predecessor is not None:
             with suppress(Aborted):
                 await self._documents.swap(place, record, stored.etag if stored else None)
@@ -188,6 +179,19 @@ class Datasets:
             await self._store.delete(key)
         except SmileError as error:
             get_logger().warning("left bytes for the sweeper", key=key, why=error.message)
+
+
+def _record(new: NewDataset, predecessor: Deletion | None) -> DatasetRecord:
+    return DatasetRecord(
+        uid=new.uid,
+        request_id=new.request_id,
+        predecessor=predecessor,
+        format=new.format,
+        digest=new.declared.digest,
+        size_bytes=new.declared.size_bytes,
+        create_time=now(),
+        display_name=new.display_name,
+    )
 
 
 def _live(stored: Stored[DatasetRecord] | None, name: DatasetName) -> Stored[DatasetRecord]:

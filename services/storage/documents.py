@@ -114,6 +114,11 @@ async def _load(load: Callable[[str], Awaitable[T | None]], name: str) -> T | No
         return None
 
 
+def stored_bytes(*documents: Document) -> int:
+    """Bytes that these take in the store."""
+    return sum(len(_encoded(document)) for document in documents)
+
+
 def _encoded(document: Document) -> bytes:
     return document.model_dump_json(by_alias=True).encode()
 

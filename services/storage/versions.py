@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from services.storage import keys, pages
 from services.storage.blobs import ByteBudget, Declared, received, verified
 from services.storage.catalog import Catalog, check_module, live
-from services.storage.documents import Documents, Stored, load_page
+from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger
 from services.storage.records import (
@@ -25,6 +25,7 @@ from smile.resources import SERVING, VersionOrigin, VplmVersion
 from smile.store.objects import ObjectStore
 
 NUMBER_MAX = 999_999_999
+NOTE_BYTES_MAX = 128  # what the record grows by
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,14 @@ class Versions:
             return await self._made_earlier(new, record, note.version)
         spec = _spec(new, record)
         tenant = await self._identity.tenant(new.vplm.tenant)
-        size = new.declared.size_bytes
+        manifest = _manifest(new, spec)
+        size = new.declared.size_bytes + stored_bytes(manifest) + NOTE_BYTES_MAX
         async with self._ledger.reserved(new.vplm.tenant, size, tenant.quota_bytes):
-            with self._budget.held(size):
+            with self._budget.held(new.declared.size_bytes):
                 data = await received(chunks, new.declared)
                 await check_module(data, spec, record.backbone)
                 blob = keys.version_blob(new.vplm, record.uid, new.declared.digest)
                 await self._store.put_if_absent(blob, data)
-            manifest = _manifest(new, spec)
             number, passed = await self._number(new.vplm, record, manifest)
             await self._publish(new, record.uid, number, passed)
         return await self.get(VersionName(new.vplm, number))

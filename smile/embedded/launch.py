@@ -24,7 +24,7 @@ from smile.embedded.redis_server import server_program
 from smile.embedded.services import BACKBONES_DEFAULT, NAMES, SUPERVISOR, PlatformConfig
 from smile.embedded.state import PlatformPhase, PlatformState, read_state
 from smile.errors import FailedPrecondition
-from smile.model.sources import parse_sources
+from smile.model.sources import describe, parse_sources
 
 DATA_LOCKED = "DATA_LOCKED"
 SERVICE_START_FAILED = "SERVICE_START_FAILED"
@@ -74,11 +74,12 @@ def start(options: PlatformOptions, on_progress: Progress | None = None) -> Plat
     Raises:
         InvalidArgument: a port or a backbone is malformed.
         FailedPrecondition: reason DATA_NOT_WRITABLE, DATA_LOCKED, PORT_IN_USE, REDIS_NOT_INSTALLED,
-            a backbone is absent, or SERVICE_START_FAILED with the process and the end of its log.
+            a backbone is absent or no such model, or SERVICE_START_FAILED with the process and
+            the end of its log.
     """
     directory = DataDirectory.at(options.data)
     for source in parse_sources(options.backbones):
-        source.locate()
+        describe(source.locate())
     ports = assign_ports(NAMES, options.port_base)
     server_program()
     directory.prepare()

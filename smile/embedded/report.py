@@ -11,8 +11,8 @@ from smile.embedded.directory import DataDirectory
 from smile.embedded.keys import load_secrets
 from smile.embedded.launch import last_failure, running
 from smile.embedded.redis_server import ping
-from smile.embedded.services import REDIS, SUPERVISOR
-from smile.embedded.state import ChildPhase, ChildState, PlatformState
+from smile.embedded.services import SUPERVISOR
+from smile.embedded.state import REDIS, ChildPhase, ChildState, PlatformState
 from smile.rpc.probe import Health, probe
 
 _AWAY = Health(live=False, ready=False)

@@ -14,9 +14,9 @@ from smile.embedded.keys import PlatformSecrets
 from smile.embedded.ports import HOST
 from smile.embedded.processes import MARK
 from smile.embedded.redis_server import ping, redis_url, server_program, write_config
+from smile.embedded.state import REDIS
 from smile.rpc.probe import Health, probe
 
-REDIS = "redis"
 SERVICES = ("storage", "creator", "trainer", "processor")
 NAMES = (*SERVICES, REDIS)
 STAGES = ((REDIS,), ("storage",), ("creator", "trainer", "processor"))

@@ -13,6 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from smile.embedded.directory import write_atomically
 from smile.errors import DataCorrupted
 
+REDIS = "redis"  # the one child that is no service
+
 
 class PlatformPhase(enum.StrEnum):
     """Life of a platform."""
@@ -63,6 +65,13 @@ class PlatformState:
     def addresses(self) -> Mapping[str, str]:
         """`host:port` by service name."""
         return {child.name: child.address for child in self.children}
+
+    @property
+    def endpoints(self) -> str:
+        """The services' addresses as `SMILE_ENDPOINTS` and the SDK take them."""
+        return ",".join(
+            f"{child.name}={child.address}" for child in self.children if child.name != REDIS
+        )
 
 
 _ADAPTER = TypeAdapter(PlatformState)

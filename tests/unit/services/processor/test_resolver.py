@@ -1,0 +1,208 @@
+"""Where names point: remembered briefly, asked once, never across tenants."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.processor import resolver as module
+from services.processor.resolver import Asked, Resolver
+from smile.errors import DataCorrupted, NotFound, SmileError, Unavailable
+from smile.names import VersionName, VplmName
+from smile.resources import VersionOrigin, VplmVersion
+from smile.testing import FakeClock
+from tests.unit.services.processor.test_requests import SPEC
+
+pytestmark = pytest.mark.asyncio
+TOPICS = Asked(VplmName.parse("tenants/acme/vplms/topics"), "serving")
+FOREIGN = Asked(VplmName.parse("tenants/rival/vplms/topics"), "serving")
+
+
+class FakeVersions:
+    """Aliases in a dict; can be away, slow or wrong."""
+
+    def __init__(self) -> None:
+        self.numbers = {TOPICS.vplm: 1}
+        self.error: SmileError | None = None
+        self.gate: asyncio.Event | None = None
+        self.asked = 0
+        self.told: str | None = None
+
+    async def resolve(self, name: VplmName, alias: str) -> VplmVersion:
+        return await self.get(VersionName(name, self.numbers.get(name, 0)))
+
+    async def get(self, name: VersionName) -> VplmVersion:
+        self.asked += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        if name.vplm not in self.numbers:
+            raise NotFound("absent")
+        told = self.told or str(name)
+        return VplmVersion(told, "d" * 64, 1, SPEC, VersionOrigin.TRAINING)
+
+
+@pytest.fixture
+def versions() -> FakeVersions:
+    return FakeVersions()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def resolver(versions: FakeVersions, clock: FakeClock) -> Resolver:
+    return Resolver(versions, ttl_s=2.0, clock=clock)
+
+
+async def number(resolver: Resolver, asked: Asked = TOPICS) -> int:
+    return (await resolver.target(asked)).name.number
+
+
+async def settled(resolver: Resolver) -> None:
+    await asyncio.gather(*resolver._asking.values())
+    await asyncio.sleep(0)
+
+
+async def test_an_answer_serves_for_its_time(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    assert await number(resolver) == 1
+    versions.numbers[TOPICS.vplm] = 2
+    clock.advance(0.9)
+    assert await number(resolver) == 1
+    assert versions.asked == 1
+    clock.advance(1.2)
+    assert await number(resolver) == 2
+
+
+async def test_a_name_in_use_is_asked_for_in_the_background(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    await number(resolver)
+    versions.numbers[TOPICS.vplm] = 2
+    clock.advance(1.5)
+    assert await number(resolver) == 1, "nobody waits"
+    await settled(resolver)
+    assert await number(resolver) == 2
+    assert versions.asked == 2
+
+
+async def test_many_ask_once(resolver: Resolver, versions: FakeVersions) -> None:
+    assert await asyncio.gather(*(number(resolver) for _ in range(50))) == [1] * 50
+    assert versions.asked == 1
+
+
+async def test_who_leaves_does_not_end_the_others_question(
+    resolver: Resolver, versions: FakeVersions
+) -> None:
+    versions.gate = asyncio.Event()
+    leaving = asyncio.create_task(number(resolver))
+    staying = asyncio.create_task(number(resolver))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    versions.gate.set()
+    assert await staying == 1
+
+
+async def test_tenants_do_not_meet(resolver: Resolver) -> None:
+    await number(resolver)
+    with pytest.raises(NotFound):
+        await number(resolver, FOREIGN)
+
+
+async def test_deleted_is_gone_after_its_time(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    pinned = Asked(TOPICS.vplm, "serving", 1)
+    await number(resolver)
+    await number(resolver, pinned)
+    versions.numbers.clear()
+    clock.advance(2.1)
+    for asked in (TOPICS, pinned):
+        with pytest.raises(NotFound):
+            await number(resolver, asked)
+    versions.error = Unavailable("away")
+    with pytest.raises(Unavailable):
+        await number(resolver)
+
+
+async def test_storage_away_serves_the_last_answer_and_asks_now_and_then(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    await number(resolver)
+    versions.error = Unavailable("away")
+    clock.advance(2.5)
+    assert await number(resolver) == 1
+    assert versions.asked == 2
+    clock.advance(0.5)
+    assert await number(resolver) == 1
+    assert versions.asked == 2, "not asked at every request"
+    versions.error = None
+    versions.numbers[TOPICS.vplm] = 2
+    clock.advance(1.0)
+    await number(resolver)
+    await settled(resolver)
+    assert await number(resolver) == 2
+
+
+async def test_an_answer_from_before_an_outage_long_ago_is_doubted(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    await number(resolver)
+    versions.error = Unavailable("away")
+    clock.advance(2.5)
+    await number(resolver)
+    versions.error = None
+    versions.numbers[TOPICS.vplm] = 2
+    clock.advance(3_600)
+    assert await number(resolver) == 2
+
+
+async def test_a_slow_storage_does_not_hold_up_what_is_known(
+    resolver: Resolver,
+    versions: FakeVersions,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    await number(resolver)
+    versions.gate = asyncio.Event()
+    versions.numbers[TOPICS.vplm] = 2
+    clock.advance(2.5)
+    assert await number(resolver) == 1
+    versions.gate.set()
+    await settled(resolver)
+    assert await number(resolver) == 2
+
+
+async def test_storage_away_and_nothing_known(resolver: Resolver, versions: FakeVersions) -> None:
+    versions.error = Unavailable("away")
+    with pytest.raises(Unavailable):
+        await number(resolver)
+
+
+async def test_an_answer_about_something_else_is_not_believed(
+    resolver: Resolver, versions: FakeVersions
+) -> None:
+    versions.told = "tenants/rival/vplms/topics/versions/1"
+    with pytest.raises(DataCorrupted):
+        await number(resolver)
+
+
+async def test_a_bounded_number_is_remembered(versions: FakeVersions, clock: FakeClock) -> None:
+    resolver = Resolver(versions, ttl_s=2.0, clock=clock, entries_max=3)
+    names = [VplmName.parse(f"tenants/acme/vplms/v{index}") for index in range(5)]
+    for name in names:
+        versions.numbers[name] = 1
+        await number(resolver, Asked(name, "serving"))
+    assert len(resolver._known) == 3
+    await number(resolver, Asked(names[-1], "serving"))
+    assert versions.asked == 5
+    await number(resolver, Asked(names[0], "serving"))
+    assert versions.asked == 6

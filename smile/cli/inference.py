@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from smile.cli.command import Session, command
 from smile.cli.output import Json, table, to_json, write_json
@@ -88,7 +87,7 @@ def _stream(session: Session, predictions: Iterator[Prediction], asked: list[str
         if session.json:
             write_json({"text": text, **_plain(prediction)}, indent=None)
         else:
-            session.out.print(Text("\t".join([*_cells(prediction), text])))
+            sys.stdout.write("\t".join([*_cells(prediction), text]) + "\n")
 
 
 def _show(session: Session, texts: list[str], result: InferResult) -> None:

@@ -62,7 +62,7 @@ def write_json(value: object, *, indent: int | None = 2) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table; columns whose title ends in `>` are aligned to the right."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         right = column.endswith(">")
         made.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold")

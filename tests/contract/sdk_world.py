@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from services.creator.catalogue import Catalogue
 from services.creator.servicer import FULL_NAME, CreatorServicer
@@ -290,12 +293,25 @@ def world_in_thread(*tenants: str) -> Iterator[World]:
     """The platform on a loop in a thread of its own, for tests that block."""
     loop = LoopThread()
     context = world(*tenants)
-    made = loop.call(lambda _: context.__aenter__())
-    try:
-        yield made
-    finally:
-        loop.call(lambda _: context.__aexit__(None, None, None))
-        loop.close()
+    with silent_logs():
+        made = loop.call(lambda _: context.__aenter__())
+        try:
+            yield made
+        finally:
+            loop.call(lambda _: context.__aexit__(None, None, None))
+            loop.close()
+
+
+@contextlib.contextmanager
+def silent_logs() -> Iterator[None]:
+    """Keeps the servers' logs away from standard output, which tests of the command line read."""
+    before = structlog.get_config()
+    with Path(os.devnull).open("w") as nowhere:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(nowhere))
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
 
 
 def new_uuid() -> str:

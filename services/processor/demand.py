@@ -69,7 +69,13 @@ class Demand(Generic[Module]):
         self._room = asyncio.Event()
 
     def enter(self, request: int, target: Target) -> LoadTime:
-        """A request needs a module until it calls `leave`; an absent one is on its way now."""
+        """A request needs a module until it calls `leave`; an absent one is on its way now.
+
+        Raises:
+            SmileError: the module could not be loaded a moment ago; nothing was entered.
+        """
+        if (error := self._dispatch.error(target.key)) is not None:
+            raise error
         state = self._dispatch.demand(target.key)
         load = LoadTime()
         self._waiters.setdefault(target.key, {})[request] = _Waiter(target, load)

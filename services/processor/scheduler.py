@@ -50,13 +50,13 @@ class Plan:
 
     Attributes:
         batch: What to compute; None if nothing can be.
-        wanted: Modules that chunks were parked for.
+        wanted: Modules that chunks were parked for, in the order they came up.
         expired: Chunks dropped because their deadline has passed.
         failed: Chunks dropped because their module could not be loaded.
     """
 
     batch: Batch | None = None
-    wanted: list[ModuleKey] = field(default_factory=list)
+    wanted: dict[ModuleKey, None] = field(default_factory=dict)
     expired: list[Chunk] = field(default_factory=list)
     failed: list[Chunk] = field(default_factory=list)
 
@@ -265,8 +265,7 @@ class _Sorter:
         if self.state_of(chunk.module) is ModuleState.FAILED:
             self.plan.failed.append(chunk)
             return False
-        if chunk.module not in self.plan.wanted:
-            self.plan.wanted.append(chunk.module)
+        self.plan.wanted[chunk.module] = None
         return True
 
 

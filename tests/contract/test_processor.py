@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
+from services.processor.config import ProcessorSettings
+from services.processor.serving import BACKBONES_CHECK, Processor
 from smile import errors
+from smile.client.version_reader import VersionReader
 from smile.model import weights
 from smile.model.initial import initial_tensors
 from smile.model.toy import write_toy_backbone
@@ -22,6 +26,9 @@ from smile.resources import (
     TokenClassification,
     VersionOrigin,
 )
+from smile.rpc.channel import build_channel
+from smile.rpc.health import Readiness
+from smile.rpc.keys import KeyKind, new_key
 from tests.contract.processor_world import (
     HEADS,
     PETS,
@@ -240,3 +247,40 @@ async def test_a_module_is_loaded_once_for_many(world: World) -> None:
     await asyncio.gather(*asked)
     world.storage.gate = None
     assert world.storage.asked["download"] - before == 1
+
+
+async def test_a_flood_does_not_hold_up_others(world: World) -> None:
+    world.add("flood", "big", seed=11)
+    world.add("guest", "small", seed=12)
+    await world.infer("guest", "tenants/guest/vplms/small", TEXTS[:1])
+    texts = [f"{TEXTS[index % 4]} {index}" for index in range(4_000)]
+    flood = asyncio.create_task(world.infer("flood", "tenants/flood/vplms/big", texts))
+    while world.stats.queue_texts < 500:  # noqa: ASYNC110 -- the queue has no event
+        await asyncio.sleep(0.005)
+    for _ in range(3):
+        result = await world.infer("guest", "tenants/guest/vplms/small", TEXTS[:1])
+        check(world, result, TEXTS[:1])
+    assert not flood.done(), "the guest overtakes"
+    await flood
+
+
+async def test_a_backbone_that_comes_late_is_served(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    seen = asyncio.create_task(_ready_after(late))
+    await asyncio.sleep(0.5)
+    assert not seen.done()
+    write_toy_backbone(late)
+    assert await seen
+
+
+async def _ready_after(late: Path) -> bool:
+    settings = ProcessorSettings(
+        service_key=SecretStr(new_key(KeyKind.SERVICE).text), backbones=f"toy=dir:{late}"
+    )
+    readiness = Readiness(BACKBONES_CHECK)
+    async with build_channel("127.0.0.1:1", credentials=None) as channel:
+        processor = Processor.build(settings, VersionReader(channel))
+        async with processor.running(readiness), asyncio.timeout(20):
+            while not readiness.ready:
+                await readiness.changed.wait()
+            return processor.engine.backbones == ("toy",)

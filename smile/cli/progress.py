@@ -58,13 +58,11 @@ class JobView:
     def _show_job(self, job: TrainingJob) -> None:
         what = job.progress.phase if job.state == "running" and job.progress.phase else job.state
         if self._progress is not None:
-            self._progress.update(
-                self._task,
-                description=str(what),
-                completed=job.progress.step,
-                total=job.progress.steps_total or None,
-                facts=self._facts(),
-            )
+            self._progress.update(self._task, description=str(what), facts=self._facts())
+            if job.progress.steps_total:
+                self._progress.update(
+                    self._task, completed=job.progress.step, total=job.progress.steps_total
+                )
             return
         epoch = f", epoch {job.progress.epoch} of {job.progress.epochs_total}"
         line = f"{what}{epoch if job.progress.epoch else ''}"

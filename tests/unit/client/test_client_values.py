@@ -1,0 +1,184 @@
+"""The client's pure parts: settings, names, PET kinds, keywords, waits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import smile
+from smile.client import options as o
+from smile.client.inference import checked
+from smile.client.retry import Backoff
+from smile.client.scope import Scope
+from smile.client.settings import ClientSettings, Endpoints
+from smile.client.training import JobFailed
+from smile.names import TenantId
+
+KEY = f"smile_acme_k{'a' * 15}_{'s' * 43}"
+ROOT = Path(__file__).resolve().parents[3]
+MINE = Scope(TenantId("acme"))
+NOBODY = Scope(None)
+
+
+def test_endpoints_are_read_and_default_to_this_machine() -> None:
+    assert Endpoints.parse("") == Endpoints()
+    assert Endpoints().creator == "localhost:7102"
+    parsed = Endpoints.parse(" creator=a:1 , processor=[::1]:2,")
+    assert parsed == Endpoints(creator="a:1", processor="[::1]:2")
+
+
+@pytest.mark.parametrize(
+    "text", ["a:1", "gateway=a:1", "creator=", "creator=a:1,creator=b:2", "=x"]
+)
+def test_malformed_endpoints_are_refused(text: str) -> None:
+    with pytest.raises(smile.InvalidArgument, match="storage, creator, trainer, processor"):
+        Endpoints.parse(text)
+
+
+def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMILE_API_KEY", "from-environment")
+    monkeypatch.setenv("SMILE_ENDPOINTS", "trainer=e:1")
+    assert ClientSettings.of(None, None).api_key == "from-environment"
+    assert ClientSettings.of(None, None).endpoints.trainer == "e:1"
+    given_ = ClientSettings.of(f" {KEY}\n", "trainer=a:2")
+    assert (given_.api_key, given_.endpoints.trainer) == (KEY, "a:2")
+    assert ClientSettings.of("x", Endpoints(storage="s:1")).endpoints.storage == "s:1"
+    monkeypatch.delenv("SMILE_API_KEY")
+    with pytest.raises(smile.Unauthenticated, match="SMILE_API_KEY"):
+        ClientSettings.of(None, None)
+
+
+@pytest.mark.parametrize(
+    "key", ["x", "smile_acme", KEY[:-1], KEY.replace("acme", "Acme"), "a_b_c_d"]
+)
+def test_malformed_keys_are_refused_before_any_call(key: str) -> None:
+    with pytest.raises(smile.Unauthenticated):
+        smile.AsyncClient(key)
+
+
+def test_short_ids_full_names_and_mine_mean_the_same() -> None:
+    full = "tenants/acme/vplms/topic"
+    for text in ("topic", full, "tenants/-/vplms/topic"):
+        assert str(MINE.vplm(text)) == full
+    assert str(MINE.version("topic", 3)) == f"{full}/versions/3"
+    assert str(MINE.servable(f"{full}/versions/3")) == f"{full}/versions/3"
+    assert str(MINE.servable("tenants/-/vplms/topic/versions/3")) == f"{full}/versions/3"
+    assert str(MINE.servable("topic")) == full
+    assert str(MINE.dataset("d")) == "tenants/acme/datasets/d"
+    assert str(MINE.job("tenants/-/trainingJobs/j")) == "tenants/acme/trainingJobs/j"
+    assert str(MINE.api_key("kx")) == "tenants/acme/apiKeys/kx"
+    assert str(MINE.backbone("minilm")) == str(MINE.backbone("backbones/minilm"))
+    assert [str(MINE.parent(t)) for t in (None, "acme", "tenants/-", "bulk")] == [
+        "tenants/acme", "tenants/acme", "tenants/acme", "tenants/bulk",
+    ]  # fmt: skip
+
+
+def test_an_operator_needs_full_names() -> None:
+    assert str(NOBODY.vplm("tenants/acme/vplms/topic")) == "tenants/acme/vplms/topic"
+    for call in (lambda: NOBODY.vplm("topic"), NOBODY.parent, lambda: NOBODY.job("tenants/-/x/y")):
+        with pytest.raises(smile.InvalidArgument, match="no tenant of its own"):
+            call()
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_good_name_or_refused_as_one(text: str) -> None:
+    for parse in (MINE.vplm, MINE.dataset, MINE.job, MINE.api_key, MINE.backbone, MINE.servable):
+        try:
+            name = str(parse(text))
+        except smile.InvalidName as error:
+            assert len(error.message) < 300
+        else:
+            assert name == name.lower().strip().replace("trainingjobs", "trainingJobs").replace(
+                "apikeys", "apiKeys"
+            )
+
+
+def test_pet_kinds_have_the_defaults_of_the_platform() -> None:
+    assert smile.Pfeiffer() == smile.PetSpec(smile.PetKind.PFEIFFER, None, 24)
+    assert smile.Houlsby(8, first_layer=1) == smile.PetSpec(smile.PetKind.HOULSBY, 1, 8)
+    assert smile.BitFit() == smile.PetSpec(smile.PetKind.BITFIT)
+    assert smile.NoPet() == smile.PetSpec(smile.PetKind.NONE)
+    lora = smile.LoRA(4, targets=["output", "key"])
+    assert (lora.alpha, lora.targets) == (8.0, (smile.Projection.KEY, smile.Projection.OUTPUT))
+    assert smile.LoRA(4, alpha=3).alpha == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: smile.LoRA(targets=["query", "logits"]), "got 'logits'"),
+        (lambda: smile.LoRA(targets=[]), "at least one target"),
+        (lambda: smile.LoRA(targets=["key", "key"]), "repeat"),
+        (lambda: smile.LoRA(0), "between 1 and 1024 for kind 'lora', got 0"),
+        (lambda: smile.LoRA(alpha=-1), "alpha must be positive"),
+        (lambda: smile.Pfeiffer(1025), "got 1025"),
+        (lambda: smile.BitFit(first_layer=-1), "first_layer must be >= 0, got -1"),
+    ],
+)
+def test_bad_pet_kinds_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(smile.InvalidSpec, match=message):
+        make()
+
+
+def test_hyper_parameters_are_the_given_ones_over_the_defaults() -> None:
+    assert o.hyper_parameters({}) == smile.HyperParameters()
+    changed = o.hyper_parameters({"epochs": 2, "schedule": "cosine", "weight_decay": 0.0})
+    assert changed == smile.HyperParameters(
+        epochs=2, schedule=smile.Schedule.COSINE, weight_decay=0.0
+    )
+
+
+def test_every_hyper_parameter_is_a_keyword_of_train() -> None:
+    assert set(smile.HyperParameters.__dataclass_fields__) <= set(o.TrainOptions.__annotations__)
+
+
+def test_promotion_defaults_to_serving_and_none_means_none() -> None:
+    assert o.job("v", "d", "", {}).promote_alias == smile.SERVING
+    assert o.job("v", "d", "", {"promote_alias": None}).promote_alias == ""
+    assert o.job("v", "d", "", {"promote_alias": "canary"}).promote_alias == "canary"
+
+
+def test_a_head_without_labels_embeds() -> None:
+    assert o.head((), {}).task is smile.Task.EMBEDDING
+    assert o.head(("a", "b"), {}).task is smile.Task.SEQUENCE_CLASSIFICATION
+    assert o.head(("a", "b"), {"pooling": "cls"}).pooling is smile.Pooling.CLS
+    with pytest.raises(smile.InvalidSpec, match="pooling must be one of mean, cls, got 'max'"):
+        o.head((), {"pooling": "max"})
+
+
+@given(st.integers(1, 50), st.floats(0, 100))
+def test_waits_are_bounded_and_never_shorter_than_asked(failures: int, asked: float) -> None:
+    backoff = Backoff(first_s=0.1, wait_s_max=5.0)
+    wait = backoff.wait_s(failures, smile.Overloaded("full", retry_after=asked))
+    assert asked <= wait <= max(asked, 5.0)
+    assert backoff.wait_s(1, smile.Unavailable("away")) <= 0.1
+
+
+def test_texts_are_checked_before_they_are_sent() -> None:
+    assert checked(("a", "b")) == ["a", "b"]
+    assert len(checked(["x"] * 10_000)) == 10_000
+    with pytest.raises(smile.TooManyTexts) as raised:
+        checked(["x"] * 10_001)
+    assert raised.value.metadata == {"limit": "10000", "value": "10001"}
+
+
+def test_a_failed_job_tells_why() -> None:
+    job = smile.TrainingJob("tenants/a/trainingJobs/j", "v", "d", state=smile.JobState.FAILED)
+    assert "was failed" in str(JobFailed(job))
+    error = smile.JobError("OUT_OF_ROWS", "3 rows are too few")
+    failed = JobFailed(
+        smile.TrainingJob("tenants/a/trainingJobs/j", "v", "d", state=job.state, error=error)
+    )
+    assert (failed.reason, failed.report) == ("OUT_OF_ROWS", None)
+    assert str(failed) == "tenants/a/trainingJobs/j failed: 3 rows are too few"
+
+
+def test_the_sync_face_is_what_the_generator_writes() -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "sync_client.py"), "check"]
+    subprocess.run(tool, check=True)

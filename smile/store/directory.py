@@ -38,7 +38,7 @@ LOCK_POLL_S = 0.002
 PLACE_ATTEMPTS_MAX = 8
 TEMPORARY_AGE_S_MAX = 86_400.0
 _PRIVATE = ".smile"
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
@@ -99,10 +99,9 @@ class DirectoryStore:
         self, key: str, chunk_bytes: int = CHUNK_BYTES_MAX
     ) -> AsyncIterator[bytes]:
         path = self._path(key)
-        try:
-            file = await self._run(lambda: path.open("rb"))
-        except FileNotFoundError:
-            raise NotFound(f"object {key} does not exist") from None
+        file = await self._run(lambda: _opened(path))
+        if file is None:
+            raise NotFound(f"object {key} does not exist")
         try:
             while chunk := await self._run(lambda: file.read(chunk_bytes)):
                 yield chunk
@@ -166,8 +165,6 @@ class DirectoryStore:
         """`act()`, with the operating system's refusals as errors of ours."""
         try:
             return act()
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise self._fault(error) from error
 
@@ -271,6 +268,13 @@ def _read(path: Path) -> Object | None:
     except FileNotFoundError:
         return None
     return Object(data, _etag(data))
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return None
 
 
 def _etag(data: bytes) -> str:

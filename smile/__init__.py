@@ -8,7 +8,7 @@
         )
         client.upload_dataset("news", "news.csv")
         job = client.wait(client.train("topic", "news", epochs=4))
-        print(client.infer("topic", "Shares rose on Friday").predictions[0].result.label)
+        answer = client.infer("topic", "Shares rose on Friday").predictions[0].result.label
 
 `AsyncClient` has the same methods for `await`. Results are frozen dataclasses, errors the classes
 of `smile.errors`. Names are loaded when first used, so that importing a part stays cheap.

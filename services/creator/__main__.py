@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+import grpc
 
 from services.creator.catalogue import CHECK, Catalogue
 from services.creator.config import CreatorSettings
@@ -13,11 +15,15 @@ from services.creator.servicer import FULL_NAME, CreatorServicer
 from smile import logs
 from smile.client.records import VplmRecords
 from smile.config import load
+from smile.errors import Unavailable
 from smile.rpc.auth import RemoteAuthenticator
 from smile.rpc.channel import ServiceCredential, build_channel
 from smile.rpc.health import Readiness
 from smile.rpc.server import Service, run, serve
 from smile.v1 import creator_pb2_grpc
+
+STORAGE = "storage"
+STORAGE_TIMEOUT_S = 1.5
 
 
 async def main(settings: CreatorSettings) -> None:
@@ -27,7 +33,7 @@ async def main(settings: CreatorSettings) -> None:
     async with build_channel(
         settings.storage_address, credentials=ServiceCredential(key)
     ) as storage:
-        readiness.watch("storage", storage.channel_ready)
+        readiness.watch(STORAGE, reaching(storage, settings.storage_address))
         servicer = CreatorServicer(catalogue, VplmRecords(storage))
         await serve(
             [Service(servicer, creator_pb2_grpc.add_CreatorServiceServicer_to_server, FULL_NAME)],
@@ -36,6 +42,19 @@ async def main(settings: CreatorSettings) -> None:
             readiness=readiness,
             lifespan=reading(catalogue, settings, readiness),
         )
+
+
+def reaching(channel: grpc.aio.Channel, address: str) -> Callable[[], Awaitable[None]]:
+    """A probe that fails, in words, while storage does not take connections."""
+
+    async def probe() -> None:
+        try:
+            async with asyncio.timeout(STORAGE_TIMEOUT_S):
+                await channel.channel_ready()
+        except TimeoutError as error:
+            raise Unavailable(f"storage at {address} does not answer") from error
+
+    return probe
 
 
 @asynccontextmanager

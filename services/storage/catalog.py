@@ -157,7 +157,7 @@ class Catalog:
         names = await self._store.list_folders(keys.vplms(tenant))
         if len(names) < TENANT_VPLMS_MAX:
             return
-        live, _ = await load_page(names, self._loader(tenant), len(names))
+        live, _ = await load_page(names, self._loader(tenant), len(names), bytes_max=None)
         if len(live) >= TENANT_VPLMS_MAX:
             raise QuotaExceeded(
                 f"a tenant has at most {TENANT_VPLMS_MAX} vPLMs, and has {len(live)}",

@@ -153,7 +153,7 @@ class Datasets:
         names = await self._store.list_folders(keys.datasets(tenant))
         if len(names) < TENANT_DATASETS_MAX:
             return
-        live, _ = await load_page(names, self._loader(tenant), len(names))
+        live, _ = await load_page(names, self._loader(tenant), len(names), bytes_max=None)
         if len(live) >= TENANT_DATASETS_MAX:
             raise QuotaExceeded(
                 f"a tenant has at most {TENANT_DATASETS_MAX} datasets, and has {len(live)}",

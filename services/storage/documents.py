@@ -12,12 +12,16 @@ import pydantic
 
 from services.storage.records import Document
 from smile.errors import Aborted, DataCorrupted, SmileError
+from smile.limits import MESSAGE_BYTES_MAX
 from smile.logs import get_logger
 from smile.store.objects import ObjectStore
 
 EDIT_ATTEMPTS_MAX = 30
 EDIT_WAIT_S_MAX = 0.05
 READS_AT_ONCE = 16
+PAGE_BYTES_MAX = (
+    3 * MESSAGE_BYTES_MAX // 8
+)  # of the items as text, which is no less than on the wire
 
 D = TypeVar("D", bound=Document)
 T = TypeVar("T")
@@ -87,23 +91,33 @@ class Documents:
 
 
 async def load_page(
-    names: Sequence[str], load: Callable[[str], Awaitable[T | None]], size: int
+    names: Sequence[str],
+    load: Callable[[str], Awaitable[T | None]],
+    size: int,
+    *,
+    bytes_max: int | None = PAGE_BYTES_MAX,
 ) -> tuple[list[tuple[str, T]], bool]:
     """Up to `size` of the things that `names` name, and whether there are more.
 
-    `load` gives None for what is not there after all. What is corrupted is logged and left out, so
-    that one bad record does not hide the others.
+    A page ends early where it would not fit into one message. `load` gives None for what is not
+    there after all. What is corrupted is logged and left out, so that one bad record does not hide
+    the others.
     """
     found: list[tuple[str, T]] = []
+    written = 0
     for start in range(0, len(names), READS_AT_ONCE):
         batch = names[start : start + READS_AT_ONCE]
         loaded = await asyncio.gather(*(_load(load, name) for name in batch))
-        found += [
-            (name, item) for name, item in zip(batch, loaded, strict=True) if item is not None
-        ]
-        if len(found) > size:
-            break
-    return found[:size], len(found) > size
+        for name, item in zip(batch, loaded, strict=True):
+            if item is None:
+                continue
+            if len(found) == size:
+                return found, True
+            written += len(repr(item).encode()) if bytes_max is not None else 0
+            if bytes_max is not None and found and written > bytes_max:
+                return found, True
+            found.append((name, item))
+    return found, False
 
 
 async def _load(load: Callable[[str], Awaitable[T | None]], name: str) -> T | None:

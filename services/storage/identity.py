@@ -198,7 +198,7 @@ class Identity:
 
     async def _all_keys(self, tenant: TenantId) -> list[ApiKey]:
         names = await self._key_ids(tenant)
-        found, _ = await load_page(names, self._key_loader(tenant), len(names))
+        found, _ = await load_page(names, self._key_loader(tenant), len(names), bytes_max=None)
         return [key for _, key in found]
 
     def _key_loader(self, tenant: TenantId) -> Callable[[str], asyncio.Future[ApiKey | None]]:

@@ -87,14 +87,14 @@ class TrainingRecords:
         after = pages.place_of(token, listing)
         places = await self._places(prefix, after, size + 1)
         found: list[tuple[str, TrainingRecord]] = []
-        while places:
-            loaded, _ = await load_page(places, self._loader(tenant), len(places))
+        more = False
+        while places and not more:
+            loaded, more = await load_page(places, self._loader(tenant), size - len(found))
             found += loaded
-            if len(found) > size or len(places) <= size:
-                break
-            places = await self._places(prefix, places[-1], size + 1)
-        following = pages.token_for(listing, found[size - 1][0]) if len(found) > size else ""
-        return [record for _, record in found[:size]], following
+            last = len(places) <= size
+            places = [] if last else await self._places(prefix, places[-1], size + 1)
+        following = pages.token_for(listing, found[-1][0]) if more else ""
+        return [record for _, record in found], following
 
     async def list_pending(self, size: int, token: str) -> tuple[list[TrainingRecord], str]:
         """Records of all tenants whose job has not ended. A page may hold fewer than `size`."""
@@ -109,8 +109,9 @@ class TrainingRecords:
                 return None
             return stored.document.record
 
-        found, _ = await load_page(places, load, size)
-        following = pages.token_for(listing, places[-1]) if len(places) == size else ""
+        found, more = await load_page(places, load, size)
+        last = found[-1][0] if more else places[-1] if len(places) == size else ""
+        following = pages.token_for(listing, last) if last else ""
         return [record for _, record in found], following
 
     async def put_curve(self, name: JobName, batches: AsyncIterator[tuple[Metric, ...]]) -> int:

@@ -111,14 +111,14 @@ class Versions:
         record = (await self._catalog.record(vplm)).document
         place = pages.place_of(token, listing)
         first = min(_number(place) - 1, record.latest_version) if place else record.latest_version
-        numbers = [str(number) for number in range(first, max(first - size - 1, 0), -1)]
+        numbers = [str(number) for number in range(first, 0, -1)]
 
         async def load(number: str) -> VplmVersion | None:
             name = VersionName(vplm, int(number))
             return (await self._manifest(name, record)).view(str(vplm))
 
-        found, _ = await load_page(numbers[:size], load, size)
-        following = pages.token_for(listing, numbers[size - 1]) if len(numbers) > size else ""
+        found, more = await load_page(numbers, load, size)
+        following = pages.token_for(listing, found[-1][0]) if more else ""
         return [version for _, version in found], following
 
     async def open(self, name: VersionName) -> tuple[VplmVersion, AsyncIterator[bytes]]:

@@ -11,6 +11,7 @@ import pytest
 from services.storage import keys
 from services.storage.blobs import Declared
 from services.storage.catalog import ALIASES_MAX, AliasMove, VplmChange
+from smile import codec
 from smile.errors import (
     Aborted,
     AlreadyExists,
@@ -20,6 +21,7 @@ from smile.errors import (
     NotFound,
     QuotaExceeded,
 )
+from smile.limits import MESSAGE_BYTES_MAX
 from smile.model.specs import DType, HeadSpec, PetKind, PetSpec, Task
 from smile.names import VersionName
 from smile.resources import SERVING, VersionOrigin
@@ -407,3 +409,43 @@ async def test_tenants_see_only_their_own(world: World) -> None:
     with pytest.raises(NotFound) as absent:
         await world.catalog.get(vplm("nothing", OTHER))
     assert foreign.value.message.replace("topics", "nothing") == absent.value.message
+
+
+async def test_pages_fit_into_a_message(world: World) -> None:
+    labels = tuple(f"{number:04d}" + "ä" * 124 for number in range(1000))
+    wide = replace(SPEC, head=HeadSpec(Task.SEQUENCE_CLASSIFICATION, labels))
+    data = module(spec=wide)
+    new = replace(new_vplm(data=data), spec=wide)
+    await world.catalog.commit(new, chunks(data))
+    for _ in range(9):
+        await world.versions.put(new_version(data), chunks(data))
+    numbers: list[int] = []
+    token = ""
+    while True:
+        versions, token = await world.versions.list_page(vplm(), 1000, token)
+        assert sum(codec.version_to_pb(each).ByteSize() for each in versions) < MESSAGE_BYTES_MAX
+        numbers += [version.number for version in versions]
+        if not token:
+            break
+    assert numbers == list(range(10, 0, -1))
+
+
+async def test_damaged_manifests_hide_only_themselves(world: World) -> None:
+    await commit(world)
+    uid = (await world.catalog.get(vplm())).uid
+    for seed in range(1, 6):
+        data = module(seed)
+        await world.versions.put(new_version(data), chunks(data))
+    for number in (2, 5):
+        place = keys.version(vplm(), uid, number)
+        await world.store.delete(place)
+        await world.store.put_if_absent(place, b"damaged")
+    for size in (1, 2, 3, 10):
+        numbers: list[int] = []
+        token = ""
+        while True:
+            versions, token = await world.versions.list_page(vplm(), size, token)
+            numbers += [version.number for version in versions]
+            if not token:
+                break
+        assert numbers == [6, 4, 3, 1]

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from services.processor.requests import Batch, Chunk, Failed, ModuleKey
 from services.processor.residency import ModuleState, Residency
 from services.processor.scheduler import BatchLimits, Plan, Waiting, next_batch
-from smile.errors import DeadlineExceeded, Internal, SmileError
+from smile.errors import DeadlineExceeded, Internal, SmileError, Unavailable
 
 Module = TypeVar("Module")
 
@@ -81,8 +81,10 @@ class Dispatch(Generic[Module]):
         self._closed = False
 
     def put(self, chunks: Sequence[Chunk]) -> None:
-        """Let chunks wait for a batch."""
+        """Let chunks wait for a batch. Raises `Unavailable` once closed."""
         with self._changed:
+            if self._closed:
+                raise Unavailable("the processor is stopping", retry_after=1.0)
             for chunk in chunks:
                 self._waiting.add(chunk)
             self._wake()

@@ -1,18 +1,19 @@
 """Versions in storage, for the service that serves them: which one an alias points to, and its
 bytes.
 
-For use with a channel that presents the service key; every call acts for the tenant of the name it
-is about.
+For use outside of any request, with a channel that presents the service key; every call acts for
+the tenant of the name it is about.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from smile import codec
-from smile.errors import DataCorrupted
+from smile.errors import DataCorrupted, DeadlineExceeded, Unavailable
 from smile.names import VersionName, VplmName
 from smile.resources import VplmVersion
 from smile.rpc.channel import acting_for
@@ -43,14 +44,14 @@ class VersionReader:
     async def resolve(self, name: VplmName, alias: str) -> VplmVersion:
         """The version `alias` points to now."""
         request = storage_pb2.ResolveAliasRequest(name=str(name), alias=alias)
-        with calling(), acting_for(name.tenant):
+        with _answering(), acting_for(name.tenant):
             found = await self._stub.ResolveAlias(request, timeout=self._resolve_timeout_s)
         return codec.version_from_pb(found)
 
     async def get(self, name: VersionName) -> VplmVersion:
         """One version's manifest."""
         request = storage_pb2.GetVersionRequest(name=str(name))
-        with calling(), acting_for(name.vplm.tenant):
+        with _answering(), acting_for(name.vplm.tenant):
             found = await self._stub.GetVersion(request, timeout=self._resolve_timeout_s)
         return codec.version_from_pb(found)
 
@@ -60,7 +61,7 @@ class VersionReader:
         with acting_for(name.vplm.tenant):
             call = self._stub.DownloadVersion(request, timeout=self._download_timeout_s)
         try:
-            with calling():
+            with _answering():
                 async for message in call:
                     part = message.WhichOneof("part")
                     if part == "chunk":
@@ -69,3 +70,13 @@ class VersionReader:
                         raise DataCorrupted(f"{name}: storage sent a message that is empty")
         finally:
             call.cancel()  # ends the stream where the bytes were refused half-way
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn gRPC's errors inside into ours. Time that ran out here was ours, not a caller's."""
+    try:
+        with calling():
+            yield
+    except DeadlineExceeded as error:
+        raise Unavailable("storage did not answer in time") from error

@@ -80,6 +80,7 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
         self.data: dict[str, bytes] = {}
         self.aliases: dict[tuple[str, str], int] = {}
         self.away = False
+        self.hangs = False
         self.gate: asyncio.Event | None = None  # downloads wait for it
         self.asked: Counter[str] = Counter()
 
@@ -123,6 +124,8 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
 
     async def ResolveAlias(self, request: Any, context: Any) -> Any:
         self.asked["resolve"] += 1
+        if self.hangs:
+            await asyncio.sleep(60)
         if self.away:
             raise Unavailable("storage is away")
         number = self.aliases.get((request.name, request.alias or "serving"))
@@ -222,7 +225,8 @@ async def processor_world(backbone: Path, **changes: Any) -> AsyncIterator[World
         channel = await stack.enter_async_context(
             build_channel(stored.address, credentials=credentials)
         )
-        processor = Processor.build(settings, VersionReader(channel))
+        reader = VersionReader(channel, resolve_timeout_s=1.0)
+        processor = Processor.build(settings, reader)
         await stack.enter_async_context(processor.running(readiness))
         servicer = ProcessorServicer(processor.pipeline)
         server = await stack.enter_async_context(

@@ -355,3 +355,14 @@ async def test_stopping_refuses_and_fails_what_is_queued(
             await closing
             await inside
         await refused(world, errors.Unavailable, ["a"])
+
+
+async def test_a_storage_that_hangs_is_unavailable(world: World) -> None:
+    world.storage.hangs = True
+    started = time.monotonic()
+    try:
+        error = await refused(world, errors.Unavailable, ["a"], name="tenants/acme/vplms/slow")
+    finally:
+        world.storage.hangs = False
+    assert "in time" in error.message
+    assert time.monotonic() - started < 15

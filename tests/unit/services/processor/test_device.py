@@ -15,7 +15,7 @@ from services.processor.dispatch import Dispatch
 from services.processor.requests import Answered, Batch, Failed, FloatArray
 from services.processor.residency import ModuleState, Residency
 from services.processor.scheduler import BatchLimits
-from smile.errors import DataCorrupted, DeadlineExceeded, Internal
+from smile.errors import DataCorrupted, DeadlineExceeded, Internal, Unavailable
 from smile.testing import FakeClock
 from tests.unit.services.processor.conftest import Maker, key
 
@@ -185,3 +185,5 @@ def test_closing_gives_back_what_was_not_computed(dispatch: Dispatch[str], make:
     dispatch.put([chunk])
     assert dispatch.close() == [chunk]
     assert dispatch.take() is None
+    with pytest.raises(Unavailable, match="stopping"):
+        dispatch.put([make.chunk()])

@@ -88,7 +88,7 @@ class Versions:
 
     async def get(self, name: VersionName) -> VplmVersion:
         """Raises `NotFound`, also for versions no record knows of yet."""
-        record = (await self._catalog.record(name.vplm)).document
+        record = await self._record(name)
         return (await self._manifest(name, record)).view(str(name.vplm))
 
     async def resolve(self, vplm: VplmName, alias: str) -> VplmVersion:
@@ -123,13 +123,20 @@ class Versions:
 
     async def open(self, name: VersionName) -> tuple[VplmVersion, AsyncIterator[bytes]]:
         """A version and its bytes, which raise `DataCorrupted` unless they match its digest."""
-        record = (await self._catalog.record(name.vplm)).document
+        record = await self._record(name)
         manifest = await self._manifest(name, record)
         blob = keys.version_blob(name.vplm, record.uid, manifest.digest)
         declared = Declared(manifest.size_bytes, manifest.digest)
         return manifest.view(str(name.vplm)), verified(
             self._store.get_stream(blob), declared, str(name)
         )
+
+    async def _record(self, name: VersionName) -> VplmRecord:
+        """The record of a version's vPLM; where there is none, what is absent is the version."""
+        try:
+            return (await self._catalog.record(name.vplm)).document
+        except NotFound:
+            raise NotFound(f"{name} does not exist", metadata={"resource": str(name)}) from None
 
     async def _manifest(self, name: VersionName, record: VplmRecord) -> VersionManifest:
         if name.number > record.latest_version:

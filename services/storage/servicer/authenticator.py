@@ -40,6 +40,6 @@ class LocalAuthenticator:
             principal = Principal(Role.TENANT, parts.tenant, parts.key_id)
         else:
             raise unauthenticated()
-        if not same(kept or "", parts.secret_sha256) or not kept:
+        if not same(kept or "", parts.secret_sha256):
             raise unauthenticated()
         return principal

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := smile services tools demo tests
+SOURCES := smile services tools demo deploy tests
 
 .PHONY: setup protos format check test test-fast demo clean
 
@@ -26,7 +26,7 @@ format: setup
 check: setup
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy smile services tools demo tests
+	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/python tools/protos.py check
 	$(BIN)/pytest -q tests/test_tidy.py

@@ -1,10 +1,10 @@
-"""Try a running platform as a new tenant would: create, train, infer, export, delete.
+"""Try a running platform as a new tenant would: create, train, infer, delete.
 
     SMILE_OPERATOR_KEY=smileop_... python deploy/smoke.py [--data examples/mails.csv]
 
-Uses `SMILE_ENDPOINTS` (default: this machine's ports 7101 to 7104). Makes one tenant of its own, and
-deletes the model and the dataset it made. The last line is one JSON object; the exit code is 0 only if
-the trained model, asked again, labels the training texts well.
+Uses `SMILE_ENDPOINTS` (default: this machine's ports 7101 to 7104). Makes one tenant of its own,
+and deletes the model and the dataset it made. The last line is one JSON object; the exit code is 0
+only if the trained model, asked again, labels the training texts well.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import secrets
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import smile
@@ -36,12 +37,23 @@ def main() -> int:
         key = operator.create_tenant(tenant).key
     with smile.Client(key) as client:
         outcome = journey(client, options.data, options.backbone)
-    sys.stdout.write(json.dumps({"tenant": tenant, **outcome}) + "\n")
-    return 0 if outcome["accuracy"] >= ACCURACY_MIN else 1
+    sys.stdout.write(json.dumps({"tenant": tenant, **asdict(outcome)}) + "\n")
+    return 0 if outcome.accuracy >= ACCURACY_MIN else 1
 
 
-def journey(client: smile.Client, data: Path, backbone: str) -> dict[str, float | str]:
-    """One model's life; figures about it."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the journey measured; seconds include the network."""
+
+    accuracy: float
+    create_seconds: float
+    train_seconds: float
+    version: str
+    digest: str
+
+
+def journey(client: smile.Client, data: Path, backbone: str) -> Outcome:
+    """One model's life."""
     rows = list(csv.DictReader(data.read_text(encoding="utf-8").splitlines()))
     labels = sorted({row["label"] for row in rows})
     started = time.perf_counter()
@@ -59,13 +71,13 @@ def journey(client: smile.Client, data: Path, backbone: str) -> dict[str, float 
     )
     client.delete_vplm("smoke")
     client.delete_dataset("smoke")
-    return {
-        "accuracy": right / len(rows),
-        "create_seconds": round(created - started, 3),
-        "train_seconds": round(trained - created, 3),
-        "version": answer.version,
-        "digest": answer.digest,
-    }
+    return Outcome(
+        accuracy=right / len(rows),
+        create_seconds=round(created - started, 3),
+        train_seconds=round(trained - created, 3),
+        version=answer.version,
+        digest=answer.digest,
+    )
 
 
 if __name__ == "__main__":

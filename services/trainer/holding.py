@@ -12,7 +12,7 @@ from smile.errors import Unavailable
 from smile.logs import get_logger
 from smile.resources import JobState
 
-EVENTS_EVERY_S = 0.1
+EVENTS_EVERY_S = 0.2  # two entries at a time, metrics and progress: 10 a second
 RETRY_S = 1.0
 BEATS_PER_LEASE = 3
 

@@ -112,6 +112,7 @@ class Jobs:
 
     async def reconcile(self) -> int:
         """Queues every unfinished record that the queue does not know; how many it did not."""
+        await self._queue.prune_consumers()
         found, token = 0, ""
         while True:
             page = await self._storage.pending_records(token)

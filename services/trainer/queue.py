@@ -28,6 +28,8 @@ RESERVATION_MS = 30_000
 EVENTS_MAX = 10_000
 EVENTS_PAGE = 500
 LEASE_LOST = -1
+GROUP = "workers"
+CONSUMER_IDLE_MS_MAX = 3_600_000
 
 
 class QueueState(StrEnum):
@@ -168,6 +170,7 @@ class JobQueue:
             [
                 _key(claim.name),
                 claim.fence,
+                claim.consumer,
                 state,
                 event,
                 self._settings.events_max,
@@ -181,7 +184,8 @@ class JobQueue:
         """Puts the job back to its old place; False if the lease is lost."""
         event = encode_event(JobEvent(JobState.QUEUED, claim.attempt))
         reply = await self._give_back(
-            [PREFIX], [_key(claim.name), claim.fence, event, self._settings.events_max]
+            [PREFIX],
+            [_key(claim.name), claim.fence, claim.consumer, event, self._settings.events_max],
         )
         return reply == 1
 
@@ -244,6 +248,20 @@ class JobQueue:
             entries = _entries(await self._client.xrange(f"{PREFIX}dead"))
         for _, fields in entries:
             yield fields["job"], fields["reason"]
+
+    async def prune_consumers(self) -> int:
+        """Forgets consumers that hold nothing and were not heard of for long; how many."""
+        pruned = 0
+        with reaching_redis():
+            if not await self._client.exists(f"{PREFIX}leased"):
+                return 0
+            for consumer in await self._client.xinfo_consumers(f"{PREFIX}leased", GROUP):
+                if consumer["pending"] == 0 and consumer["idle"] > CONSUMER_IDLE_MS_MAX:
+                    await self._client.xgroup_delconsumer(
+                        f"{PREFIX}leased", GROUP, consumer["name"]
+                    )
+                    pruned += 1
+        return pruned
 
     async def probe(self) -> None:
         """Raises `Unavailable` unless Redis takes commands."""

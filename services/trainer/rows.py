@@ -147,6 +147,9 @@ class _Reader:
         if len(words) != len(tags):
             message = f"{len(words)} words and {len(tags)} labels; every word needs one"
             raise _RowFault(Problem.WORDS_LABELS_MISMATCH, message, column.label)
+        if sum(map(len, words)) + len(words) > TEXT_CHARS_MAX:
+            message = f"a text has at most {TEXT_CHARS_MAX} characters, these words have more"
+            raise _RowFault(Problem.TEXT_TOO_LONG, message, column.text)
         labels = [self._label(tag) for tag in tags]
         self.label_counts.update(labels)
         return LabeledWords(tuple(words), tuple(self.labels[label] for label in labels))

@@ -694,7 +694,7 @@ class WatchTrainingJobResponse(_message.Message):
 
     @_builtins.property
     def metrics(self) -> Global___TrainingMetrics:
-        """Metrics of one step."""
+        """Metrics of one or more steps, in order."""
 
     def __init__(
         self,
@@ -716,7 +716,7 @@ Global___WatchTrainingJobResponse: _TypeAlias = WatchTrainingJobResponse  # noqa
 
 @_typing.final
 class TrainingMetrics(_message.Message):
-    """Metrics of one step."""
+    """Metrics of one or more steps, in order."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

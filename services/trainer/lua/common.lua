@@ -1,6 +1,6 @@
 -- What every script of the queue shares. KEYS[1] is the prefix, whose hash tag keeps all keys in one slot.
 --
---   job:{tenant}/{job}      hash: state, fence, attempt, deaths, cancel, order, entry, progress
+--   job:{tenant}/{job}      hash: state, fence, attempt, deaths, cancel, order, progress; entry and consumer while held
 --   backlog:{tenant}        zset: jobs that wait, by order of arrival
 --   turns                   list: tenants with a backlog; the next to be served is at the head
 --   leased                  stream: one entry per job that a worker holds; its pending list keeps the leases
@@ -86,8 +86,9 @@ local function lease(job, consumer)
   return hold(job, entry, consumer)
 end
 
--- Whether the holder of `fence` still holds the job.
-local function holds(job, fence)
-  local found = redis.call('HMGET', job_key(job), 'state', 'fence')
-  return found[1] == 'running' and found[2] == fence
+-- Whether `consumer` still holds the job under `fence`. The name matters too: a server that restarts from an older
+-- state of its data may give out a fence once more.
+local function holds(job, fence, consumer)
+  local found = redis.call('HMGET', job_key(job), 'state', 'fence', 'consumer')
+  return found[1] == 'running' and found[2] == fence and found[3] == consumer
 end

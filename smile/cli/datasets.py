@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from smile.cli.command import Session, command
+from smile.cli.exits import Exit
 from smile.cli.output import facts, short, size, table, when, write_json
 from smile.resources import ColumnMapping, Dataset, DatasetFormat, DatasetReport
 
@@ -101,12 +102,16 @@ def validate(
     vplm: Annotated[str, typer.Argument(help="Id of the vPLM it shall train.")],
     columns: ColumnOptions,
 ) -> None:
-    """Read a dataset as a training job would, and report every problem by row."""
+    """Read a dataset as a training job would, and report every problem by row. Exits with 3 where
+    there are any."""
     mapping = ColumnMapping(columns.text_column, columns.label_column, columns.pair_column)
     report = session.client.validate_dataset(dataset, vplm, columns=mapping)
     if session.json:
-        return write_json(report)
-    show_report(session, report)
+        write_json(report)
+    else:
+        show_report(session, report)
+    if report.problem_count:
+        raise typer.Exit(Exit.INVALID)
 
 
 def delete(

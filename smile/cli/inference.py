@@ -62,17 +62,18 @@ def infer(
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file as texts. Raises `InvalidArgument`, `TextEmpty`."""
+    where = "standard input" if path == STDIN else str(path)
     try:
         with sys.stdin if path == STDIN else path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 text = line.rstrip("\r\n")
                 if not text.strip():
-                    raise TextEmpty(f"line {number} of {path} is empty")
+                    raise TextEmpty(f"line {number} of {where} is empty")
                 yield text
     except OSError as error:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{path} is not UTF-8: {error}", reason="TEXT_NOT_UTF8") from error
+        raise InvalidArgument(f"{where} is not UTF-8: {error}", reason="TEXT_NOT_UTF8") from error
 
 
 def _kept(texts: Iterable[str], asked: list[str]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from smile.errors import SmileError
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 PIPED_WIDTH = 1_000  # characters a line where there is no screen to fit
+COUNTS = ("epoch", "steps", "rows")  # metrics that count, by the end of their names
 UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -126,5 +127,8 @@ def seconds(start: datetime | None, end: datetime | None) -> str:
 
 
 def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Metrics by name, four digits after the point."""
-    return [(name, f"{value:.4f}") for name, value in sorted(metrics.items())]
+    """Metrics by name: counts as they are, others with four digits after the point."""
+    return [
+        (name, f"{value:.0f}" if name.endswith(COUNTS) else f"{value:.4f}")
+        for name, value in sorted(metrics.items())
+    ]

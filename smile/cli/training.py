@@ -16,7 +16,7 @@ from smile.cli.command import Session, command
 from smile.cli.datasets import ColumnOptions, send, show_report
 from smile.cli.output import facts, metric_rows, seconds, short, table, when, write_json
 from smile.cli.progress import JobView
-from smile.client.options import TrainOptions
+from smile.client.options import TrainOptions, hyper_parameters
 from smile.client.training import JobFailed
 from smile.errors import AlreadyExists
 from smile.resources import (
@@ -98,7 +98,6 @@ def train(
     """Train a vPLM. Only its PET module and head are trained; a new version comes out of it."""
     if (source.data is None) == (source.dataset is None):
         raise typer.BadParameter("give either --data FILE or --dataset ID")
-    dataset = source.dataset if source.dataset is not None else _uploaded(session, source.data)
     options = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
     options |= {field.name: getattr(columns, field.name) for field in fields(columns)}
     options |= {
@@ -106,6 +105,11 @@ def train(
         "base_version": source.base_version,
         "promote_alias": None if source.promote == "-" else source.promote,
     }
+    dataset = source.dataset
+    if dataset is None:
+        hyper_parameters(cast(TrainOptions, options))  # wrong ones are told before the upload
+        session.client.vplm(vplm)
+        dataset = _uploaded(session, source.data)
     job = session.client.train(vplm, dataset, **cast(TrainOptions, options))
     if follow:
         session.note(f"queued {job.name}")

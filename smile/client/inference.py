@@ -12,6 +12,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from contextlib import contextmanager
 from itertools import islice
 from typing import Unpack
 
@@ -77,17 +78,20 @@ class InferenceCalls(Calls):
                 f"got {batch_size} and {concurrency}"
             )
 
-        async def ask(batch: list[str]) -> InferResult:
-            return await when_not_overloaded(
-                lambda: self.infer(vplm, batch, **options),
-                timeout=options.get("timeout", INFER_TIMEOUT_S),
-                backoff=_BACKOFF,
-            )
+        async def ask(batch: list[str], first: int) -> InferResult:
+            with _numbered(first):
+                return await when_not_overloaded(
+                    lambda: self.infer(vplm, batch, **options),
+                    timeout=options.get("timeout", INFER_TIMEOUT_S),
+                    backoff=_BACKOFF,
+                )
 
+        asked = 0
         under_way: deque[asyncio.Task[InferResult]] = deque()
         try:
             async for batch in _batches(texts, batch_size):
-                under_way.append(asyncio.create_task(ask(batch)))
+                under_way.append(asyncio.create_task(ask(batch, asked)))
+                asked += len(batch)
                 if len(under_way) >= concurrency:
                     for prediction in (await under_way.popleft()).predictions:
                         yield prediction
@@ -125,6 +129,22 @@ def checked(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise InvalidArgument(f"texts[{index}] must be a str, got {type(text).__name__}")
     return found
+
+
+@contextmanager
+def _numbered(first: int) -> Iterator[None]:
+    """Tells where a batch lies, in errors that name a text by its index in the batch."""
+    try:
+        yield
+    except InvalidArgument as error:
+        if first == 0:
+            raise
+        raise type(error)(
+            f"in the batch that begins with text {first}: {error.message}",
+            reason=error.reason,
+            metadata={**error.metadata, "batch_first": str(first)},
+            violations=error.violations,
+        ) from error
 
 
 async def _batches(

@@ -48,16 +48,44 @@ class JobFailed(SmileError):
         if job.error is not None:
             message, reason = job.error.message, job.error.reason
         else:
-            message, reason = f"it was {job.state}", "JOB_CANCELLED"
-        super().__init__(
-            f"{job.name} {job.state}: {message}", reason=reason, metadata={"job": job.name}
-        )
+            message, reason = "it ended without a reason", "JOB_CANCELLED"
+        told = f"was {job.state}" if job.state is JobState.CANCELLED else f"failed: {message}"
+        super().__init__(f"{job.name} {told}", reason=reason, metadata={"job": job.name})
         self.job = job
 
     @property
     def report(self) -> DatasetReport | None:
         """What was wrong with the dataset, row by row, where that was why."""
         return self.job.error.dataset_report if self.job.error else None
+
+
+class _Patience:
+    """How long a watch goes on without an answer: `AWAY_S_MAX`, where streams that lived that long
+    count as answers."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._away_since: float | None = None
+        self._failures = 0
+
+    def stream_begins(self) -> None:
+        self._began = self._clock()
+
+    def answered(self) -> None:
+        self._away_since, self._failures = None, 0
+
+    def wait_s(self, lost: SmileError) -> float:
+        """Seconds to wait before the next try. Raises `lost` where patience is at its end."""
+        now = self._clock()
+        if now - self._began >= AWAY_S_MAX:
+            self.answered()
+        self._failures += 1
+        if self._away_since is None:
+            self._away_since = now
+        elif now - self._away_since > AWAY_S_MAX:
+            raise lost
+        return _BACKOFF.wait_s(self._failures, lost)
 
 
 class TrainingCalls(Calls):
@@ -163,29 +191,23 @@ class TrainingCalls(Calls):
         error is raised.
         """
         name = self._job_name(job)
-        loop = asyncio.get_running_loop()
-        seen_at = loop.time()
-        failures = 0
+        patience = _Patience(asyncio.get_running_loop().time)
         while True:
-            lost: SmileError | None = None
+            patience.stream_begins()
             try:
                 async with aclosing(self._events(name, resume_token)) as events:
                     async for event in events:
                         resume_token = event.resume_token
-                        seen_at, failures = loop.time(), 0
+                        patience.answered()
                         yield event
                         if event.job is not None and event.job.state.done:
                             return
                 if (await self.job(name)).state.done:
                     return
+                lost: SmileError = Unavailable(f"the trainer ended the watch of {name} too early")
             except _LOST as error:
                 lost = error
-            failures += 1
-            if lost is None:
-                lost = Unavailable(f"the trainer ended the watch of {name} before the job ended")
-            elif loop.time() - seen_at > AWAY_S_MAX and not isinstance(lost, DeadlineExceeded):
-                raise lost
-            await asyncio.sleep(_BACKOFF.wait_s(failures, lost))
+            await asyncio.sleep(patience.wait_s(lost))
 
     async def wait(
         self,

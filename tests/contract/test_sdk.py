@@ -344,7 +344,8 @@ async def test_many_texts_end_with_the_first_error(
     client: smile.AsyncClient, platform: World
 ) -> None:
     found = []
-    with pytest.raises(smile.InvalidArgument, match="must be a str"):
+    where = r"in the batch that begins with text 2: texts\[0\] must be a str"
+    with pytest.raises(smile.InvalidArgument, match=where):
         async for prediction in client.infer_many("topic", ["a", "b", 3], batch_size=2):  # type: ignore[list-item]
             found.append(prediction)
     assert len(found) == 2

@@ -97,7 +97,9 @@ def test_the_journey_for_programs(cli: Cli, tmp_path: Path) -> None:
     sent = document(run("upload", "news", str(csv_file(tmp_path))))
     assert (sent["format"], sent["size_bytes"]) == ("csv", 47)
     assert document(run("datasets", "list"))["datasets"] == [sent]
-    report = document(run("datasets", "validate", "news", "topic", "--label-column", "y"))
+    result = run("datasets", "validate", "news", "topic", "--label-column", "y")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 3
     assert report["problems"][0] == {
         "row": 3, "column": "y", "reason": "LABEL_UNKNOWN", "message": "label 'x' is unknown",
     }  # fmt: skip
@@ -171,7 +173,7 @@ def test_texts_from_a_stream_are_answered_line_by_line(
         (("create", "x", "--backbone", "toy", "--pet", "bitfit", "--rank", "3"), 3, "INVALID_SPEC"),
         (("create", "x", "--backbone", "toy", "--alpha", "3"), 3, "INVALID_SPEC"),
         (("upload", "x", "/no/such.csv"), 3, "FILE_UNREADABLE"),
-        (("train", "topic", "--data", "/no/such.csv"), 3, "FILE_UNREADABLE"),
+        (("train", "topic", "--data", "/no/such.csv"), 4, "NOT_FOUND"),
         (("train", "topic", "--dataset", "x", "--epochs", "0"), 3, "INVALID_SPEC"),
         (("infer", "topic", "--file", "/no/such.txt"), 3, "FILE_UNREADABLE"),
         (("infer", "topic", "\udcff"), 3, "TEXT_NOT_UTF8"),
@@ -218,6 +220,15 @@ def test_conflicts_limits_and_deadlines_have_theirs(cli: Cli, platform: World) -
         result = cli("infer", "topic", "x", "-o", "json")
         assert (result.exit_code, result.stdout) == (code, "")
         assert json.loads(result.stderr)["error"]["reason"] == failure.reason
+
+
+def test_nothing_is_uploaded_for_a_job_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
+    data = str(csv_file(tmp_path))
+    assert cli("train", "topic", "--data", data).exit_code == 4
+    cli(*CREATE)
+    assert cli("train", "topic", "--data", data, "--learning-rate", "-1").exit_code == 3
+    assert cli("train", "topic", "--data", "/no/such.csv").exit_code == 3
+    assert document(cli("datasets", "list", "-o", "json")) == {"datasets": []}
 
 
 def test_a_failed_job_exits_with_10_and_its_report(cli: Cli, platform: World) -> None:

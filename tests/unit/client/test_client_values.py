@@ -17,8 +17,9 @@ from smile.client.inference import checked
 from smile.client.retry import Backoff
 from smile.client.scope import Scope
 from smile.client.settings import ClientSettings, Endpoints
-from smile.client.training import JobFailed
+from smile.client.training import JobFailed, _Patience
 from smile.names import TenantId
+from smile.testing import FakeClock
 
 KEY = f"smile_acme_k{'a' * 15}_{'s' * 43}"
 ROOT = Path(__file__).resolve().parents[3]
@@ -170,7 +171,9 @@ def test_texts_are_checked_before_they_are_sent() -> None:
 
 def test_a_failed_job_tells_why() -> None:
     job = smile.TrainingJob("tenants/a/trainingJobs/j", "v", "d", state=smile.JobState.FAILED)
-    assert "was failed" in str(JobFailed(job))
+    cancelled = smile.TrainingJob("t/j", "v", "d", state=smile.JobState.CANCELLED)
+    assert str(JobFailed(cancelled)) == "t/j was cancelled"
+    assert JobFailed(cancelled).reason == "JOB_CANCELLED"
     error = smile.JobError("OUT_OF_ROWS", "3 rows are too few")
     failed = JobFailed(
         smile.TrainingJob("tenants/a/trainingJobs/j", "v", "d", state=job.state, error=error)
@@ -182,3 +185,25 @@ def test_a_failed_job_tells_why() -> None:
 def test_the_sync_face_is_what_the_generator_writes() -> None:
     tool = [sys.executable, str(ROOT / "tools" / "sync_client.py"), "check"]
     subprocess.run(tool, check=True)
+
+
+def test_a_watch_is_patient_for_a_minute_and_with_long_streams() -> None:
+    clock = FakeClock()
+    patience = _Patience(clock)
+    away = smile.Unavailable("away")
+    for _ in range(10):  # quiet streams that live long are no failures
+        patience.stream_begins()
+        clock.advance(3600)
+        assert patience.wait_s(smile.DeadlineExceeded("quiet")) <= 0.2
+    waits = []
+    while clock.now < 1_000 + 36_000 + 59:
+        patience.stream_begins()
+        waits.append(patience.wait_s(away))
+        clock.advance(waits[-1])
+    assert max(waits) <= 3.0
+    clock.advance(5)
+    patience.stream_begins()
+    with pytest.raises(smile.Unavailable):
+        patience.wait_s(away)
+    patience.answered()
+    assert patience.wait_s(away) <= 0.2

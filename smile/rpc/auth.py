@@ -195,14 +195,14 @@ class RemoteAuthenticator:
             task.exception()  # taken, so that a question all askers left does not warn
 
     async def _ask(self, digest: bytes, parts: KeyParts) -> _Answer:
+        asked = self._clock()  # an answer is as old as its question: the key may be revoked since
         try:
             principal = await self._resolve(parts)
         except _AWAY:
             if known := self._good.get(digest):
                 self._good[digest] = replace(known, asked_at=self._clock(), storage_away=True)
             raise
-        now = self._clock()
-        answer = _Answer(principal, now, now)
+        answer = _Answer(principal, asked, asked)
         if principal is None:
             self._good.pop(digest, None)
             self._remember(self._bad, digest, answer)

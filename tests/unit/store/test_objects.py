@@ -1,8 +1,13 @@
-"""One contract for every object store: directory, memory, and S3 through moto's server."""
+"""One contract for every object store: directory, memory, and S3 through moto's server.
+
+With `SMILE_TEST_S3_ENDPOINT` (and `_ACCESS_KEY`, `_SECRET_KEY`) set, also a real S3 service.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,7 +17,8 @@ from moto.server import ThreadedMotoServer
 from smile.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from smile.store.objects import ObjectStore, S3Options, open_store
 
-KINDS = ("directory", "memory", "s3")
+REAL_S3 = os.environ.get("SMILE_TEST_S3_ENDPOINT")
+KINDS = ("directory", "memory", "s3", *(("real-s3",) if REAL_S3 else ()))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +39,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
         return open_store(f"file://{tmp_path}/objects")
     if request.param == "memory":
         return open_store("memory://")
-    endpoint = request.getfixturevalue("s3_endpoint")
-    made = open_store(f"s3://bucket-{next(_buckets)}", S3Options(endpoint, "key", "secret"))
+    if request.param == "real-s3":
+        assert REAL_S3 is not None
+        keys = [os.environ[f"SMILE_TEST_S3_{name}_KEY"] for name in ("ACCESS", "SECRET")]
+        made = open_store(f"s3://smile-test-{uuid.uuid4().hex}", S3Options(REAL_S3, *keys))
+    else:
+        endpoint = request.getfixturevalue("s3_endpoint")
+        made = open_store(f"s3://bucket-{next(_buckets)}", S3Options(endpoint, "key", "secret"))
     asyncio.run(made.probe())
     return made
 

@@ -41,8 +41,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
         return open_store("memory://")
     if request.param == "real-s3":
         assert REAL_S3 is not None
-        keys = [os.environ[f"SMILE_TEST_S3_{name}_KEY"] for name in ("ACCESS", "SECRET")]
-        made = open_store(f"s3://smile-test-{uuid.uuid4().hex}", S3Options(REAL_S3, *keys))
+        access = os.environ["SMILE_TEST_S3_ACCESS_KEY"]
+        secret = os.environ["SMILE_TEST_S3_SECRET_KEY"]
+        made = open_store(f"s3://smile-test-{uuid.uuid4().hex}", S3Options(REAL_S3, access, secret))
     else:
         endpoint = request.getfixturevalue("s3_endpoint")
         made = open_store(f"s3://bucket-{next(_buckets)}", S3Options(endpoint, "key", "secret"))

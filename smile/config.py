@@ -101,7 +101,7 @@ def _fault(cls: type[BaseSettings], fault: ErrorDetails) -> str:
 
 
 def _shown(name: str, value: str) -> str:
-    if any(word in name for word in _SECRET_WORDS):
+    if any(word in name.split("_") for word in _SECRET_WORDS):  # but not BATCH_TOKENS_MAX
         return f"'...' ({len(value)} characters, not shown)"
     short = value if len(value) <= SHOWN_CHARS_MAX else value[: SHOWN_CHARS_MAX - 3] + "..."
     return repr(redacted_text(short))

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ def _await_ready(
                 if on_progress is not None:
                     on_progress(state)
                 if state.phase is PlatformPhase.RUNNING:
+                    _reap_in_time(supervisor)
                     return state
             time.sleep(POLL_S)
     except BaseException:
@@ -181,6 +183,11 @@ def _await_ready(
         f"{failure or f'the supervisor ended; its log {log} ends:' + last_lines(log)}",
         reason=SERVICE_START_FAILED,
     )
+
+
+def _reap_in_time(supervisor: subprocess.Popen[bytes]) -> None:
+    """Whenever it ends, no zombie stays in a caller that lives longer."""
+    threading.Thread(target=supervisor.wait, name="reap-supervisor", daemon=True).start()
 
 
 def _is_supervisor(process: psutil.Process) -> bool:

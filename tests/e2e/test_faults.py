@@ -18,7 +18,7 @@ from tests.e2e.platforms import LABELS, Platform, rows, until
 
 pytestmark = pytest.mark.e2e
 
-LONG = 400  # epochs that keep the toy backbone busy for seconds
+LONG = 80  # epochs that keep the toy backbone busy for seconds
 
 
 def made(client: smile.Client, vplm: str = "mood") -> smile.Vplm:
@@ -87,7 +87,7 @@ def test_worker_killed_in_mid_job_and_the_job_ends_once(fragile: Platform) -> No
         job = started(client)
         for worker in fragile.workers():
             worker.send_signal(signal.SIGKILL)
-        done = client.wait(job, timeout=150)
+        done = client.wait(job, timeout=120)
         assert done.state is JobState.SUCCEEDED
         assert done.attempt == 2
         assert [version.number for version in client.versions("mood")] == [2, 1]
@@ -99,7 +99,7 @@ def test_trainer_killed_in_mid_job_and_the_job_ends_once(fragile: Platform) -> N
         made(client)
         job = started(client)
         fragile.kill("trainer")
-        done = client.wait(job, timeout=150)
+        done = client.wait(job, timeout=120)
         assert done.state is JobState.SUCCEEDED
         assert [version.number for version in client.versions("mood")] == [2, 1]
         ready(fragile)
@@ -117,7 +117,7 @@ def test_redis_killed_in_mid_job(fragile: Platform) -> None:
             count = len(answers)
             ready(fragile)
             assert len(answers) > count
-        done = client.wait(job, timeout=150)
+        done = client.wait(job, timeout=120)
         assert done.state is JobState.SUCCEEDED
         assert [version.number for version in client.versions("mood")] == [2, 1]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from smile.embedded import report
 from tests.e2e.platforms import LABELS, Platform, command, rows
 
 pytestmark = pytest.mark.e2e
+REVOKED_S_MAX = 5.5  # keys are remembered for 5 s
 
 
 def test_sdk_create_upload_train_infer_alias_usage(platform: Platform) -> None:
@@ -78,9 +82,11 @@ def test_a_revoked_key_stops_working(platform: Platform) -> None:
         with platform.client(other.key) as second:
             assert second.backbones()
         client.revoke_key(other.api_key.name)
+        revoked = time.monotonic()
         with platform.client(other.key) as second, pytest.raises(smile.Unauthenticated):
-            for _ in range(100):
+            while time.monotonic() < revoked + REVOKED_S_MAX:
                 list(second.vplms())
+                time.sleep(0.1)
 
 
 def test_command_line_journey(platform: Platform, tmp_path: Path) -> None:
@@ -108,9 +114,9 @@ def test_command_line_journey(platform: Platform, tmp_path: Path) -> None:
     jobs = ask("jobs")["jobs"]
     assert [job["state"] for job in jobs] == ["succeeded"]  # type: ignore[attr-defined]
     answer = ask("infer", "mood", "happy day", "war")
-    assert str(answer["version"]).endswith("/vplms/mood/versions/2") or answer
+    assert str(answer["version"]).endswith("/vplms/mood/versions/2")
     assert ask("usage")["vplm_count"] == 1
-    assert len(ask("keys", "list")["keys"]) == 1  # type: ignore[arg-type]
+    assert len(ask("keys", "list")["api_keys"]) == 1  # type: ignore[arg-type]
     ask("delete", "mood", "--yes")
     missing = command("show", "mood", environment=environment)
     assert (missing.returncode, "NOT_FOUND" in missing.stderr) == (4, True)
@@ -144,9 +150,6 @@ async def test_liveness_and_readiness_are_told_apart(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that is stopped (SIGSTOP) answers nothing: not live, though it runs."""
-    import os
-    import signal
-
     pid = platform.child("creator").pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -160,8 +163,6 @@ async def test_liveness_and_readiness_are_told_apart(
 
 def _served(client: smile.Client, vplm: str, version: str) -> smile.InferResult:
     """The answer of `version`, which the processor follows within its alias time (2 s)."""
-    import time
-
     deadline = time.monotonic() + 10
     while True:
         result = client.infer(vplm, "happy day")

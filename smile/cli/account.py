@@ -55,10 +55,10 @@ def usage(session: Session, tenant: TenantOption = None) -> None:
 
 
 def saving(row: VplmUsage) -> str:
-    """How much smaller the serving version is than the full model: `98.9 %`."""
+    """How much smaller the serving version is than the full model: `98.97 %`."""
     if row.full_model_bytes <= 0:
         return ""
-    return f"{100 * (1 - row.serving_bytes / row.full_model_bytes):.1f} %"
+    return f"{100 * (1 - row.serving_bytes / row.full_model_bytes):.2f} %"
 
 
 def list_keys(session: Session, tenant: TenantOption = None) -> None:

@@ -11,7 +11,14 @@ from rich.text import Text
 
 from smile.resources import TrainingEvent, TrainingJob
 
-SHOWN_FIRST = ("validation_accuracy", "validation_macro_f1", "validation_loss")
+SHOWN_FIRST = (
+    "validation_accuracy",
+    "validation_macro_f1",
+    "validation_f1",
+    "validation_token_accuracy",
+    "validation_recall_at_1",
+    "validation_loss",
+)
 
 
 class JobView:

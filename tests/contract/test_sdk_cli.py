@@ -79,7 +79,7 @@ def test_the_journey_for_people(cli: Cli, tmp_path: Path) -> None:
     assert re.search(r"\[bold\]x +7 +0\.7500", answer.stdout)
     assert "versions/1 (training) in 4.0 ms" in answer.stderr
     usage = cli("usage")
-    assert re.search(r"topic +1 .*9\d\.\d %", usage.stdout) and "of 1.1 GB" in usage.stdout
+    assert re.search(r"topic +1 .*9\d\.\d\d %", usage.stdout) and "of 1.1 GB" in usage.stdout
     assert cli("delete", "topic", "--yes").exit_code == 0
     assert cli("show", "topic").exit_code == 4
 

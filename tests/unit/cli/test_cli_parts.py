@@ -139,7 +139,7 @@ def test_sizes_are_for_people(count: int, text: str) -> None:
 
 
 def test_savings_are_of_the_serving_version() -> None:
-    assert saving(VplmUsage("v", 3, 900, 100, 10_000)) == "99.0 %"
+    assert saving(VplmUsage("v", 3, 900, 100, 10_000)) == "99.00 %"
     assert saving(VplmUsage("v", 0, 0, 0, 0)) == ""
     assert when(None) == ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,8 @@ async def save(
             reason="FILE_UNWRITABLE",
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what kept it from being written keeps it from being removed
+            part.unlink(missing_ok=True)
 
 
 def unreadable(path: Path, error: OSError) -> InvalidArgument:

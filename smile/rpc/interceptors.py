@@ -28,6 +28,7 @@ from smile.errors import (
     PermissionDenied,
     SmileError,
     Unauthenticated,
+    Unavailable,
 )
 from smile.logs import get_logger
 from smile.rpc import context as call_context
@@ -35,10 +36,12 @@ from smile.rpc.access import MethodAccess
 from smile.rpc.auth import SERVICE_KEY_INVALID, Authenticator
 from smile.rpc.keys import unauthenticated
 from smile.rpc.principal import set_principal
-from smile.rpc.status import code_of, from_rpc_error, to_status, to_trailers
+from smile.rpc.status import DETAILS_KEY, code_of, from_rpc_error, to_status, to_trailers
 from smile.rpc.validation import decode
 
 OVERLOADED_RETRY_S = 0.5
+DEPENDENCY_RETRY_S = 1.0
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _BEARER = "bearer "
 _OURS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN)
 
@@ -124,7 +127,7 @@ class Guard(grpc.aio.ServerInterceptor):
             known = _known(error, request_id, admitted=outcome.admitted)
             outcome.code, outcome.reason = code_of(known), known.reason
             _return_request_id(request_id, context)
-            await _abort(known, context)
+            await _abort(known, context, tried=_tried(error))
         finally:
             self._concurrent_rpcs -= 1
             _log(outcome, time.monotonic() - started)
@@ -256,6 +259,12 @@ def _return_request_id(request_id: str, context: _Context) -> None:
 def _known(error: Exception, request_id: str, *, admitted: bool) -> SmileError:
     """`error` as the caller may see it; what was not raised on purpose is logged, not told."""
     known = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error
+    if _tried(error) and isinstance(known, Unavailable) and not _answered(error):
+        get_logger().warning("a dependency does not answer", why=known.message)
+        return Unavailable(
+            "a service that this one needs does not answer; try again",
+            retry_after=DEPENDENCY_RETRY_S,
+        )
     told = isinstance(known, SmileError) and not (admitted and _refused_ourselves(known))
     if isinstance(known, SmileError) and told and code_of(known) not in _OURS:
         return known
@@ -275,8 +284,31 @@ def _refused_ourselves(error: Exception) -> bool:
     return isinstance(error, Unauthenticated) and error.reason == SERVICE_KEY_INVALID
 
 
-async def _abort(error: SmileError, context: _Context) -> None:
-    trailers = (*(context.trailing_metadata() or ()), *to_trailers(error))
+def _call_behind(error: Exception) -> grpc.aio.AioRpcError | None:
+    """The failed call to another service that `error` is or comes from."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, grpc.aio.AioRpcError):
+        cause = cause.__cause__
+    return cause
+
+
+def _tried(error: Exception) -> bool:
+    """Whether a call to another service failed as unavailable, after its own retries."""
+    call = _call_behind(error)
+    return call is not None and call.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def _answered(error: Exception) -> bool:
+    """Whether that service said so itself; else gRPC did, with addresses in its words."""
+    call = _call_behind(error)
+    return call is not None and any(key == DETAILS_KEY for key, _ in call.trailing_metadata() or ())
+
+
+async def _abort(error: SmileError, context: _Context, *, tried: bool) -> None:
+    """End the call with `error`. Where the retries of a hop further in are used up already, the
+    caller is told not to multiply them (gRFC A6: a negative pushback)."""
+    pushback = ((PUSHBACK_KEY, "-1"),) if tried else ()
+    trailers = (*(context.trailing_metadata() or ()), *pushback, *to_trailers(error))
     await context.abort(code_of(error), to_status(error).message, trailers)
 
 

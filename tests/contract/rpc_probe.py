@@ -108,10 +108,11 @@ class Probe:
                 raise Overloaded("the queue is full: 10 of 10", retry_after=1.5)
             case "wait":
                 return await self._wait()
-            case "hop":
+            case "hop" | "hop flaky" as hop:
                 assert self.following is not None
+                act = hop.removeprefix("hop").strip() or "remaining"
                 with calling():
-                    return await self.following.unary(Request(act="remaining"), timeout=60)
+                    return await self.following.unary(Request(act=act), timeout=60)
             case "flaky" if self.calls <= self.unavailable_first:
                 raise Unavailable("a dependency is away")
         principal = current_principal()

@@ -43,6 +43,28 @@ async def test_unavailable_is_retried_a_bounded_number_of_times() -> None:
         assert probe.calls == 4
 
 
+async def test_retries_of_two_hops_do_not_multiply() -> None:
+    inner = Probe()
+    inner.unavailable_first = 100
+    async with connected(inner) as behind:
+        outer = Probe(following=behind)
+        async with connected(outer) as client:
+            with pytest.raises(errors.Unavailable, match="a dependency is away"), calling():
+                await client.unary(Request(act="hop flaky"))
+    assert (inner.calls, outer.calls) == (4, 1)
+
+
+async def test_a_silent_service_behind_is_not_named_by_its_address() -> None:
+    async with build_channel("127.0.0.1:9", credentials=None) as nowhere:
+        outer = Probe(following=ProbeClient(nowhere))
+        async with connected(outer) as client:
+            with pytest.raises(errors.Unavailable) as caught, calling():
+                await client.unary(Request(act="hop"))
+    assert "127.0.0.1" not in caught.value.message
+    assert caught.value.retry_after == 1.0
+    assert outer.calls == 1
+
+
 async def test_other_failures_are_not_retried() -> None:
     probe = Probe()
     async with connected(probe) as client:

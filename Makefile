@@ -29,6 +29,7 @@ check: setup
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/python tools/protos.py check
+	$(BIN)/python tools/sync_client.py check
 	$(BIN)/pytest -q tests/test_tidy.py
 
 # Everything there is.

@@ -44,6 +44,7 @@ class InferenceCalls(Calls):
             NotFound: there is no such vPLM, version or alias.
             Overloaded: the queue is full; come back after `retry_after` seconds.
         """
+        o.known(options, o.InferOptions)
         asked = checked([texts] if isinstance(texts, str) else texts)
         with asking():
             request = processor_pb2.InferRequest(

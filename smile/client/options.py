@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, TypeVar
 
@@ -104,6 +104,16 @@ class InferOptions(TypedDict, total=False):
     timeout: float
 
 
+def known(options: Mapping[str, object], kind: type) -> None:
+    """Raise `TypeError`, as Python does, for a keyword that `kind` (a `TypedDict`) has not:
+    `Unpack` is for type checkers alone, and a misspelt option must not become the default."""
+    unknown = sorted(options.keys() - kind.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"unknown option '{unknown[0]}'; there are {', '.join(sorted(kind.__annotations__))}"
+        )
+
+
 def choice(values: type[E], value: E | str, what: str) -> E:
     """`value` as a member of `values`. Raises `InvalidSpec` naming all of them."""
     try:
@@ -114,8 +124,11 @@ def choice(values: type[E], value: E | str, what: str) -> E:
         ) from None
 
 
-def head(labels: tuple[str, ...], options: VplmOptions) -> HeadSpec:
+def head(given: Sequence[str], options: VplmOptions) -> HeadSpec:
     """The head that labels and options describe. Raises `InvalidSpec`."""
+    if isinstance(given, str):
+        raise InvalidSpec(f"labels are a list of texts, got one text: {given[:80]!r}")
+    labels = tuple(given)
     default = Task.SEQUENCE_CLASSIFICATION if labels else Task.EMBEDDING
     return HeadSpec(
         choice(Task, options.get("task", default), "task"),

@@ -123,6 +123,7 @@ class TrainingCalls(Calls):
             NotFound: there is no such vPLM, dataset or base version.
             QuotaExceeded: too many jobs of yours are queued.
         """
+        o.known(options, o.TrainOptions)
         name = self._scope.vplm(vplm)
         validation = options.get("validation_dataset", "")
         job = o.job(

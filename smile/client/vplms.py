@@ -65,6 +65,7 @@ class VplmCalls(Calls):
             AlreadyExists: you have a vPLM of this name.
             QuotaExceeded: it would take more than the tenant may store.
         """
+        o.known(options, o.VplmOptions)
         name = self._scope.vplm(vplm)
         precision = o.choice(DType, options.get("precision", DType.FLOAT16), "precision")
         with asking():
@@ -73,7 +74,7 @@ class VplmCalls(Calls):
                 vplm_id=name.vplm,
                 backbone=str(self._scope.backbone(backbone)),
                 pet=codec.pet_to_pb(pet),
-                head=codec.head_to_pb(o.head(tuple(labels), options)),
+                head=codec.head_to_pb(o.head(labels, options)),
                 precision=codec.PRECISIONS.to_pb(precision),
                 display_name=options.get("display_name", ""),
                 labels=dict(options.get("tags", {})),

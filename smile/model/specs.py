@@ -147,12 +147,16 @@ class HeadSpec:
             2 <= len(self.labels) <= LABELS_MAX,
             f"a {self.task} head needs between 2 and {LABELS_MAX} labels, got {len(self.labels)}",
         )
-        _require(len(set(self.labels)) == len(self.labels), "labels repeat each other")
         for label in self.labels:
+            _require(
+                isinstance(label, str),
+                f"a label is a text, got {str(label)[:80]} of type {type(label).__name__}",
+            )
             _require(
                 1 <= len(label) <= LABEL_CHARS_MAX,
                 f"a label has 1 to {LABEL_CHARS_MAX} characters, got {len(label)}",
             )
+        _require(len(set(self.labels)) == len(self.labels), "labels repeat each other")
 
 
 @dataclass(frozen=True, slots=True)

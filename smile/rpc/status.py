@@ -76,6 +76,9 @@ _BY_VALUE: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.St
 _BY_REASON: dict[str, type[SmileError]] = {
     cls.reason: cls for cls in CODES if cls is not SmileError
 }
+# What grpc.aio puts in place of the server's status where a stream is refused while the client is
+# writing to it (grpc/grpc issue 36066). Asking again, under the same request id, gives the answer.
+_ANSWER_LOST = "Internal error from Core"
 _OVERSIZED = re.compile(r"larger than max \((\d+) vs\.? (\d+)\)")
 
 
@@ -114,6 +117,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> SmileError:
             metadata={"limit": oversized[2], "value": oversized[1]},
         )
     code = error.code()
+    if code is grpc.StatusCode.INTERNAL and details == _ANSWER_LOST:
+        return errors.Unavailable(
+            "the call ended while it was being sent, and the answer was lost", reason="ANSWER_LOST"
+        )
     return CLASSES[code](details or f"the call ended with {code.name}")
 
 

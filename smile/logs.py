@@ -22,6 +22,7 @@ _SECRET_TEXT = re.compile(
     r"(?<![A-Za-z0-9])smile(?:op|svc)?_[A-Za-z0-9_-]{12,}"  # our keys, whole or cut short
     r"|(?i:bearer)\s+[^\s'\"]+"
     r"|(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"  # a bare secret: 32 bytes in base64url
+    r"|(?<=://)[^\s/@'\"]*:[^\s/@'\"]+(?=@)"  # user and password of a URL
 )
 _SECRET_FIELDS = re.compile(
     r"(?i)authorization|password|passwd|secret(?!_?sha)|(?:api|service|operator)_?key$"

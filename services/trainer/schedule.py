@@ -17,7 +17,7 @@ def learning_rate(values: HyperParameters, step: int, steps_total: int) -> float
     """The rate of a step counted from 1: a line up to the peak, then the schedule down to zero."""
     warmup = round(values.warmup_ratio * steps_total)
     if step <= warmup:
-        return values.learning_rate * step / warmup
+        return values.learning_rate * (step / warmup)
     done = (step - 1 - warmup) / max(steps_total - warmup, 1)  # 0 at the first step after warm-up
     return values.learning_rate * DECAYS[values.schedule](done)
 

@@ -1,0 +1,40 @@
+"""Settings: all that are wrong are told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.trainer.config import TrainerSettings
+from smile.config import load
+from smile.rpc.keys import KeyKind, new_key
+
+
+def test_defaults_are_enough_but_for_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMILE_SERVICE_KEY", new_key(KeyKind.SERVICE).text)
+    settings = load(TrainerSettings)
+    assert (settings.port, settings.workers, settings.lease_s) == (7103, 1, 60.0)
+    assert settings.queue.places_max == 100
+
+
+def test_every_wrong_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wrong = {
+        "SMILE_TRAINER_PORT": "70000",
+        "SMILE_TRAINER_WORKERS": "-1",
+        "SMILE_TRAINER_LEASE_S": "soon",
+        "SMILE_TRAINER_FOLDER": str(tmp_path / "none"),
+        "SMILE_BACKBONES": "minilm",
+        "SMILE_REDIS_URL": "http://:secret-password@here",
+    }
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SMILE_SERVICE_KEY", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        load(TrainerSettings)
+    told = capsys.readouterr().err
+    assert caught.value.code == 78
+    assert all(name in told for name in (*wrong, "SMILE_SERVICE_KEY"))
+    assert "secret-password" not in told

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from smile.errors import DataCorrupted, InvalidArgument
 from smile.limits import CHUNK_BYTES_MAX
 
+T = TypeVar("T")
 OnBytes = Callable[[int, int], None]  # (bytes so far, bytes in all)
 
 
@@ -56,15 +58,48 @@ class MeasuredFile:
     async def chunks(self, on_bytes: OnBytes | None = None) -> AsyncIterator[bytes]:
         """The file's bytes in pieces, read in a thread; `on_bytes` hears of each one sent."""
         sent = 0
-        file = await asyncio.to_thread(self.path.open, "rb")
+        file = await self._reading(lambda: self.path.open("rb"))
         try:
-            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES_MAX):
+            while chunk := await self._reading(lambda: file.read(CHUNK_BYTES_MAX)):
                 yield chunk
                 sent += len(chunk)
                 if on_bytes is not None:
                     on_bytes(sent, self.size_bytes)
         finally:
             file.close()
+
+    async def _reading(self, read: Callable[[], T]) -> T:
+        """What `read` gives, in a thread. Raises `InvalidArgument` where it cannot."""
+        try:
+            return await asyncio.to_thread(read)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
+
+class Sending(Generic[T]):
+    """The messages of an upload. Where making one fails, gRPC cancels the call without a word: then
+    what is awaited inside `telling` raises why."""
+
+    def __init__(self, messages: AsyncIterator[T]) -> None:
+        self._messages = messages
+        self._failure: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        try:
+            async for message in self._messages:
+                yield message
+        except Exception as error:
+            self._failure = error
+            raise
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._failure is None:
+                raise
+            raise self._failure from None
 
 
 async def save(

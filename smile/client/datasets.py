@@ -22,7 +22,7 @@ from smile.client.calls import (
     every,
     new_request_id,
 )
-from smile.client.chunks import MeasuredFile
+from smile.client.chunks import MeasuredFile, Sending
 from smile.client.options import choice
 from smile.client.retry import retried
 from smile.errors import InvalidArgument
@@ -128,8 +128,11 @@ class DatasetCalls(Calls):
                 yield datasets_pb2.UploadDatasetRequest(chunk=chunk)
 
         async def attempt() -> resources_pb2.Dataset:
-            with asking():
-                return await self._connection.datasets.UploadDataset(messages(), timeout=timeout)
+            sending = Sending(messages())
+            with asking(), sending.telling():
+                return await self._connection.datasets.UploadDataset(
+                    aiter(sending), timeout=timeout
+                )
 
         return codec.dataset_from_pb(await retried(attempt))
 

@@ -18,7 +18,7 @@ from smile.client.calls import (
     every,
     new_request_id,
 )
-from smile.client.chunks import MeasuredFile, save
+from smile.client.chunks import MeasuredFile, Sending, save
 from smile.client.retry import retried
 from smile.errors import DataCorrupted
 from smile.resources import SERVING, VersionOrigin, Vplm, VplmVersion
@@ -140,9 +140,10 @@ class VersionCalls(Calls):
                 yield storage_pb2.PutVersionRequest(chunk=chunk)
 
         async def attempt() -> resources_pb2.VplmVersion:
-            with asking():
+            sending = Sending(messages())
+            with asking(), sending.telling():
                 return await self._connection.storage.PutVersion(
-                    messages(), timeout=timeout or TRANSFER_TIMEOUT_S
+                    aiter(sending), timeout=timeout or TRANSFER_TIMEOUT_S
                 )
 
         return codec.version_from_pb(await retried(attempt))

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from grpc.aio import Metadata
 
 import smile
+from smile.client.chunks import MeasuredFile
 from smile.rpc.status import from_rpc_error
 from smile.v1 import creator_pb2, datasets_pb2, resources_pb2, storage_pb2
 from tests.contract.every_rpc import ROWS, create_vplm, put_version, upload
@@ -207,6 +208,40 @@ async def test_files_that_cannot_be_sent(place: Scene, tmp_path: Path) -> None:
             with pytest.raises(smile.InvalidArgument) as caught:
                 await place.client.upload_dataset("news", rows)
             assert caught.value.reason == reason, rows
+
+
+async def test_a_file_or_a_callback_that_fails_while_it_is_sent(
+    place: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC would make a cancellation of it, which is not what happened."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(ROWS * 9000)
+
+    def fails(sent: int, total: int) -> None:
+        raise ZeroDivisionError(f"{sent} of {total}")
+
+    def cut(sent: int, total: int) -> None:
+        path.write_bytes(ROWS)
+
+    async with place.harmless():
+        with pytest.raises(ZeroDivisionError):
+            await place.client.upload_dataset("news", path, on_progress=fails)
+        with pytest.raises(ZeroDivisionError):
+            await place.client.upload_version("topic", path, on_progress=fails)
+        with pytest.raises(smile.InvalidArgument) as caught:
+            await place.client.upload_dataset("news", path, on_progress=cut)
+        assert caught.value.reason == "STREAM_TRUNCATED"
+        measure = MeasuredFile.measure
+
+        async def measured_and_gone(path: Path) -> MeasuredFile:
+            found = await measure(path)
+            path.unlink()  # noqa: ASYNC240
+            return found
+
+        monkeypatch.setattr(MeasuredFile, "measure", measured_and_gone)
+        with pytest.raises(smile.InvalidArgument) as caught:
+            await place.client.upload_dataset("news", path)
+        assert caught.value.reason == "FILE_UNREADABLE"
 
 
 async def test_a_format_nobody_knows(place: Scene) -> None:

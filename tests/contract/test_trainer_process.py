@@ -1,0 +1,100 @@
+"""Worker processes that are killed, stopped and ended while they train, against real services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+import smile
+from smile.client.client import AsyncClient
+from smile.config import inherited_environment
+from smile.resources import JobState, TrainingJob
+from tests.contract.platform_world import Platform, platform_world
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.e2e]
+LEASE_S = 2.0  # of `platform_world` too
+LABELS = ["sport", "money"]
+ROWS = [{"text": "a goal", "label": "sport"}, {"text": "a bank", "label": "money"}] * 32
+Process = asyncio.subprocess.Process
+
+
+@asynccontextmanager
+async def worker(platform: Platform) -> AsyncIterator[Process]:
+    """A worker process, gone at the end whatever became of it."""
+    environment = {
+        **inherited_environment(),
+        "SMILE_SERVICE_KEY": platform.service_key,
+        "SMILE_STORAGE_ADDRESS": platform.addresses["storage"],
+        "SMILE_REDIS_URL": platform.redis.url,
+        "SMILE_BACKBONES": f"toy=dir:{platform.backbone}",
+        "SMILE_TRAINER_LEASE_S": str(LEASE_S),
+        "SMILE_TRAINER_THREADS": "1",
+        "SMILE_LOG_LEVEL": "warning",
+    }
+    command = [sys.executable, "-m", "services.trainer.worker", "--parent", str(os.getpid())]
+    process = await asyncio.create_subprocess_exec(*command, env=environment)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def training() -> AsyncIterator[tuple[Platform, AsyncClient, TrainingJob, Process]]:
+    """A job in the hands of a worker process, between two of its steps."""
+    async with AsyncExitStack() as stack:
+        platform = await stack.enter_async_context(platform_world("acme"))
+        client = await stack.enter_async_context(platform.client("acme"))
+        await client.create_vplm(
+            "topics", backbone="toy", pet=smile.Pfeiffer(rank=4), labels=LABELS
+        )
+        await client.upload_dataset("news", ROWS)
+        process = await stack.enter_async_context(worker(platform))
+        job = await client.train("topics", "news", epochs=150, batch_size=16)
+        async with asyncio.timeout(60):
+            while (await client.job(job)).progress.step == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        yield platform, client, job, process
+
+
+async def made_once(client: AsyncClient, job: TrainingJob) -> TrainingJob:
+    """The job, succeeded; its vPLM has the initial version and one more."""
+    ended = await client.wait(job, timeout=120)
+    assert ended.state is JobState.SUCCEEDED
+    vplm = await client.vplm("topics")
+    assert (vplm.latest_version, vplm.aliases["serving"]) == (2, 2)
+    return ended
+
+
+async def test_a_killed_workers_job_is_done_by_another() -> None:
+    async with training() as (platform, client, job, process):
+        process.kill()
+        async with worker(platform):
+            assert (await made_once(client, job)).attempt == 2
+
+
+async def test_a_worker_that_wakes_up_too_late_changes_nothing() -> None:
+    async with training() as (platform, client, job, zombie):
+        zombie.send_signal(signal.SIGSTOP)
+        async with worker(platform):
+            ended = await made_once(client, job)
+        zombie.send_signal(signal.SIGCONT)
+        await asyncio.sleep(LEASE_S)
+        assert await made_once(client, job) == ended
+        zombie.terminate()
+        assert await asyncio.wait_for(zombie.wait(), 20) == 0
+
+
+async def test_an_ending_worker_gives_its_job_back_at_once() -> None:
+    async with training() as (_, client, job, process):
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert (await client.job(job)).state is JobState.QUEUED

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import smile
 from smile.client.client import AsyncClient
@@ -25,8 +28,8 @@ Process = asyncio.subprocess.Process
 
 
 @asynccontextmanager
-async def worker(platform: Platform) -> AsyncIterator[Process]:
-    """A worker process, gone at the end whatever became of it."""
+async def running(platform: Platform, *command: str, port: int = 0) -> AsyncIterator[Process]:
+    """A Python process with the trainer's settings, gone at the end whatever became of it."""
     environment = {
         **inherited_environment(),
         "SMILE_SERVICE_KEY": platform.service_key,
@@ -35,16 +38,22 @@ async def worker(platform: Platform) -> AsyncIterator[Process]:
         "SMILE_BACKBONES": f"toy=dir:{platform.backbone}",
         "SMILE_TRAINER_LEASE_S": str(LEASE_S),
         "SMILE_TRAINER_THREADS": "1",
+        "SMILE_TRAINER_PORT": str(port),
+        "SMILE_TRAINER_WORKERS": "0",
         "SMILE_LOG_LEVEL": "warning",
     }
-    command = [sys.executable, "-m", "services.trainer.worker", "--parent", str(os.getpid())]
-    process = await asyncio.create_subprocess_exec(*command, env=environment)
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment)
     try:
         yield process
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def worker(platform: Platform) -> AbstractAsyncContextManager[Process]:
+    """A worker process that ends with this one."""
+    return running(platform, "-m", "services.trainer.worker", "--parent", str(os.getpid()))
 
 
 @asynccontextmanager
@@ -98,3 +107,34 @@ async def test_an_ending_worker_gives_its_job_back_at_once() -> None:
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 20) == 0
         assert (await client.job(job)).state is JobState.QUEUED
+
+
+async def test_without_redis_the_trainer_is_alive_but_not_ready_and_recovers_by_itself() -> None:
+    async with platform_world("acme") as platform:
+        platform.redis.kill()
+        port = free_port()
+        async with (
+            running(platform, "-m", "services.trainer", port=port) as process,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            assert await health(channel, "liveness") == health_pb2.HealthCheckResponse.SERVING
+            await asyncio.sleep(1)
+            assert await health(channel, "") == health_pb2.HealthCheckResponse.NOT_SERVING
+            platform.redis.start()
+            async with asyncio.timeout(20):
+                while await health(channel, "") != health_pb2.HealthCheckResponse.SERVING:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+async def health(channel: grpc.aio.Channel, service: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    return int((await stub.Check(request, timeout=20, wait_for_ready=True)).status)

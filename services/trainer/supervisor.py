@@ -36,7 +36,8 @@ class SupervisorSettings:
 
 def worker_command() -> list[str]:
     """The command line of a worker that ends with this process."""
-    return [sys.executable, "-m", "services.trainer.worker", "--parent", str(os.getpid())]
+    safe = ["-P"] if sys.flags.safe_path else []  # as this process was started
+    return [sys.executable, *safe, "-m", "services.trainer.worker", "--parent", str(os.getpid())]
 
 
 @asynccontextmanager

@@ -39,16 +39,35 @@ class BoundaryStates:
         """Computes what fits, longest texts first; yields the number of texts done."""
         if self.module.boundary == 0:
             return  # embeddings alone: cheaper to compute than to keep
-        hidden = self.module.backbone.shape.hidden
         lengths = [len(ids) for ids in self.texts]
-        for batch in token_batches(lengths, ENCODED_TOKENS_MAX):
-            size = sum(lengths[text] for text in batch) * hidden * FLOAT_BYTES
-            if self.bytes_kept + size > self.bytes_max:
-                continue
-            states, _ = self._compute(batch)
-            self._kept.update(zip(batch, states.split([lengths[t] for t in batch]), strict=True))
-            self.bytes_kept += size
+        batches = self._fitting(lengths)
+        # One block for all that stays: scattered among short-lived ones, it would fragment the heap
+        # to more than twice its size.
+        kept = torch.empty(
+            sum(lengths[text] for batch in batches for text in batch),
+            self.module.backbone.shape.hidden,
+        )
+        start = 0
+        for batch in batches:
+            states, packed = self._compute(batch)
+            place = kept[start : start + packed.tokens]
+            place.copy_(states)
+            self._kept.update(zip(batch, place.split(packed.lengths), strict=True))
+            start += packed.tokens
+            self.bytes_kept += states.nbytes
             yield self.kept
+
+    def _fitting(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Batches of texts, longest first, as many as the limit allows."""
+        token_bytes = self.module.backbone.shape.hidden * FLOAT_BYTES
+        batches: list[list[int]] = []
+        left = self.bytes_max
+        for batch in token_batches(lengths, ENCODED_TOKENS_MAX):
+            size = sum(lengths[text] for text in batch) * token_bytes
+            if size <= left:
+                batches.append(batch)
+                left -= size
+        return batches
 
     def of(self, texts: Sequence[int]) -> tuple[Tensor, PackedTokens]:
         """States [tokens, H] of texts in the given order, and their tokens."""

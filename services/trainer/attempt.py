@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from services.trainer.backbones import Backbones
 from services.trainer.failures import JobFailure, dataset_invalid, loss_not_finite
-from services.trainer.loop import LossNotFinite, Planned, Trained, TrainingInput, train
+from services.trainer.loop import EpochDone, LossNotFinite, Planned, Trained, TrainingInput, train
+from services.trainer.memory import release_free_memory
 from services.trainer.patience import patiently
 from services.trainer.report import Report
 from services.trainer.rows import ReadDataset, RowSchema, read_dataset
@@ -120,6 +121,8 @@ class Attempt:
                 event = next(run)
                 if isinstance(event, Planned):
                     self._check_plan(event)
+                if isinstance(event, Planned | EpochDone):
+                    release_free_memory()
                 self._report.hear(event)
         except StopIteration as end:
             trained: Trained = end.value

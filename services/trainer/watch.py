@@ -138,7 +138,16 @@ class Watcher:
         if isinstance(event, MetricsEvent):
             new = [metric for metric in event.metrics if metric.step > replayed]
             return replace(_measured(place, new), time=time) if new else None
-        seen = replace(job, state=event.state, attempt=event.attempt, progress=event.progress)
+        seen = replace(
+            job,
+            state=event.state,
+            attempt=event.attempt,
+            progress=event.progress,
+            version="",  # the record may be from after the end
+            metrics={},
+            error=None,
+            end_time=None,
+        )
         if event.state is JobState.QUEUED:
             (sighting,) = await self._queue.look([JobName.parse(job.name)])
             seen = replace(seen, queue_position=sighting.jobs_ahead)

@@ -63,6 +63,8 @@ def up(session: Session, options: UpOptions, data: Data = DATA_DEFAULT) -> None:
         from smile.embedded import PlatformOptions, running, start  # noqa: PLC0415 -- needs psutil
         from smile.embedded.services import BACKBONES_DEFAULT  # noqa: PLC0415
     state = running(data)
+    if state is not None and state.phase != "running":
+        raise FailedPrecondition(f"the platform on {state.data} is {state.phase}; try again later")
     if state is not None:
         session.note(f"a platform runs on {state.data} already; stop it with 'smile down'")
         return _show_running(session, state, None)

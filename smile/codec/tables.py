@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from smile import resources as r
-from smile.errors import InvalidSpec
+from smile.errors import InvalidArgument, InvalidSpec
 from smile.model.specs import DType, PetKind, Pooling, Projection, Task
 from smile.v1 import resources_pb2, trainer_pb2
 
@@ -60,9 +60,18 @@ def time_to_pb(value: datetime | None) -> Timestamp | None:
 
 
 def time_from_pb(message: Any, field: str) -> datetime | None:
+    """Raises `InvalidArgument` for numbers that are no time."""
     if not message.HasField(field):
         return None
-    value: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    stamp: Timestamp = getattr(message, field)
+    try:
+        value: datetime = stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(
+            f"{field} is a time of the years 1 to 9999 with 0 to 999999999 nanoseconds, got "
+            f"{stamp.seconds} s and {stamp.nanos} ns",
+            reason="TIME_INVALID",
+        ) from error
     return value
 
 

@@ -343,7 +343,6 @@ def _check_etag(stored: Stored[VplmRecord] | None, etag: str) -> None:
     if stored is not None and etag and etag != stored.etag:
         raise Aborted(
             "the vPLM was changed since that etag was read; read it again",
-            reason="ETAG_MISMATCH",
             metadata={"etag": stored.etag},
         )
 

@@ -370,7 +370,7 @@ async def test_update_masks(world: StorageWorld) -> None:
     assert (changed.display_name, dict(changed.labels)) == ("New", {})
     change.request_id = new_id()
     error = await world.error("StorageService.UpdateVplm", change, world.service, "acme")
-    assert error.reason == "ETAG_MISMATCH"
+    assert error.reason == "CONCURRENT_CHANGE"
     for paths in ([], ["spec"], ["display_name", "uid"]):
         del change.update_mask.paths[:]
         change.update_mask.paths.extend(paths)

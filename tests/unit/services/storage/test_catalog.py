@@ -259,7 +259,7 @@ async def test_stale_etags_are_refused(world: World) -> None:
     ):
         with pytest.raises(Aborted) as caught:
             await call()
-        assert caught.value.reason == "ETAG_MISMATCH"
+        assert caught.value.reason == "CONCURRENT_CHANGE"
     assert await world.catalog.get(vplm()) == changed
 
 

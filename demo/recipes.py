@@ -67,11 +67,11 @@ def recipes(news: News) -> tuple[Recipe, ...]:
             vplm="nearest",
             task="nearest texts by embedding",
             measure="held-out texts whose nearest archived text has their topic",
-            pet=smile.BitFit(first_layer=4),
+            pet=smile.Houlsby(rank=24, first_layer=4),
             labels=(),
             rows=news.train[:ARCHIVE_DOCUMENTS],
             held_out=news.held_out[:QUERIES],
-            training=_training(epochs=3, learning_rate=2e-3),
+            training=_training(epochs=3, learning_rate=1e-3),
         ),
     )
 
@@ -82,7 +82,7 @@ def _training(*, epochs: int, learning_rate: float) -> TrainOptions:
         learning_rate=learning_rate,
         batch_size=32,
         tokens_max=TOKENS_MAX,
-        validation_ratio=0.1,
+        validation_ratio=0.05,
         seed=SEED,
     )
 

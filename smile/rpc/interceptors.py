@@ -35,7 +35,7 @@ from smile.rpc import context as call_context
 from smile.rpc.access import MethodAccess
 from smile.rpc.auth import SERVICE_KEY_INVALID, Authenticator
 from smile.rpc.keys import unauthenticated
-from smile.rpc.principal import set_principal
+from smile.rpc.principal import Principal, set_principal
 from smile.rpc.status import DETAILS_KEY, code_of, from_rpc_error, to_status, to_trailers
 from smile.rpc.validation import decode
 
@@ -47,6 +47,7 @@ _OURS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UN
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Recheck: TypeAlias = "Callable[[], Awaitable[None]]"
 _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
 
 
@@ -106,8 +107,9 @@ class Guard(grpc.aio.ServerInterceptor):
         return guarded
 
     @asynccontextmanager
-    async def serving(self, access: MethodAccess, context: _Context) -> AsyncIterator[None]:
-        """The stages before a handler on entry, and those after it on exit."""
+    async def serving(self, access: MethodAccess, context: _Context) -> AsyncIterator[_Recheck]:
+        """The stages before a handler on entry, and those after it on exit. Gives what a stream
+        asks before each of its messages: whether its key still works."""
         started = time.monotonic()
         outcome = _Outcome()
         request_id = _begin(access, context)
@@ -115,7 +117,7 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             await self._admit(access, context)
             outcome.admitted = True
-            yield
+            yield self._rechecking(context)
             _return_request_id(request_id, context)
         except asyncio.CancelledError:
             outcome.code = _code_of_cancelled(context)
@@ -148,14 +150,27 @@ class Guard(grpc.aio.ServerInterceptor):
         call_context.set_deadline(remaining_s)
         await self._identify(access, context)
 
-    async def _identify(self, access: MethodAccess, context: _Context) -> None:
+    async def _principal(self, context: _Context) -> Principal:
         key = _metadata(context, call_context.AUTHORIZATION_KEY) or ""
         if key[: len(_BEARER)].lower() != _BEARER:
             raise unauthenticated()
         tenant_header = _metadata(context, call_context.TENANT_KEY)
-        principal = await self._authenticator.authenticate(
-            key[len(_BEARER) :].strip(), tenant_header
-        )
+        return await self._authenticator.authenticate(key[len(_BEARER) :].strip(), tenant_header)
+
+    def _rechecking(self, context: _Context) -> _Recheck:
+        asked_at = time.monotonic()
+
+        async def recheck() -> None:
+            nonlocal asked_at
+            now = time.monotonic()
+            if now - asked_at >= self._authenticator.recheck_s:
+                await self._principal(context)
+                asked_at = now
+
+        return recheck
+
+    async def _identify(self, access: MethodAccess, context: _Context) -> None:
+        principal = await self._principal(context)
         structlog.contextvars.bind_contextvars(role=principal.role.value)
         if principal.tenant is not None:
             structlog.contextvars.bind_contextvars(tenant=principal.tenant)
@@ -181,8 +196,8 @@ def _unary_stream(
     guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
 ) -> Callable[[bytes, _Context], Any]:
     async def serve(data: bytes, context: _Context) -> None:
-        async with guard.serving(access, context):
-            await _send(inner, decode(data, parse), context)
+        async with guard.serving(access, context) as recheck:
+            await _send(inner(decode(data, parse), context), context, recheck)
 
     return serve
 
@@ -201,8 +216,11 @@ def _stream_stream(
     guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
 ) -> Callable[[AsyncIterator[bytes], _Context], Any]:
     async def serve(chunks: AsyncIterator[bytes], context: _Context) -> None:
-        async with guard.serving(access, context), aclosing(_decoded(chunks, parse)) as requests:
-            await _send(inner, requests, context)
+        async with (
+            guard.serving(access, context) as recheck,
+            aclosing(_decoded(chunks, parse)) as requests,
+        ):
+            await _send(inner(requests, context), context, recheck)
 
     return serve
 
@@ -222,11 +240,12 @@ async def _decoded(
         yield decode(data, parse)
 
 
-async def _send(inner: Callable[..., Any], request: object, context: _Context) -> None:
-    """Run a streaming handler (an async generator), and close it where the call ends first."""
-    assert inspect.isasyncgenfunction(inner), f"{inner} must be an async generator"
-    async with aclosing(inner(request, context)) as responses:
+async def _send(responses: AsyncGenerator[Any, None], context: _Context, recheck: _Recheck) -> None:
+    """Send what a streaming handler gives, and close it where the call ends first."""
+    assert inspect.isasyncgen(responses), f"{responses} must be an async generator"
+    async with aclosing(responses):
         async for response in responses:
+            await recheck()
             await context.write(response)
 
 

@@ -128,10 +128,17 @@ class Wire:
         timeout_s: float | None = TIMEOUT_S,
     ) -> Outcome:
         """Call an RPC by its label. `tenant` is sent as `smile-tenant`."""
-        method = METHODS[name]
         metadata = [("authorization", f"Bearer {key}")] if key else []
         metadata += [("smile-tenant", tenant)] if tenant is not None else []
-        call = self._start(method, request, tuple(metadata), timeout_s)
+        while True:
+            outcome = await self._outcome(METHODS[name], request, tuple(metadata), timeout_s)
+            if outcome.reason != "ANSWER_LOST" or not isinstance(request, list):
+                return outcome  # else see smile.rpc.status: it is asked again
+
+    async def _outcome(
+        self, method: MethodDescriptor, request: Any, metadata: Any, timeout_s: float | None
+    ) -> Outcome:
+        call = self._start(method, request, metadata, timeout_s)
         parse = message_factory.GetMessageClass(method.output_type).FromString
         try:
             if method.server_streaming:

@@ -75,13 +75,17 @@ class StorageWorld:
         metadata = [("authorization", f"Bearer {key}")] if key else []
         if tenant is not None:
             metadata.append(("smile-tenant", tenant))
-        call = stub(request, timeout=TIMEOUT_S, metadata=metadata)
-        try:
-            if found.server_streaming:
-                return [response async for response in call]
-            return [await call]
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        messages = list(request) if isinstance(request, Iterable) else request
+        while True:
+            call = stub(messages, timeout=TIMEOUT_S, metadata=metadata)
+            try:
+                if found.server_streaming:
+                    return [response async for response in call]
+                return [await call]
+            except grpc.aio.AioRpcError as error:
+                told = from_rpc_error(error)
+                if told.reason != "ANSWER_LOST":  # see smile.rpc.status: then it is asked again
+                    raise told from error
 
     async def error(self, *args: Any, **kwargs: Any) -> SmileError:
         """The error that a call ends with."""

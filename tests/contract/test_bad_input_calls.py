@@ -289,6 +289,23 @@ async def test_a_revoked_key_stops_within_five_seconds_everywhere(world: World) 
         assert outcome.code is grpc.StatusCode.OK, "another key of the same tenant"
 
 
+async def test_a_revoked_key_stops_streams_that_it_began(world: World) -> None:
+    """A job is watched; the key goes; the next event is not told."""
+    job = world.acme.jobs[0]
+    async with world.platform.client("acme") as client:
+        made = await client.create_key("watching")
+        watching = smile.AsyncClient(made.key, endpoints=world.platform.endpoints)
+        async with watching:
+            events = watching.watch(job)
+            assert (await anext(events)).job is not None
+            await client.revoke_key(made.api_key.name)
+            world.platform.clock.advance(5.0)
+            await client.cancel(job)
+            with pytest.raises(smile.Unauthenticated):
+                async for _ in events:
+                    pytest.fail("told to a revoked key")
+
+
 async def test_a_key_revoked_while_it_is_looked_up_stops_in_time(world: World) -> None:
     """Storage answers late: the answer is as old as the question."""
     store, clock = world.platform.store, world.platform.clock

@@ -17,6 +17,8 @@ class LocalAuthenticator:
         operator_key_sha256: SHA-256 of the operator's secret in hex; empty where there is none.
     """
 
+    recheck_s = 1.0  # each look reads the store
+
     def __init__(self, identity: Identity, service_key: str, operator_key_sha256: str) -> None:
         self._identity = identity
         self._service_key = ServiceKey(service_key)

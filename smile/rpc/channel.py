@@ -42,7 +42,7 @@ TIMEOUT_S_DEFAULT = 30.0
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 RETRY_ATTEMPTS_MAX = 4
-RECONNECT_MS_MAX = 5_000
+RECONNECT_MS_MAX = 1_000  # below what the retries of a call wait in all, so that one gets through
 
 _acting_for: ContextVar[TenantId | None] = ContextVar("smile_acting_for", default=None)
 
@@ -103,6 +103,8 @@ def _options(message_bytes_max: int) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 0),
+        # Its own connections: shared ones would hand on the back-off of whoever failed before.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 1),
         ("grpc.service_config", service_config()),
         ("grpc.initial_reconnect_backoff_ms", 100),

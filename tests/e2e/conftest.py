@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"toy=dir:{write_toy_backbone(tmp_path_factory.mktemp('backbone') / 'toy')}"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def settings() -> Iterator[None]:
+@contextmanager
+def _settings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
@@ -32,10 +33,19 @@ def settings() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """For what a test starts itself. Of each test, so that those elsewhere see nothing of it."""
+    with _settings():
+        yield
+
+
 def _platform(data: Path, backbones: str) -> Iterator[Platform]:
     options = PlatformOptions(data=data, port_base=0, backbones=backbones, leashed=True)
     try:
-        yield Platform(data, start(options))
+        with _settings():
+            state = start(options)
+        yield Platform(data, state)
     finally:
         stop(data)
         assert processes_of(data.resolve()) == []

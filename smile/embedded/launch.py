@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 from pydantic import TypeAdapter
 
+from smile.backbone_config import BACKBONES_DEFAULT
 from smile.config import inherited_environment
 from smile.embedded import processes
 from smile.embedded.child import last_lines, leashed
@@ -22,7 +23,7 @@ from smile.embedded.directory import DataDirectory, DirectoryLock, is_locked
 from smile.embedded.keys import load_or_create_secrets
 from smile.embedded.ports import assign_ports, check_ports
 from smile.embedded.redis_server import server_program
-from smile.embedded.services import BACKBONES_DEFAULT, NAMES, SUPERVISOR, PlatformConfig
+from smile.embedded.services import NAMES, SUPERVISOR, PlatformConfig
 from smile.embedded.state import PlatformPhase, PlatformState, read_state
 from smile.errors import FailedPrecondition
 from smile.model.sources import describe, parse_sources

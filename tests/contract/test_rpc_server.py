@@ -121,7 +121,7 @@ async def test_all_four_shapes_are_answered(keys: FakeKeys, log: StringIO) -> No
     async with world(keys, log) as it, it.acme() as client:
         one = await client.unary(Request())
         assert one.text.startswith("tenant acme ")
-        assert 0 < one.remaining_s <= 30
+        assert 0 < one.remaining_s <= 30.2  # gRPC rounds a timeout up
         assert len(await drain(client.download(Request()))) == 3
         assert (await client.upload(requests("a", "b"))).text.startswith("tenant acme ")
         assert len(await drain(client.chat(requests("a", "b")))) == 2

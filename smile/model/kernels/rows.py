@@ -1,0 +1,209 @@
+"""Where modules' serving weights lie in memory, and whose rows a batch holds.
+
+A module's tensors lie one after another in one row of bytes, each at an offset that is a multiple
+of 64 (a cache line, a vector register). Rows of one layout lie in slabs: [slots, row_bytes]. So a
+tensor of every module in a slab is one strided matrix, which a kernel addresses or gathers without
+a Python loop over modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+FIELD_ALIGNMENT_BYTES = 64
+FIELD_DTYPES = (torch.float32, torch.bfloat16, torch.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One tensor inside a module's row.
+
+    Attributes:
+        offset: Bytes from the row's start, a multiple of 64.
+        shape: The tensor's shape; elements lie in C order.
+        dtype: float32, bfloat16 or int32.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        assert self.offset >= 0 and self.offset % FIELD_ALIGNMENT_BYTES == 0, self
+        assert self.dtype in FIELD_DTYPES, self
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """Bytes from the row's start to the first byte after the tensor."""
+        return self.offset + self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One module's serving weights.
+
+    Attributes:
+        slab: [slots, bytes] uint8, contiguous.
+        slot: Which of them.
+    """
+
+    slab: Tensor
+    slot: int
+
+    def __post_init__(self) -> None:
+        assert self.slab.dtype is torch.uint8 and self.slab.dim() == 2, "a slab of bytes"
+        assert self.slab.is_contiguous() and self.slab.shape[1] % FIELD_ALIGNMENT_BYTES == 0
+        assert 0 <= self.slot < self.slab.shape[0], f"slot {self.slot} of {self.slab.shape[0]}"
+
+    @property
+    def bytes(self) -> Tensor:
+        """[bytes] uint8, a view."""
+        return self.slab[self.slot]
+
+    @property
+    def address(self) -> int:
+        """Of the first byte, in the memory of the slab's device."""
+        return int(self.slab.data_ptr()) + self.slot * self.slab.shape[1]
+
+    def view(self, field: Field) -> Tensor:
+        """One tensor, sharing the row's memory."""
+        assert field.end <= self.slab.shape[1], f"{field} in {self.slab.shape[1]} bytes"
+        return self.bytes[field.offset : field.end].view(field.dtype).view(field.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """Where each tensor lies in a row. Equal for modules that share every shape and dtype.
+
+    Attributes:
+        fields: By the tensors' names.
+        row_bytes: Size of a row, a multiple of 64; 0 if there are no tensors.
+    """
+
+    fields: Mapping[str, Field] = field(hash=False)
+    row_bytes: int
+
+    def __post_init__(self) -> None:
+        assert self.row_bytes % FIELD_ALIGNMENT_BYTES == 0, self.row_bytes
+        assert all(one.end <= self.row_bytes for one in self.fields.values()), self
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> RowLayout:
+        """The tensors in the mapping's order, each at the next aligned offset."""
+        fields: dict[str, Field] = {}
+        end = 0
+        for name, tensor in tensors.items():
+            fields[name] = Field(end, tuple(tensor.shape), tensor.dtype)
+            end = _aligned(fields[name].end)
+        return cls(fields, end)
+
+    def write(self, row: Row, tensors: Mapping[str, Tensor]) -> None:
+        """Copies `tensors` to their places in `row`. They must be those of the layout."""
+        assert tensors.keys() == self.fields.keys(), "every field is written"
+        for name, tensor in tensors.items():
+            one = self.fields[name]
+            assert (tuple(tensor.shape), tensor.dtype) == (one.shape, one.dtype), (name, one)
+            row.view(one).copy_(tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Consecutive rows of a matrix that belong to modules, one segment each.
+
+    Holds the members' slabs alive. Make one with `of`.
+
+    Attributes:
+        rows: Where each member's weights lie, in order; one entry however many matrix rows it has.
+        layout: Of all members.
+        ends: [members] int32, where each member's segment ends; a segment may be empty.
+        owners: [matrix rows] int64, the member of each.
+        addresses: [members] int64 on the CPU, where each member's weights start.
+    """
+
+    rows: tuple[Row, ...]
+    layout: RowLayout
+    ends: Tensor
+    owners: Tensor
+    addresses: Tensor
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Row], counts: Sequence[int], layout: RowLayout, device: torch.device
+    ) -> Members:
+        """Members with `counts[i]` consecutive matrix rows for `rows[i]`, whose slabs lie on
+        `device`."""
+        assert rows and len(rows) == len(counts), "at least one member, a count for each"
+        assert min(counts) >= 0, counts
+        for row in rows:
+            assert row.slab.shape[1] >= layout.row_bytes, (row.slab.shape, layout.row_bytes)
+            assert row.slab.device == device, (row.slab.device, device)
+        lengths = torch.tensor(counts, dtype=torch.int64)
+        return cls(
+            rows=tuple(rows),
+            layout=layout,
+            ends=lengths.cumsum(0).to(device, torch.int32),
+            owners=torch.repeat_interleave(torch.arange(len(rows)), lengths).to(device),
+            addresses=torch.tensor([row.address for row in rows], dtype=torch.int64),
+        )
+
+    def gather(self, name: str) -> Tensor:
+        """Every member's tensor `name`: [members, *shape], in member order.
+
+        A copy by one `index_select` per slab, but for a single member, whose tensor is a view.
+        """
+        one = self.layout.fields[name]
+        if len(self.rows) == 1:
+            return self.rows[0].view(one).unsqueeze(0)
+        parts = [_column(slab, one).index_select(0, slots) for slab, slots in self._slots]
+        stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._permutation is not None:
+            stacked = stacked.index_select(0, self._permutation)
+        return stacked.view(len(self.rows), *one.shape)
+
+    @cached_property
+    def _places(self) -> dict[int, list[int]]:
+        """The members in each slab, by the slab's address."""
+        places: dict[int, list[int]] = {}
+        for member, row in enumerate(self.rows):
+            places.setdefault(row.slab.data_ptr(), []).append(member)
+        return places
+
+    @cached_property
+    def _slots(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Each slab and the slots its members take there [members of the slab]."""
+        found = []
+        for places in self._places.values():
+            slab = self.rows[places[0]].slab
+            slots = torch.tensor([self.rows[place].slot for place in places])
+            found.append((slab, slots.to(slab.device)))
+        return tuple(found)
+
+    @cached_property
+    def _permutation(self) -> Tensor | None:
+        """Brings members from slab order to member order; none where they are the same."""
+        order = [place for places in self._places.values() for place in places]
+        if all(left < right for left, right in pairwise(order)):
+            return None
+        return torch.tensor(order).argsort().to(self.owners.device)
+
+
+def _column(slab: Tensor, one: Field) -> Tensor:
+    """One tensor of every row of a slab: [slots, size], strided."""
+    start = one.offset // one.dtype.itemsize
+    return slab.view(one.dtype)[:, start : start + one.size]
+
+
+def _aligned(end: int) -> int:
+    return -(-end // FIELD_ALIGNMENT_BYTES) * FIELD_ALIGNMENT_BYTES

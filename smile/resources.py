@@ -20,6 +20,7 @@ __all__ = [
     "SERVING",
     "ApiKey",
     "Backbone",
+    "Canary",
     "Classification",
     "ColumnMapping",
     "Dataset",
@@ -133,6 +134,14 @@ class Backbone:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A second version that answers `weight` (0 to 1) of an alias's requests."""
+
+    version: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Vplm:
     """A virtual PLM: one tenant's own model."""
 
@@ -146,11 +155,16 @@ class Vplm:
     etag: str = ""
     uid: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    canaries: Mapping[str, Canary] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class VplmVersion:
-    """One immutable state of a vPLM's weights."""
+    """One immutable state of a vPLM's weights.
+
+    `canary` is set where an alias was resolved that splits its traffic: the second version, and
+    `canary_weight` the share of requests that it answers.
+    """
 
     name: str
     digest: str
@@ -161,6 +175,8 @@ class VplmVersion:
     metrics: Mapping[str, float] = field(default_factory=dict)
     create_time: datetime | None = None
     note: str = ""
+    canary: VplmVersion | None = None
+    canary_weight: float = 0.0
 
     @property
     def number(self) -> int:

@@ -183,7 +183,7 @@ class Pipeline(Generic[Module]):
             try:
                 async with asyncio.timeout(max(request.deadline - self._parts.clock(), 0.0)):
                     asked = Asked(request.vplm, request.alias, request.version)
-                    target = await self._parts.resolver.target(asked)
+                    target = await self._parts.resolver.target(asked, request.routing_key)
                     return await self.submit(request, target, permit)
             except TimeoutError:
                 waited = self._parts.clock() - request.arrived

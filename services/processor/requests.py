@@ -38,6 +38,7 @@ class InferenceRequest:
         version: The version asked for in particular; None follows `alias`.
         truncate: Cut texts beyond the backbone's token limit instead of refusing them.
         top_k: Best labels to tell per text; 0 tells all.
+        routing_key: Decides which version answers where the alias splits its traffic.
 
     Raises:
         InvalidArgument: there is no text.
@@ -53,6 +54,7 @@ class InferenceRequest:
     alias: str = SERVING
     truncate: bool = False
     top_k: int = 0
+    routing_key: str = ""
 
     def __post_init__(self) -> None:
         _check_count(len(self.texts))

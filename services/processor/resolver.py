@@ -5,11 +5,16 @@ An answer is used for at most `ttl_s`, so a moved alias or a deleted vPLM is see
 a name in use is asked for again in the background from half of it on, so hot vPLMs never wait for
 storage. While storage is away the last answer keeps serving. Names carry the caller's tenant, so an
 answer never crosses tenants.
+
+An alias may split its traffic between two versions. Which of them answers is decided by a hash of
+the vPLM, the alias and the request's routing key: the same key gets the same version everywhere and
+for as long as the weight stays, and a growing weight only moves keys towards the second version.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import Context
@@ -50,10 +55,45 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Where a name points: to one version, or to two of which `canary` gets the share `weight` of
+    requests, 0 to 1.
+    """
+
+    target: Target
+    canary: Target | None = None
+    weight: float = 0.0
+
+    @classmethod
+    def of(cls, version: VplmVersion) -> Route:
+        """Raises `InvalidName` if a manifest's name is no version's."""
+        target = Target.of(version)
+        if version.canary is None:
+            return cls(target)
+        return cls(target, Target.of(version.canary), version.canary_weight)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return (self.target,) if self.canary is None else (self.target, self.canary)
+
+    def pick(self, asked: Asked, routing_key: str) -> Target:
+        """The version that answers a request with this key."""
+        if self.canary is None or place_of(asked, routing_key) >= self.weight:
+            return self.target
+        return self.canary
+
+
+def place_of(asked: Asked, routing_key: str) -> float:
+    """Where in [0, 1) a key lies; uniform, and apart for every vPLM and alias."""
+    text = f"{asked.vplm}\n{asked.alias}\n{routing_key}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48
+
+
+@dataclass(frozen=True, slots=True)
 class _Known:
     """An answer, asked for at `asked`; `failed` is when storage last could not confirm it."""
 
-    target: Target
+    route: Route
     asked: float
     failed: float | None = None
 
@@ -81,15 +121,18 @@ class Resolver:
         self._clock = clock
         self._entries_max = entries_max
         self._known: OrderedDict[Asked, _Known] = OrderedDict()
-        self._asking: dict[Asked, asyncio.Task[Target]] = {}
+        self._asking: dict[Asked, asyncio.Task[Route]] = {}
 
-    async def target(self, asked: Asked) -> Target:
-        """The version that answers `asked`.
+    async def target(self, asked: Asked, routing_key: str = "") -> Target:
+        """The version that answers a request for `asked`; the key decides where there are two.
 
         Raises:
             NotFound: there is no such vPLM, alias or version (any more).
             Unavailable: storage is away and nothing is remembered.
         """
+        return (await self._route(asked)).pick(asked, routing_key)
+
+    async def _route(self, asked: Asked) -> Route:
         known = self._known.get(asked)
         if known is None:
             return await asyncio.shield(self._start(asked))
@@ -98,11 +141,11 @@ class Resolver:
         if now - known.asked <= self._ttl_s:
             if now - known.asked > self._ttl_s / 2:
                 self._start(asked)
-            return known.target
+            return known.route
         if known.failed is not None and now - known.failed < AWAY_S:
             if now - known.failed >= ASK_AGAIN_S:
                 self._start(asked)
-            return known.target
+            return known.route
         return await self._doubted(asked, known)
 
     async def close(self) -> None:
@@ -112,18 +155,18 @@ class Resolver:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _doubted(self, asked: Asked, known: _Known) -> Target:
+    async def _doubted(self, asked: Asked, known: _Known) -> Route:
         """The answer as of now; the one known where storage does not give any in time."""
         asking = self._start(asked)
         await asyncio.wait({asking}, timeout=PATIENCE_S)
         if asking.done() and not isinstance(asking.exception(), _AWAY):
             return asking.result()
         get_logger().warning(
-            "storage is away, using a remembered version", version=str(known.target.name)
+            "storage is away, using a remembered version", version=str(known.route.target.name)
         )
-        return known.target
+        return known.route
 
-    def _start(self, asked: Asked) -> asyncio.Task[Target]:
+    def _start(self, asked: Asked) -> asyncio.Task[Route]:
         task = self._asking.get(asked)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._ask(asked), context=Context())
@@ -131,15 +174,15 @@ class Resolver:
             task.add_done_callback(lambda done: self._asked(asked, done))
         return task
 
-    def _asked(self, asked: Asked, task: asyncio.Task[Target]) -> None:
+    def _asked(self, asked: Asked, task: asyncio.Task[Route]) -> None:
         del self._asking[asked]
         if not task.cancelled():
             task.exception()  # taken, so that an answer nobody waits for does not warn
 
-    async def _ask(self, asked: Asked) -> Target:
+    async def _ask(self, asked: Asked) -> Route:
         started = self._clock()
         try:
-            target = await self._look_up(asked)
+            route = await self._look_up(asked)
         except NotFound:
             self._known.pop(asked, None)
             raise
@@ -147,18 +190,19 @@ class Resolver:
             if (known := self._known.get(asked)) is not None:
                 self._known[asked] = replace(known, failed=self._clock())
             raise
-        self._known[asked] = _Known(target, started)
+        self._known[asked] = _Known(route, started)
         self._known.move_to_end(asked)
         if len(self._known) > self._entries_max:
             self._known.popitem(last=False)
-        return target
+        return route
 
-    async def _look_up(self, asked: Asked) -> Target:
+    async def _look_up(self, asked: Asked) -> Route:
         if (name := asked.version_name) is not None:
             version = await self._versions.get(name)
         else:
             version = await self._versions.resolve(asked.vplm, asked.alias)
-        target = Target.of(version)
-        if target.name.vplm != asked.vplm or (name is not None and target.name != name):
-            raise DataCorrupted(f"storage answered {asked.vplm} with {version.name}")
-        return target
+        route = Route.of(version)
+        for target in route.targets:
+            if target.name.vplm != asked.vplm or (name is not None and target.name != name):
+                raise DataCorrupted(f"storage answered {asked.vplm} with {target.name}")
+        return route

@@ -13,7 +13,7 @@ from smile.errors import DeadlineRequired, InvalidArgument
 from smile.names import VersionName, VplmName
 from smile.resources import SERVING, InferResult, ProcessorStats
 from smile.rpc.auth import current_principal, own
-from smile.rpc.context import remaining_s
+from smile.rpc.context import current_request_id, remaining_s
 from smile.v1 import processor_pb2, processor_pb2_grpc
 
 FULL_NAME = processor_pb2.DESCRIPTOR.services_by_name["ProcessorService"].full_name
@@ -67,6 +67,7 @@ def _decoded(request: processor_pb2.InferRequest) -> InferenceRequest:
         alias=request.alias or SERVING,
         truncate=request.truncate,
         top_k=request.top_k,
+        routing_key=request.routing_key or current_request_id() or "",
     )
 
 

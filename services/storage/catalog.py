@@ -40,7 +40,7 @@ from smile.logs import get_logger
 from smile.model import layout, weights
 from smile.model.specs import ModuleSpec
 from smile.names import BackboneName, TenantId, VplmName
-from smile.resources import SERVING, Backbone, VersionOrigin, Vplm
+from smile.resources import SERVING, Backbone, Canary, VersionOrigin, Vplm
 from smile.store.objects import ObjectStore
 
 ALIASES_MAX = 16
@@ -77,13 +77,21 @@ class VplmChange:
 
 @dataclass(frozen=True, slots=True)
 class AliasMove:
-    """Where an alias shall point. With `etag`, a lost update is refused."""
+    """Where an alias shall point: to one version, or with `canary` to two. With `etag`, a lost
+    update is refused.
+    """
 
     name: VplmName
     alias: str
     version: int
     request_id: str
     etag: str = ""
+    canary: Canary | None = None
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Every version the alias shall point to."""
+        return (self.version,) if self.canary is None else (self.version, self.canary.version)
 
 
 class Catalog:
@@ -201,10 +209,12 @@ class Catalog:
         return await self._edit(change.name, apply)
 
     async def set_alias(self, move: AliasMove) -> Vplm:
-        """Point an alias to a version.
+        """Point an alias to a version, or to two that share its requests; what it pointed to before
+        is replaced in whole.
 
         Raises:
             NotFound: no such vPLM or version.
+            InvalidArgument: both versions are the same.
             Aborted: `etag` is not current.
             QuotaExceeded: it would be one alias too many.
         """
@@ -218,7 +228,7 @@ class Catalog:
             note = RequestNote(
                 request_id=move.request_id, kind=RequestKind.SET_ALIAS, version=move.version
             )
-            return _changed(record, {"aliases": {**record.aliases, move.alias: move.version}}, note)
+            return _changed(record, _pointing(record, move), note)
 
         return await self._edit(move.name, apply)
 
@@ -236,7 +246,13 @@ class Catalog:
             record = live(stored, name).document
             _check_etag(stored, etag)
             deletion = Deletion(request_id=request_id, time=now())
-            cleared = {"labels": {}, "display_name": "", "aliases": {}, "requests": ()}
+            cleared = {
+                "labels": {},
+                "display_name": "",
+                "aliases": {},
+                "canaries": {},
+                "requests": (),
+            }
             return record.model_copy(update={"deleted": deletion, **cleared})
 
         stored = await self._documents.edit(keys.vplm(name), VplmRecord, apply)
@@ -347,10 +363,24 @@ def _check_etag(stored: Stored[VplmRecord] | None, etag: str) -> None:
         )
 
 
+def _pointing(record: VplmRecord, move: AliasMove) -> dict[str, object]:
+    """Aliases and canaries after a move."""
+    canaries = {alias: held for alias, held in record.canaries.items() if alias != move.alias}
+    if move.canary is not None:
+        canaries[move.alias] = move.canary
+    return {"aliases": {**record.aliases, move.alias: move.version}, "canaries": canaries}
+
+
 def _check_alias(record: VplmRecord, move: AliasMove) -> None:
-    if not 1 <= move.version <= record.latest_version:
-        version = f"{move.name}/versions/{move.version}"
-        raise NotFound(f"{version} does not exist", metadata={"resource": version})
+    for number in move.versions:
+        if not 1 <= number <= record.latest_version:
+            version = f"{move.name}/versions/{number}"
+            raise NotFound(f"{version} does not exist", metadata={"resource": version})
+    if move.canary is not None and move.canary.version == move.version:
+        raise InvalidArgument(
+            f"an alias splits its traffic between two versions, got version {move.version} twice",
+            violations=[("canary.version", "must be another version than `version`")],
+        )
     if move.alias not in record.aliases and len(record.aliases) >= ALIASES_MAX:
         raise QuotaExceeded(
             f"a vPLM has at most {ALIASES_MAX} aliases, and has {len(record.aliases)}",

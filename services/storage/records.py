@@ -14,6 +14,7 @@ from smile.model.specs import ModuleSpec
 from smile.resources import (
     ApiKey,
     Backbone,
+    Canary,
     Dataset,
     DatasetFormat,
     Tenant,
@@ -111,6 +112,7 @@ class VplmRecord(Deletable):
     display_name: str = ""
     labels: dict[str, str] = {}
     aliases: dict[str, int] = {}
+    canaries: dict[str, Canary] = {}
     latest_version: int
     create_time: datetime
     update_time: datetime
@@ -149,6 +151,7 @@ class VplmRecord(Deletable):
             etag=etag,
             uid=self.uid,
             labels=dict(self.labels),
+            canaries=dict(self.canaries),
         )
 
 

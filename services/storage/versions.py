@@ -92,7 +92,9 @@ class Versions:
         return (await self._manifest(name, record)).view(str(name.vplm))
 
     async def resolve(self, vplm: VplmName, alias: str) -> VplmVersion:
-        """The version an alias points to; `serving` where none is named. Raises `NotFound`."""
+        """The version an alias points to, with its canary if it has one; `serving` where none is
+        named. Raises `NotFound`.
+        """
         record = (await self._catalog.record(vplm)).document
         number = record.aliases.get(alias or SERVING)
         if number is None:
@@ -101,7 +103,11 @@ class Versions:
                 reason="ALIAS_NOT_FOUND",
                 metadata={"resource": str(vplm), "alias": alias or SERVING},
             )
-        return (await self._manifest(VersionName(vplm, number), record)).view(str(vplm))
+        found = (await self._manifest(VersionName(vplm, number), record)).view(str(vplm))
+        if (canary := record.canaries.get(alias or SERVING)) is None:
+            return found
+        second = await self._manifest(VersionName(vplm, canary.version), record)
+        return replace(found, canary=second.view(str(vplm)), canary_weight=canary.weight)
 
     async def list_page(
         self, vplm: VplmName, size: int, token: str

@@ -30,6 +30,9 @@ class AskOptions:
     version: Annotated[int | None, typer.Option(help="Ask this version.")] = None
     truncate: Annotated[bool, typer.Option(help="Cut texts that are too long.")] = False
     top_k: Annotated[int, typer.Option(help="Scores of this many labels; 0: all.")] = 0
+    routing_key: Annotated[
+        str, typer.Option(help="Equal keys get the same version of a split alias.")
+    ] = ""
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +51,9 @@ def infer(
 ) -> None:
     """Ask a vPLM. Texts given on the command line are answered together, as one JSON document;
     texts from a file or from standard input as they come, as JSON Lines."""
-    options = InferOptions(alias=ask.alias, truncate=ask.truncate, top_k=ask.top_k)
+    options = InferOptions(
+        alias=ask.alias, truncate=ask.truncate, top_k=ask.top_k, routing_key=ask.routing_key
+    )
     if ask.version is not None:
         options["version"] = ask.version
     if texts:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from smile.client.training import JobFailed
 from smile.errors import SmileError
+from smile.resources import Vplm
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -104,6 +105,15 @@ def error_json(error: SmileError) -> Json:
 def short(name: str) -> str:
     """The last id of a resource name."""
     return name.rpartition("/")[2]
+
+
+def pointed(vplm: Vplm, alias: str) -> str:
+    """Where an alias points: `2`, or `2, and 3 for 0.1 of requests`; empty where it is not."""
+    if alias not in vplm.aliases:
+        return ""
+    canary = vplm.canaries.get(alias)
+    second = f", and {canary.version} for {canary.weight:.4g} of requests" if canary else ""
+    return f"{vplm.aliases[alias]}{second}"
 
 
 def size(count: int) -> str:

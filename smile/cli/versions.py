@@ -9,7 +9,8 @@ import typer
 
 from smile.cli.command import Session, command
 from smile.cli.datasets import bar
-from smile.cli.output import metric_rows, short, size, table, when, write_json
+from smile.cli.output import metric_rows, pointed, short, size, table, when, write_json
+from smile.resources import Vplm
 
 VplmArgument = Annotated[str, typer.Argument(help="Id of the vPLM.")]
 
@@ -29,24 +30,29 @@ def alias(
     vplm: VplmArgument,
     name: Annotated[str, typer.Argument(help="Alias; 'serving' is what inference uses.")],
     version: Annotated[int, typer.Argument(help="Version number it shall point to.")],
+    canary: Annotated[
+        int | None, typer.Option(help="Another version that answers a share of the requests.")
+    ] = None,
+    weight: Annotated[float | None, typer.Option(help="That share, 0 to 1.")] = None,
 ) -> None:
-    """Point an alias to a version."""
-    moved = session.client.set_alias(vplm, name, version)
+    """Point an alias to a version, or split its requests between two. Naming one alone ends a
+    split."""
+    moved = session.client.set_alias(vplm, name, version, canary=canary, weight=weight)
     if session.json:
         return write_json(moved)
-    session.note(f"{moved.name}: {name} is version {version}")
+    session.note(f"{moved.name}: {name} is version {pointed(moved, name)}")
 
 
 def list_(session: Session, vplm: VplmArgument) -> None:
     """List a vPLM's versions, newest first."""
-    aliases = session.client.vplm(vplm).aliases
+    owner = session.client.vplm(vplm)
     found = list(session.client.versions(vplm))
     if session.json:
         return write_json({"versions": found})
     rows = [
         [
             str(v.number),
-            ", ".join(sorted(alias for alias, number in aliases.items() if number == v.number)),
+            ", ".join(_aliases_of(owner, v.number)),
             str(v.origin),
             size(v.size_bytes),
             v.digest[:12],
@@ -57,6 +63,18 @@ def list_(session: Session, vplm: VplmArgument) -> None:
     ]
     columns = ["version>", "aliases", "origin", "size>", "digest", "metrics", "created"]
     session.out.print(table(columns, rows))
+
+
+def _aliases_of(vplm: Vplm, number: int) -> list[str]:
+    """The aliases that point to a version, with its share where there are two."""
+    found = []
+    for alias, first in sorted(vplm.aliases.items()):
+        canary = vplm.canaries.get(alias)
+        if number == first:
+            found.append(alias if canary is None else f"{alias} {1 - canary.weight:.4g}")
+        elif canary is not None and canary.version == number:
+            found.append(f"{alias} {canary.weight:.4g}")
+    return found
 
 
 def download(

@@ -10,7 +10,7 @@ import typer
 
 from smile.cli.command import Session, command
 from smile.cli.labels import labels_of
-from smile.cli.output import facts, short, size, table, when, write_json
+from smile.cli.output import facts, pointed, short, size, table, when, write_json
 from smile.client.options import VplmOptions
 from smile.client.pets import BitFit, Houlsby, LoRA, NoPet, Pfeiffer
 from smile.codec.modules import ADAPTER_RANK_DEFAULT, LORA_RANK_DEFAULT
@@ -128,7 +128,7 @@ def list_(session: Session) -> None:
         [
             short(v.name), v.spec.backbone, pet_text(v.spec.pet), str(v.spec.head.task),
             str(len(v.spec.head.labels) or ""), str(v.latest_version),
-            str(v.aliases.get("serving", "")), when(v.update_time),
+            pointed(v, "serving"), when(v.update_time),
         ]
         for v in found
     ]  # fmt: skip
@@ -205,7 +205,7 @@ def pet_text(pet: PetSpec) -> str:
 
 def _facts(vplm: Vplm) -> list[tuple[str, str]]:
     head = vplm.spec.head
-    aliases = ", ".join(f"{alias} → {number}" for alias, number in sorted(vplm.aliases.items()))
+    aliases = "; ".join(f"{alias} → {pointed(vplm, alias)}" for alias in sorted(vplm.aliases))
     rows = [
         ("name", vplm.name),
         ("display name", vplm.display_name),

@@ -53,6 +53,7 @@ class InferenceCalls(Calls):
                 alias=options.get("alias", ""),
                 truncate=options.get("truncate", False),
                 top_k=options.get("top_k", 0),
+                routing_key=options.get("routing_key", ""),
             )
             response = await self._connection.processor.Infer(
                 request, timeout=options.get("timeout", INFER_TIMEOUT_S)

@@ -94,6 +94,8 @@ class InferOptions(TypedDict, total=False):
         alias: The alias to follow; default `serving`.
         truncate: Cut texts beyond the backbone's token limit instead of refusing them.
         top_k: Scores of this many best labels; default: all.
+        routing_key: Where the alias splits its traffic between two versions, requests with equal
+            keys are answered by the same one; default: every request is drawn anew.
         timeout: Seconds, for one request.
     """
 
@@ -101,6 +103,7 @@ class InferOptions(TypedDict, total=False):
     alias: str
     truncate: bool
     top_k: int
+    routing_key: str
     timeout: float
 
 

@@ -122,16 +122,31 @@ class Client(SyncBase):
         return self._loop.call(lambda _: self._client.version(vplm, number, timeout=timeout))
 
     def set_alias(
-        self, vplm: str, alias: str, version: int, *, etag: str = "", timeout: float | None = None
+        self,
+        vplm: str,
+        alias: str,
+        version: int,
+        *,
+        canary: int | None = None,
+        weight: float | None = None,
+        etag: str = "",
+        timeout: float | None = None,
     ) -> Vplm:
         """Points `alias` to a version; `serving` is what inference uses.
 
+        With `canary`, another version answers the share `weight` (0 to 1) of the requests; which
+        ones, their routing keys decide. The next call ends a split: naming either version alone
+        promotes or aborts the canary.
+
         Raises:
             NotFound: there is no such vPLM or version.
+            InvalidArgument: a canary without a weight, or the reverse, or of the same version.
             Aborted: `etag` is given and the vPLM has changed since.
         """
         return self._loop.call(
-            lambda _: self._client.set_alias(vplm, alias, version, etag=etag, timeout=timeout)
+            lambda _: self._client.set_alias(
+                vplm, alias, version, canary=canary, weight=weight, etag=etag, timeout=timeout
+            )
         )
 
     def download_version(

@@ -20,8 +20,8 @@ from smile.client.calls import (
 )
 from smile.client.chunks import MeasuredFile, Sending, save
 from smile.client.retry import retried
-from smile.errors import DataCorrupted
-from smile.resources import SERVING, VersionOrigin, Vplm, VplmVersion
+from smile.errors import DataCorrupted, InvalidArgument
+from smile.resources import SERVING, Canary, VersionOrigin, Vplm, VplmVersion
 from smile.v1 import resources_pb2, storage_pb2
 
 
@@ -66,15 +66,26 @@ class VersionCalls(Calls):
         alias: str,
         version: int,
         *,
+        canary: int | None = None,
+        weight: float | None = None,
         etag: str = "",
         timeout: float | None = None,
     ) -> Vplm:
         """Points `alias` to a version; `serving` is what inference uses.
 
+        With `canary`, another version answers the share `weight` (0 to 1) of the requests; which
+        ones, their routing keys decide. The next call ends a split: naming either version alone
+        promotes or aborts the canary.
+
         Raises:
             NotFound: there is no such vPLM or version.
+            InvalidArgument: a canary without a weight, or the reverse, or of the same version.
             Aborted: `etag` is given and the vPLM has changed since.
         """
+        if (canary is None) is not (weight is None):
+            raise InvalidArgument(
+                f"a canary has a version and a weight, got version {canary} and weight {weight}"
+            )
         with asking():
             request = storage_pb2.SetAliasRequest(
                 name=str(self._scope.vplm(vplm)),
@@ -83,6 +94,8 @@ class VersionCalls(Calls):
                 etag=etag,
                 request_id=new_request_id(),
             )
+            if canary is not None and weight is not None:
+                request.canary.CopyFrom(codec.canary_to_pb(Canary(canary, weight)))
             moved = await self._connection.storage.SetAlias(
                 request, timeout=timeout or WRITE_TIMEOUT_S
             )

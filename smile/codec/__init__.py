@@ -30,6 +30,8 @@ from smile.codec.modules import (
 from smile.codec.stored import (
     api_key_from_pb,
     api_key_to_pb,
+    canary_from_pb,
+    canary_to_pb,
     dataset_from_pb,
     dataset_to_pb,
     tenant_from_pb,
@@ -92,6 +94,8 @@ __all__ = [
     "api_key_to_pb",
     "backbone_from_pb",
     "backbone_to_pb",
+    "canary_from_pb",
+    "canary_to_pb",
     "columns_from_pb",
     "columns_to_pb",
     "dataset_from_pb",

@@ -9,6 +9,7 @@ from smile.v1 import identity_pb2, resources_pb2, storage_pb2
 
 
 def vplm_to_pb(vplm: r.Vplm) -> resources_pb2.Vplm:
+    canaries = {alias: canary_to_pb(canary) for alias, canary in vplm.canaries.items()}
     return resources_pb2.Vplm(
         name=vplm.name,
         display_name=vplm.display_name,
@@ -20,6 +21,7 @@ def vplm_to_pb(vplm: r.Vplm) -> resources_pb2.Vplm:
         etag=vplm.etag,
         uid=vplm.uid,
         labels=dict(vplm.labels),
+        canaries=canaries,
     )
 
 
@@ -35,7 +37,16 @@ def vplm_from_pb(message: resources_pb2.Vplm) -> r.Vplm:
         etag=message.etag,
         uid=message.uid,
         labels=dict(message.labels),
+        canaries={alias: canary_from_pb(canary) for alias, canary in message.canaries.items()},
     )
+
+
+def canary_to_pb(canary: r.Canary) -> resources_pb2.Canary:
+    return resources_pb2.Canary(version=canary.version, weight=canary.weight)
+
+
+def canary_from_pb(message: resources_pb2.Canary) -> r.Canary:
+    return r.Canary(message.version, message.weight)
 
 
 def version_to_pb(version: r.VplmVersion) -> resources_pb2.VplmVersion:
@@ -49,6 +60,8 @@ def version_to_pb(version: r.VplmVersion) -> resources_pb2.VplmVersion:
         metrics=dict(version.metrics),
         create_time=time_to_pb(version.create_time),
         note=version.note,
+        canary=version_to_pb(version.canary) if version.canary is not None else None,
+        canary_weight=version.canary_weight,
     )
 
 
@@ -63,6 +76,8 @@ def version_from_pb(message: resources_pb2.VplmVersion) -> r.VplmVersion:
         metrics=dict(message.metrics),
         create_time=time_from_pb(message, "create_time"),
         note=message.note,
+        canary=version_from_pb(message.canary) if message.HasField("canary") else None,
+        canary_weight=message.canary_weight,
     )
 
 

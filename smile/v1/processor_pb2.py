@@ -28,7 +28,7 @@ from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 from smile.v1 import resources_pb2 as smile_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smile/v1/processor.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\"\xa0\x01\n\x0cInferRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\r\n\x05texts\x18\x02 \x03(\t\x12:\n\x05\x61lias\x18\x03 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x19\n\x05top_k\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\"\xa8\x01\n\rInferResponse\x12)\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x14.smile.v1.Prediction\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x06origin\x18\x04 \x01(\x0e\x32\x17.smile.v1.VersionOrigin\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.smile.v1.Timings\"\xdf\x01\n\nPrediction\x12\x38\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1e.smile.v1.ClassificationResultH\x00\x12\x35\n\x06tokens\x18\x02 \x01(\x0b\x32#.smile.v1.TokenClassificationResultH\x00\x12.\n\tembedding\x18\x03 \x01(\x0b\x32\x19.smile.v1.EmbeddingResultH\x00\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x13\n\x0btoken_count\x18\x05 \x01(\x05\x42\x08\n\x06result\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"Z\n\x14\x43lassificationResult\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12$\n\x06scores\x18\x03 \x03(\x0b\x32\x14.smile.v1.LabelScore\"T\n\nTokenLabel\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\"A\n\x19TokenClassificationResult\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.smile.v1.TokenLabel\"!\n\x0f\x45mbeddingResult\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xdc\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62\x61tch_texts\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61tch_vplms\x18\x06 \x01(\x05\"\x11\n\x0fGetStatsRequest\"\xab\x03\n\x0eProcessorStats\x12\x11\n\tbackbones\x18\x01 \x03(\t\x12\x13\n\x0bqueue_texts\x18\x02 \x01(\x03\x12\x17\n\x0fqueue_texts_max\x18\x03 \x01(\x03\x12\x18\n\x10modules_resident\x18\x04 \x01(\x03\x12\x15\n\rmodules_bytes\x18\x05 \x01(\x03\x12\x19\n\x11modules_bytes_max\x18\x06 \x01(\x03\x12\x16\n\x0erequests_total\x18\x07 \x01(\x03\x12\x13\n\x0btexts_total\x18\x08 \x01(\x03\x12\x15\n\rbatches_total\x18\t \x01(\x03\x12\x1e\n\x16requests_refused_total\x18\n \x01(\x03\x12\x19\n\x11module_hits_total\x18\x0b \x01(\x03\x12\x1a\n\x12module_loads_total\x18\x0c \x01(\x03\x12\x1e\n\x16module_evictions_total\x18\r \x01(\x03\x12\x18\n\x10\x62\x61tch_texts_mean\x18\x0e \x01(\x01\x12\x18\n\x10\x62\x61tch_vplms_mean\x18\x0f \x01(\x01\x12\x1d\n\x15\x63ompute_seconds_total\x18\x10 \x01(\x01\x32\xa0\x01\n\x10ProcessorService\x12\x41\n\x05Infer\x12\x16.smile.v1.InferRequest\x1a\x17.smile.v1.InferResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12I\n\x08GetStats\x12\x19.smile.v1.GetStatsRequest\x1a\x18.smile.v1.ProcessorStats\"\x08\xaa\xd4\x18\x04\n\x02\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smile/v1/processor.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\"\xbf\x01\n\x0cInferRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\r\n\x05texts\x18\x02 \x03(\t\x12:\n\x05\x61lias\x18\x03 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x19\n\x05top_k\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1d\n\x0brouting_key\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\xa8\x01\n\rInferResponse\x12)\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x14.smile.v1.Prediction\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x06origin\x18\x04 \x01(\x0e\x32\x17.smile.v1.VersionOrigin\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.smile.v1.Timings\"\xdf\x01\n\nPrediction\x12\x38\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1e.smile.v1.ClassificationResultH\x00\x12\x35\n\x06tokens\x18\x02 \x01(\x0b\x32#.smile.v1.TokenClassificationResultH\x00\x12.\n\tembedding\x18\x03 \x01(\x0b\x32\x19.smile.v1.EmbeddingResultH\x00\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x13\n\x0btoken_count\x18\x05 \x01(\x05\x42\x08\n\x06result\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"Z\n\x14\x43lassificationResult\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12$\n\x06scores\x18\x03 \x03(\x0b\x32\x14.smile.v1.LabelScore\"T\n\nTokenLabel\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\"A\n\x19TokenClassificationResult\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.smile.v1.TokenLabel\"!\n\x0f\x45mbeddingResult\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xdc\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62\x61tch_texts\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61tch_vplms\x18\x06 \x01(\x05\"\x11\n\x0fGetStatsRequest\"\xab\x03\n\x0eProcessorStats\x12\x11\n\tbackbones\x18\x01 \x03(\t\x12\x13\n\x0bqueue_texts\x18\x02 \x01(\x03\x12\x17\n\x0fqueue_texts_max\x18\x03 \x01(\x03\x12\x18\n\x10modules_resident\x18\x04 \x01(\x03\x12\x15\n\rmodules_bytes\x18\x05 \x01(\x03\x12\x19\n\x11modules_bytes_max\x18\x06 \x01(\x03\x12\x16\n\x0erequests_total\x18\x07 \x01(\x03\x12\x13\n\x0btexts_total\x18\x08 \x01(\x03\x12\x15\n\rbatches_total\x18\t \x01(\x03\x12\x1e\n\x16requests_refused_total\x18\n \x01(\x03\x12\x19\n\x11module_hits_total\x18\x0b \x01(\x03\x12\x1a\n\x12module_loads_total\x18\x0c \x01(\x03\x12\x1e\n\x16module_evictions_total\x18\r \x01(\x03\x12\x18\n\x10\x62\x61tch_texts_mean\x18\x0e \x01(\x01\x12\x18\n\x10\x62\x61tch_vplms_mean\x18\x0f \x01(\x01\x12\x1d\n\x15\x63ompute_seconds_total\x18\x10 \x01(\x01\x32\xa0\x01\n\x10ProcessorService\x12\x41\n\x05Infer\x12\x16.smile.v1.InferRequest\x1a\x17.smile.v1.InferResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12I\n\x08GetStats\x12\x19.smile.v1.GetStatsRequest\x1a\x18.smile.v1.ProcessorStats\"\x08\xaa\xd4\x18\x04\n\x02\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,32 +41,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERREQUEST'].fields_by_name['alias']._serialized_options = b'\272H(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$'
   _globals['_INFERREQUEST'].fields_by_name['top_k']._loaded_options = None
   _globals['_INFERREQUEST'].fields_by_name['top_k']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
+  _globals['_INFERREQUEST'].fields_by_name['routing_key']._loaded_options = None
+  _globals['_INFERREQUEST'].fields_by_name['routing_key']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_PROCESSORSERVICE'].methods_by_name['Infer']._loaded_options = None
   _globals['_PROCESSORSERVICE'].methods_by_name['Infer']._serialized_options = b'\252\324\030\003\n\001\001'
   _globals['_PROCESSORSERVICE'].methods_by_name['GetStats']._loaded_options = None
   _globals['_PROCESSORSERVICE'].methods_by_name['GetStats']._serialized_options = b'\252\324\030\004\n\002\002\001'
   _globals['_INFERREQUEST']._serialized_start=150
-  _globals['_INFERREQUEST']._serialized_end=310
-  _globals['_INFERRESPONSE']._serialized_start=313
-  _globals['_INFERRESPONSE']._serialized_end=481
-  _globals['_PREDICTION']._serialized_start=484
-  _globals['_PREDICTION']._serialized_end=707
-  _globals['_LABELSCORE']._serialized_start=709
-  _globals['_LABELSCORE']._serialized_end=751
-  _globals['_CLASSIFICATIONRESULT']._serialized_start=753
-  _globals['_CLASSIFICATIONRESULT']._serialized_end=843
-  _globals['_TOKENLABEL']._serialized_start=845
-  _globals['_TOKENLABEL']._serialized_end=929
-  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_start=931
-  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_end=996
-  _globals['_EMBEDDINGRESULT']._serialized_start=998
-  _globals['_EMBEDDINGRESULT']._serialized_end=1031
-  _globals['_TIMINGS']._serialized_start=1034
-  _globals['_TIMINGS']._serialized_end=1254
-  _globals['_GETSTATSREQUEST']._serialized_start=1256
-  _globals['_GETSTATSREQUEST']._serialized_end=1273
-  _globals['_PROCESSORSTATS']._serialized_start=1276
-  _globals['_PROCESSORSTATS']._serialized_end=1703
-  _globals['_PROCESSORSERVICE']._serialized_start=1706
-  _globals['_PROCESSORSERVICE']._serialized_end=1866
+  _globals['_INFERREQUEST']._serialized_end=341
+  _globals['_INFERRESPONSE']._serialized_start=344
+  _globals['_INFERRESPONSE']._serialized_end=512
+  _globals['_PREDICTION']._serialized_start=515
+  _globals['_PREDICTION']._serialized_end=738
+  _globals['_LABELSCORE']._serialized_start=740
+  _globals['_LABELSCORE']._serialized_end=782
+  _globals['_CLASSIFICATIONRESULT']._serialized_start=784
+  _globals['_CLASSIFICATIONRESULT']._serialized_end=874
+  _globals['_TOKENLABEL']._serialized_start=876
+  _globals['_TOKENLABEL']._serialized_end=960
+  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_start=962
+  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_end=1027
+  _globals['_EMBEDDINGRESULT']._serialized_start=1029
+  _globals['_EMBEDDINGRESULT']._serialized_end=1062
+  _globals['_TIMINGS']._serialized_start=1065
+  _globals['_TIMINGS']._serialized_end=1285
+  _globals['_GETSTATSREQUEST']._serialized_start=1287
+  _globals['_GETSTATSREQUEST']._serialized_end=1304
+  _globals['_PROCESSORSTATS']._serialized_start=1307
+  _globals['_PROCESSORSTATS']._serialized_end=1734
+  _globals['_PROCESSORSERVICE']._serialized_start=1737
+  _globals['_PROCESSORSERVICE']._serialized_end=1897
 # @@protoc_insertion_point(module_scope)

@@ -29,6 +29,7 @@ class InferRequest(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     TRUNCATE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`, or `.../versions/{n}` for one version in particular."""
     alias: _builtins.str
@@ -37,6 +38,10 @@ class InferRequest(_message.Message):
     """Cut texts beyond the backbone's token limit instead of refusing them; each cut is reported."""
     top_k: _builtins.int
     """Return the scores of this many best labels per text or token, 1 to 1,000. Default 0: all labels."""
+    routing_key: _builtins.str
+    """Where the alias splits its traffic: requests with equal keys are answered by the same version, and keys the
+    second version answers stay with it as its weight grows. Default: the request's id.
+    """
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 10,000 texts, each of 1 to 100,000 characters."""
@@ -49,10 +54,11 @@ class InferRequest(_message.Message):
         alias: _builtins.str = ...,
         truncate: _builtins.bool = ...,
         top_k: _builtins.int = ...,
+        routing_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name", "texts", b"texts", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name", "routing_key", b"routing_key", "texts", b"texts", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

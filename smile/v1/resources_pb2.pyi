@@ -381,6 +381,32 @@ class ModuleSpec(_message.Message):
 Global___ModuleSpec: _TypeAlias = ModuleSpec  # noqa: Y015
 
 @_typing.final
+class Canary(_message.Message):
+    """A second version that answers part of an alias's requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Version number, from 1."""
+    weight: _builtins.float
+    """Share of requests that it answers, 0 to 1; the alias's own version answers the others."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Canary: _TypeAlias = Canary  # noqa: Y015
+
+@_typing.final
 class Vplm(_message.Message):
     """A virtual PLM: one tenant's own model."""
 
@@ -426,6 +452,27 @@ class Vplm(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class CanariesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Canary: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Canary | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
@@ -436,6 +483,7 @@ class Vplm(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CANARIES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     display_name: _builtins.str
@@ -462,6 +510,10 @@ class Vplm(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free key-value pairs of the tenant, at most 32, keys of 1 to 63 and values of at most 256 characters."""
 
+    @_builtins.property
+    def canaries(self) -> _containers.MessageMap[_builtins.str, Global___Canary]:
+        """Second versions of aliases that split their traffic, by alias. Set through SetAlias."""
+
     def __init__(
         self,
         *,
@@ -475,10 +527,11 @@ class Vplm(_message.Message):
         etag: _builtins.str = ...,
         uid: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        canaries: _abc.Mapping[_builtins.str, Global___Canary] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "latest_version", b"latest_version", "name", b"name", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "canaries", b"canaries", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "latest_version", b"latest_version", "name", b"name", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -519,6 +572,8 @@ class VplmVersion(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    CANARY_WEIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}/versions/{n}`, n from 1."""
     digest: _builtins.str
@@ -530,6 +585,8 @@ class VplmVersion(_message.Message):
     """The training job that made it; empty for other origins."""
     note: _builtins.str
     """Text for people, at most 1,000 characters."""
+    canary_weight: _builtins.float
+    """Share of requests the second version answers, 0 to 1."""
     @_builtins.property
     def spec(self) -> Global___ModuleSpec:
         """What the bytes consist of."""
@@ -540,6 +597,10 @@ class VplmVersion(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def canary(self) -> Global___VplmVersion:
+        """Set by ResolveAlias where the alias splits its traffic: the second version, itself without one."""
+
     def __init__(
         self,
         *,
@@ -552,10 +613,12 @@ class VplmVersion(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         note: _builtins.str = ...,
+        canary: Global___VplmVersion | None = ...,
+        canary_weight: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "digest", b"digest", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "size_bytes", b"size_bytes", "spec", b"spec", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_weight", b"canary_weight", "create_time", b"create_time", "digest", b"digest", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "size_bytes", b"size_bytes", "spec", b"spec", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -481,6 +481,7 @@ class SetAliasRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     alias: _builtins.str
@@ -491,6 +492,10 @@ class SetAliasRequest(_message.Message):
     """If set and not current, the move is refused."""
     request_id: _builtins.str
     """UUID4; a repeated id gives the earlier answer."""
+    @_builtins.property
+    def canary(self) -> _resources_pb2.Canary:
+        """Another version that answers a share of the requests. Unset: `version` answers all, and an earlier split ends."""
+
     def __init__(
         self,
         *,
@@ -499,10 +504,11 @@ class SetAliasRequest(_message.Message):
         version: _builtins.int = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        canary: _resources_pb2.Canary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "etag", b"etag", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "canary", b"canary", "etag", b"etag", "name", b"name", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

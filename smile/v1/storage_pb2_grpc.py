@@ -154,7 +154,7 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResolveAlias(self, request, context):
-        """Follows an alias to the version it points to now.
+        """Follows an alias to the version it points to now, and to its second one where it splits traffic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +175,7 @@ class StorageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias to a version. `serving` is what inference uses.
+        """Points an alias to a version, or splits its traffic between two. `serving` is what inference uses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

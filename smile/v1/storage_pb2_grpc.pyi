@@ -52,13 +52,13 @@ class StorageServiceStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetVersionRequest, _resources_pb2.VplmVersion]
     """Gets one version's manifest."""
     ResolveAlias: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ResolveAliasRequest, _resources_pb2.VplmVersion]
-    """Follows an alias to the version it points to now."""
+    """Follows an alias to the version it points to now, and to its second one where it splits traffic."""
     ListVersions: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListVersionsRequest, _storage_pb2.ListVersionsResponse]
     """Lists versions, newest first."""
     DownloadVersion: _grpc.UnaryStreamMultiCallable[_storage_pb2.DownloadVersionRequest, _storage_pb2.DownloadVersionResponse]
     """Streams a version's safetensors bytes, checked against its digest before the last chunk is sent."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SetAliasRequest, _resources_pb2.Vplm]
-    """Points an alias to a version. `serving` is what inference uses."""
+    """Points an alias to a version, or splits its traffic between two. `serving` is what inference uses."""
     GetUsage: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.Usage]
     """Bytes stored by a tenant, per vPLM beside what a full model would take, and its quota."""
 
@@ -84,13 +84,13 @@ class StorageServiceAsyncStub(StorageServiceStub):
     GetVersion: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetVersionRequest, _resources_pb2.VplmVersion]  # type: ignore[assignment]
     """Gets one version's manifest."""
     ResolveAlias: _aio.UnaryUnaryMultiCallable[_storage_pb2.ResolveAliasRequest, _resources_pb2.VplmVersion]  # type: ignore[assignment]
-    """Follows an alias to the version it points to now."""
+    """Follows an alias to the version it points to now, and to its second one where it splits traffic."""
     ListVersions: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListVersionsRequest, _storage_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists versions, newest first."""
     DownloadVersion: _aio.UnaryStreamMultiCallable[_storage_pb2.DownloadVersionRequest, _storage_pb2.DownloadVersionResponse]  # type: ignore[assignment]
     """Streams a version's safetensors bytes, checked against its digest before the last chunk is sent."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_storage_pb2.SetAliasRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
-    """Points an alias to a version. `serving` is what inference uses."""
+    """Points an alias to a version, or splits its traffic between two. `serving` is what inference uses."""
     GetUsage: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.Usage]  # type: ignore[assignment]
     """Bytes stored by a tenant, per vPLM beside what a full model would take, and its quota."""
 
@@ -161,7 +161,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.ResolveAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.VplmVersion, _abc.Awaitable[_resources_pb2.VplmVersion]]:
-        """Follows an alias to the version it points to now."""
+        """Follows an alias to the version it points to now, and to its second one where it splits traffic."""
 
     @_abc_1.abstractmethod
     def ListVersions(
@@ -185,7 +185,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _storage_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Vplm, _abc.Awaitable[_resources_pb2.Vplm]]:
-        """Points an alias to a version. `serving` is what inference uses."""
+        """Points an alias to a version, or splits its traffic between two. `serving` is what inference uses."""
 
     @_abc_1.abstractmethod
     def GetUsage(

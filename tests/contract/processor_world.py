@@ -36,7 +36,7 @@ from smile.model.specs import (
     Projection,
     Task,
 )
-from smile.resources import InferResult, ProcessorStats, VersionOrigin, VplmVersion
+from smile.resources import Canary, InferResult, ProcessorStats, VersionOrigin, VplmVersion
 from smile.rpc.auth import current_principal, not_found
 from smile.rpc.channel import ApiKey, ServiceCredential, build_channel, calling
 from smile.rpc.health import Readiness
@@ -79,6 +79,7 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
         self.versions: dict[str, VplmVersion] = {}
         self.data: dict[str, bytes] = {}
         self.aliases: dict[tuple[str, str], int] = {}
+        self.canaries: dict[tuple[str, str], Canary] = {}
         self.away = False
         self.hangs = False
         self.gate: asyncio.Event | None = None  # downloads wait for it
@@ -131,7 +132,11 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
         number = self.aliases.get((request.name, request.alias or "serving"))
         if number is None:
             raise not_found(request.name)
-        return codec.version_to_pb(self._found(f"{request.name}/versions/{number}"))
+        found = self._found(f"{request.name}/versions/{number}")
+        if canary := self.canaries.get((request.name, request.alias or "serving")):
+            second = self._found(f"{request.name}/versions/{canary.version}")
+            found = replace(found, canary=second, canary_weight=canary.weight)
+        return codec.version_to_pb(found)
 
     async def GetVersion(self, request: Any, context: Any) -> Any:
         self.asked["get"] += 1

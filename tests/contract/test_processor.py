@@ -19,6 +19,7 @@ from smile.model import weights
 from smile.model.initial import initial_tensors
 from smile.model.toy import write_toy_backbone
 from smile.resources import (
+    Canary,
     Classification,
     Embedding,
     InferResult,
@@ -173,6 +174,29 @@ async def test_a_moved_alias_is_followed_within_its_time(world: World) -> None:
     old = await world.infer("acme", first.name, TEXTS[:1])
     assert old.version == first.name
     check(world, old, TEXTS[:1])
+
+
+async def test_a_canary_answers_its_share_and_says_so(world: World) -> None:
+    name = "tenants/acme/vplms/split"
+    first = world.add("acme", "split", seed=1)
+    second = world.add("acme", "split", seed=2)
+    world.storage.aliases[name, "serving"] = 1
+    world.storage.canaries[name, "serving"] = Canary(2, 0.5)
+    keys = [f"user-{index}" for index in range(12)]
+    told: dict[str, str] = {}
+    for key in keys * 2:
+        result = await world.infer("acme", name, TEXTS[:1], routing_key=key)
+        check(world, result, TEXTS[:1])
+        assert told.setdefault(key, result.version) == result.version, "sticky"
+        assert result.digest == (first if result.version == first.name else second).digest
+    assert set(told.values()) == {first.name, second.name}
+    drawn = {(await world.infer("acme", name, TEXTS[:1])).version for _ in range(24)}
+    assert drawn == {first.name, second.name}, "without a key, every request is drawn anew"
+    del world.storage.canaries[name, "serving"]
+    world.storage.aliases[name, "serving"] = 2
+    await asyncio.sleep(0.35)
+    for key in keys:
+        assert (await world.infer("acme", name, TEXTS[:1], routing_key=key)).version == second.name
 
 
 async def test_other_aliases_and_versions(world: World) -> None:

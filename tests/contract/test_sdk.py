@@ -132,7 +132,26 @@ async def test_versions_go_down_and_up_and_aliases_move(
     assert (await client.set_alias("topic", "serving", 2)).aliases == {"serving": 2}
     assert (await client.version("topic")).number == 2
     assert (await client.version("tenants/-/vplms/topic", 1)).number == 1
-    for call in (client.set_alias("topic", "serving", 9), client.version("topic", 9)):
+    split = await client.set_alias("topic", "serving", 1, canary=2, weight=0.25)
+    assert split.canaries == {"serving": smile.Canary(2, 0.25)}
+    assert (await client.vplm("topic")).canaries == split.canaries
+    serving = await client.version("topic")
+    assert serving.canary is not None
+    assert (serving.number, serving.canary.number, serving.canary_weight) == (1, 2, 0.25)
+    with pytest.raises(smile.Aborted):
+        await client.set_alias("topic", "serving", 2, etag="stale")
+    for wrong in ({"canary": 2}, {"weight": 0.5}, {"canary": 1, "weight": 0.5}):
+        with pytest.raises(smile.InvalidArgument):
+            await client.set_alias("topic", "serving", 1, **wrong)
+    for weight in (-0.1, 1.1, float("nan"), float("inf")):
+        with pytest.raises(smile.InvalidArgument, match=r"canary\.weight"):
+            await client.set_alias("topic", "serving", 1, canary=2, weight=weight)
+    assert (await client.set_alias("topic", "serving", 2)).canaries == {}, "promoted"
+    for call in (
+        client.set_alias("topic", "serving", 9),
+        client.set_alias("topic", "serving", 1, canary=9, weight=0.5),
+        client.version("topic", 9),
+    ):
         with pytest.raises(smile.NotFound):
             await call
     for call in (client.version("topic", 0), client.version("topic", -1)):

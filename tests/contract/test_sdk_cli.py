@@ -129,7 +129,13 @@ def test_the_journey_for_programs(cli: Cli, tmp_path: Path) -> None:
     assert document(run("versions", "download", "topic", str(path))) == versions[0]
     stored = document(run("versions", "upload", "topic", str(path), "--note", "mine"))
     assert (stored["origin"], stored["note"]) == ("import", "mine")
-    assert document(run("alias", "topic", "serving", "2"))["aliases"] == {"serving": 2}
+    split = document(run("alias", "topic", "serving", "1", "--canary", "2", "--weight", "0.25"))
+    assert split["canaries"] == {"serving": {"version": 2, "weight": 0.25}}
+    assert "1, and 2 for 0.25 of requests" in cli("show", "topic").stdout
+    listed_versions = cli("versions", "list", "topic").stdout
+    assert "serving 0.75" in listed_versions and "serving 0.25" in listed_versions
+    promoted = document(run("alias", "topic", "serving", "2"))
+    assert (promoted["aliases"], promoted["canaries"]) == ({"serving": 2}, {})
     assert document(run("cancel", job["name"]))["state"] == "cancelled"
     assert document(run("datasets", "delete", "news")) == {"deleted": "news"}
     assert document(run("delete", "topic")) == {"deleted": "topic"}

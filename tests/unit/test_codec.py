@@ -138,18 +138,14 @@ ANSWERS = st.builds(
 )
 ALIASES = st.dictionaries(TEXT, BIG, max_size=2)
 TAGS = st.dictionaries(TEXT, TEXT, max_size=2)
-VPLMS = st.builds(r.Vplm, TEXT, SPECS, TEXT, ALIASES, BIG, TIME, TIME, TEXT, TEXT, TAGS)
+CANARIES = st.dictionaries(TEXT, st.builds(r.Canary, BIG, REAL), max_size=2)
+VPLMS = st.builds(r.Vplm, TEXT, SPECS, TEXT, ALIASES, BIG, TIME, TIME, TEXT, TEXT, TAGS, CANARIES)
+VERSION_FIELDS = (
+    *(TEXT, TEXT, BIG, SPECS, st.sampled_from(r.VersionOrigin)),
+    *(TEXT, METRICS, TIME, TEXT),
+)
 VERSIONS = st.builds(
-    r.VplmVersion,
-    TEXT,
-    TEXT,
-    BIG,
-    SPECS,
-    st.sampled_from(r.VersionOrigin),
-    TEXT,
-    METRICS,
-    TIME,
-    TEXT,
+    r.VplmVersion, *VERSION_FIELDS, st.none() | st.builds(r.VplmVersion, *VERSION_FIELDS), REAL
 )
 DATASETS = st.builds(r.Dataset, TEXT, st.sampled_from(r.DatasetFormat), TEXT, BIG, TIME, TEXT)
 USAGES = st.builds(
@@ -172,6 +168,7 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[
         codec.backbone_to_pb,
         codec.backbone_from_pb,
     ),
+    "canary": (st.builds(r.Canary, BIG, REAL), codec.canary_to_pb, codec.canary_from_pb),
     "pet": (PETS, codec.pet_to_pb, codec.pet_from_pb),
     "head": (HEADS, codec.head_to_pb, codec.head_from_pb),
     "spec": (SPECS, codec.spec_to_pb, codec.spec_from_pb),

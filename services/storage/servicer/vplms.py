@@ -114,6 +114,7 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
             version=request.version,
             request_id=request.request_id,
             etag=request.etag,
+            canary=codec.canary_from_pb(request.canary) if request.HasField("canary") else None,
         )
         return codec.vplm_to_pb(await self._catalog.set_alias(move))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from services.processor import resolver as module
 from services.processor.resolver import Asked, Resolver
 from smile.errors import DataCorrupted, NotFound, SmileError, Unavailable
 from smile.names import VersionName, VplmName
-from smile.resources import VersionOrigin, VplmVersion
+from smile.resources import Canary, VersionOrigin, VplmVersion
 from smile.testing import FakeClock
 from tests.unit.services.processor.test_requests import SPEC
 
@@ -28,9 +29,14 @@ class FakeVersions:
         self.gate: asyncio.Event | None = None
         self.asked = 0
         self.told: str | None = None
+        self.canaries: dict[VplmName, Canary] = {}
 
     async def resolve(self, name: VplmName, alias: str) -> VplmVersion:
-        return await self.get(VersionName(name, self.numbers.get(name, 0)))
+        found = await self.get(VersionName(name, self.numbers.get(name, 0)))
+        if (canary := self.canaries.get(name)) is None:
+            return found
+        second = await self.get(VersionName(name, canary.version))
+        return replace(found, canary=second, canary_weight=canary.weight)
 
     async def get(self, name: VersionName) -> VplmVersion:
         self.asked += 1
@@ -191,6 +197,50 @@ async def test_an_answer_about_something_else_is_not_believed(
     resolver: Resolver, versions: FakeVersions
 ) -> None:
     versions.told = "tenants/rival/vplms/topics/versions/1"
+    with pytest.raises(DataCorrupted):
+        await number(resolver)
+
+
+async def test_a_split_alias_gives_its_share_to_the_canary(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    keys = [f"user-{index}" for index in range(4_000)]
+    before: set[str] = set()
+    for weight in (0.0, 0.1, 0.5, 1.0):
+        versions.canaries[TOPICS.vplm] = Canary(2, weight)
+        clock.advance(2.1)
+        picked = {key for key in keys if (await resolver.target(TOPICS, key)).name.number == 2}
+        assert abs(len(picked) / len(keys) - weight) < 0.03
+        assert picked >= before, "a key stays with the canary as its weight grows"
+        before = picked
+    versions.canaries.clear()
+    clock.advance(2.1)
+    assert {await number(resolver)} == {1}
+
+
+async def test_a_routing_key_is_sticky_and_apart_for_every_alias(
+    versions: FakeVersions, clock: FakeClock
+) -> None:
+    versions.canaries[TOPICS.vplm] = Canary(2, 0.5)
+    staging = Asked(TOPICS.vplm, "staging")
+    picked = []
+    for asked in (TOPICS, TOPICS, staging):
+        resolver = Resolver(versions, ttl_s=2.0, clock=clock)  # another process, as it were
+        picked.append([(await resolver.target(asked, f"k{n}")).name.number for n in range(64)])
+    assert picked[0] == picked[1] != picked[2]
+
+
+async def test_a_canary_of_something_else_is_not_believed(
+    resolver: Resolver, versions: FakeVersions
+) -> None:
+    version = await versions.resolve(TOPICS.vplm, "serving")
+    foreign = replace(version, name="tenants/rival/vplms/topics/versions/2")
+    lying = replace(version, canary=foreign, canary_weight=0.0)
+
+    async def lie(name: VplmName, alias: str) -> VplmVersion:
+        return lying
+
+    versions.resolve = lie  # type: ignore[method-assign]
     with pytest.raises(DataCorrupted):
         await number(resolver)
 

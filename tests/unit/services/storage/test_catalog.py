@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from smile.errors import (
 from smile.limits import MESSAGE_BYTES_MAX
 from smile.model.specs import DType, HeadSpec, PetKind, PetSpec, Task
 from smile.names import VersionName
-from smile.resources import SERVING, VersionOrigin
+from smile.resources import SERVING, Canary, VersionOrigin
 from tests.unit.services.storage.world import (
     ACME,
     BACKBONE,
@@ -235,6 +236,50 @@ async def test_aliases_move_by_request(world: World) -> None:
     with pytest.raises(NotFound) as caught:
         await world.versions.resolve(vplm(), "staging")
     assert caught.value.reason == "ALIAS_NOT_FOUND"
+
+
+async def test_an_alias_splits_its_traffic_until_it_moves(world: World) -> None:
+    await commit(world)
+    await world.versions.put(new_version(module(1)), chunks(module(1)))
+    etag = (await world.catalog.get(vplm())).etag
+    split = AliasMove(vplm(), SERVING, 1, new_id(), etag, Canary(2, 0.25))
+    moved = await world.catalog.set_alias(split)
+    assert (moved.aliases, moved.canaries) == ({SERVING: 1}, {SERVING: Canary(2, 0.25)})
+    assert await world.catalog.get(vplm()) == moved, "kept"
+    with pytest.raises(Aborted):
+        await world.catalog.set_alias(replace(split, request_id=new_id()))  # the same etag again
+    await world.catalog.set_alias(AliasMove(vplm(), "other", 2, new_id()))
+    found = await world.versions.resolve(vplm(), SERVING)
+    assert found.canary is not None
+    assert (found.number, found.canary.number, found.canary_weight) == (1, 2, 0.25)
+    assert found.canary == await world.versions.get(VersionName(vplm(), 2))
+    assert (await world.versions.resolve(vplm(), "other")).canary is None
+    promoted = await world.catalog.set_alias(AliasMove(vplm(), SERVING, 2, new_id()))
+    assert (promoted.aliases[SERVING], promoted.canaries) == (2, {})
+    assert (await world.versions.resolve(vplm(), SERVING)).canary is None
+
+
+async def test_a_canary_is_another_version_that_exists(world: World) -> None:
+    await commit(world)
+    before = await world.catalog.get(vplm())
+    for canary, error in ((Canary(2, 0.5), NotFound), (Canary(1, 0.5), InvalidArgument)):
+        with pytest.raises(error):
+            await world.catalog.set_alias(AliasMove(vplm(), SERVING, 1, new_id(), "", canary))
+    assert await world.catalog.get(vplm()) == before
+
+
+async def test_records_from_before_there_were_canaries_are_read(world: World) -> None:
+    await commit(world)
+    made = await world.catalog.get(vplm())
+    place = keys.vplm(vplm())
+    stored = await world.store.get(place)
+    assert stored is not None
+    old = json.loads(stored.data)
+    assert old.pop("canaries") == {}
+    await world.store.delete(place)
+    await world.store.put_if_absent(place, json.dumps(old).encode())
+    found = await world.catalog.get(vplm())
+    assert (found.uid, found.aliases, found.canaries) == (made.uid, {SERVING: 1}, {})
 
 
 async def test_aliases_are_bounded(world: World) -> None:

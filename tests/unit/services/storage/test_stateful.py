@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from services.storage.catalog import AliasMove, VplmChange
 from smile.errors import AlreadyExists, NotFound
 from smile.names import VersionName, VplmName
-from smile.resources import SERVING
+from smile.resources import SERVING, Canary
 from tests.unit.services.storage.world import (
     ACME,
     World,
@@ -42,6 +42,7 @@ class Model:
     uid: str
     versions: list[str]
     aliases: dict[str, int] = field(default_factory=lambda: {SERVING: 1})
+    canaries: dict[str, Canary] = field(default_factory=dict)
     display_name: str = "Topics"
 
 
@@ -104,6 +105,20 @@ class CatalogMachine(RuleBasedStateMachine):
                 return
             self.run(self.world.catalog.set_alias(move))
             known.aliases[alias] = version
+            known.canaries.pop(alias, None)
+
+    @rule(name=NAMES, alias=ALIASES, versions=st.permutations([1, 2, 3]), weight=st.floats(0, 1))
+    def split_alias(self, name: str, alias: str, versions: list[int], weight: float) -> None:
+        first, second, _ = versions
+        canary = Canary(second, weight)
+        move = AliasMove(vplm(name), alias, first, new_id(), canary=canary)
+        known = self.model.get(name)
+        if known is None or max(first, second) > len(known.versions):
+            with pytest.raises(NotFound):
+                self.run(self.world.catalog.set_alias(move))
+            return
+        self.run(self.world.catalog.set_alias(move))
+        known.aliases[alias], known.canaries[alias] = first, canary
 
     @rule(name=NAMES, display_name=st.text(max_size=20))
     def rename(self, name: str, display_name: str) -> None:
@@ -136,11 +151,16 @@ class CatalogMachine(RuleBasedStateMachine):
             name = VplmName.parse(found.name)
             known = self.model[name.vplm]
             assert (found.uid, found.aliases) == (known.uid, known.aliases)
+            assert found.canaries == known.canaries
             assert found.display_name == known.display_name
             versions, _ = await self.world.versions.list_page(name, 100, "")
             assert [version.digest for version in reversed(versions)] == known.versions
             for alias, number in known.aliases.items():
-                assert (await self.world.versions.resolve(name, alias)).number == number
+                resolved = await self.world.versions.resolve(name, alias)
+                canary = known.canaries.get(alias)
+                assert resolved.number == number
+                assert (resolved.canary and resolved.canary.number) == (canary and canary.version)
+                assert resolved.canary_weight == (canary.weight if canary else 0)
             _, stream = await self.world.versions.open(VersionName(name, len(known.versions)))
             assert declared(await joined(stream)).digest == known.versions[-1]
         usage = await self.world.usage.of(ACME, 100, "") if self.uids else None

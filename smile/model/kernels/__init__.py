@@ -1,0 +1,81 @@
+"""The one seam between the model's mathematics and the machine it runs on.
+
+Every kernel is there twice: in torch's operations, which run anywhere, and in C++, compiled for
+the processor at first use. `kernels_for` chooses once; nothing else asks which.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from smile.errors import FailedPrecondition
+from smile.logs import get_logger
+from smile.model.kernels.build import Loaded, Places, load
+from smile.model.kernels.dense import DenseKernels, TorchDense
+from smile.model.kernels.grouped import GroupedKernels, TorchGrouped
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class KernelChoice(enum.StrEnum):
+    """Which kernels serve: AUTO takes the native ones where they can be had."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    EAGER = "eager"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """Immutable: threads may share them."""
+
+    dense: DenseKernels
+    grouped: GroupedKernels
+
+
+EAGER = Kernels(TorchDense(), TorchGrouped())
+
+
+def kernels_for(
+    device: torch.device,
+    dtype: torch.dtype,
+    choice: KernelChoice = KernelChoice.AUTO,
+    places: Places | None = None,
+) -> Kernels:
+    """Kernels for activations of `dtype` on `device`. The first call may compile, for seconds.
+
+    Raises:
+        FailedPrecondition: NATIVE was asked for and cannot be had; the message says why.
+    """
+    if choice is KernelChoice.EAGER:
+        return EAGER
+    why = _unsuited(device, dtype)
+    loaded = load(places or Places()) if why is None else Loaded(None, why)
+    if loaded.library is not None:
+        _log_once(loaded)
+        return EAGER
+    if choice is KernelChoice.NATIVE:
+        raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
+    if why is None:
+        _log_once(loaded)
+    return EAGER
+
+
+def _unsuited(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"they run on CPUs, not on {device}"
+    if dtype not in NATIVE_DTYPES:
+        return f"they compute in {' or '.join(map(str, NATIVE_DTYPES))}, not in {dtype}"
+    return None
+
+
+@functools.cache
+def _log_once(loaded: Loaded) -> None:
+    if loaded.library is None:
+        get_logger().warning("no native kernels, torch's own serve", why=loaded.origin)
+    else:
+        get_logger().info("native kernels loaded", origin=loaded.origin)

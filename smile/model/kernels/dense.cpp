@@ -1,0 +1,2 @@
+// Attention, layer norm, activations, embedding and pooling over packed tokens.
+#include "common.h"

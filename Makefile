@@ -1,11 +1,11 @@
-# make setup · check · test · demo · protos. Every target sets up .venv first.
+# make setup · check · test · demo · bench · protos. Every target sets up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := smile services tools demo deploy tests
+SOURCES := smile services tools demo deploy benchmarks tests
 
-.PHONY: setup protos format check test test-fast demo clean
+.PHONY: setup protos format check test test-fast demo bench bench-quick clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,15 @@ test-fast: setup
 # Three tenants create, train and use their own models on BBC news text. Leaves nothing running.
 demo: setup
 	$(BIN)/python -m demo
+
+# Measure every claim and record it, then write benchmarks/REPORT.md. Wants an idle machine.
+bench: setup
+	$(BIN)/python -m benchmarks.all --record
+	$(BIN)/python -m benchmarks.report
+
+# The same in a few minutes each; nothing is recorded.
+bench-quick: setup
+	$(BIN)/python -m benchmarks.all --quick
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

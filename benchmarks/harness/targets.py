@@ -1,0 +1,78 @@
+"""What was promised: a bound for each headline figure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from benchmarks.harness.json_types import Figures, Json, number
+
+
+class Bound(enum.StrEnum):
+    """From which side a target bounds."""
+
+    AT_LEAST = ">="
+    AT_MOST = "<="
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound on one key of a benchmark's figures."""
+
+    key: str
+    bound: Bound
+    value: float
+
+    def met(self, measured: Json) -> bool | None:
+        """Whether a figure meets the target; None where nothing was measured."""
+        value = number(measured)
+        if value is None:
+            return None
+        return value >= self.value if self.bound is Bound.AT_LEAST else value <= self.value
+
+
+def at_least(key: str, value: float) -> Target:
+    return Target(key, Bound.AT_LEAST, value)
+
+
+def at_most(key: str, value: float) -> Target:
+    return Target(key, Bound.AT_MOST, value)
+
+
+TARGETS: Mapping[str, tuple[Target, ...]] = {
+    "density": (
+        at_least("vplms", 10_000),
+        at_least("throughput_ratio", 0.95),
+        at_most("register_ratio", 1.5),
+        at_most("register_ms_last", 5.0),
+    ),
+    "peers": (
+        at_least("speedup_vs_hf", 2.0),
+        at_least("speedup_bfloat16_vs_hf", 4.0),
+        at_least("speedup_vs_best_peer", 2.0),
+        at_least("roofline_float32", 0.8),
+        at_least("roofline_bfloat16", 0.6),
+    ),
+    "cliff": (at_most("p95_ratio_8x", 1.5),),
+    "pipeline": (at_least("speedup", 1.25),),
+    "smile_demo": (at_least("achieved_ratio", 0.99), at_most("p99_ms", 250.0)),
+    "fairness": (at_most("p99_ratio", 1.5),),
+    "rpc": (at_least("efficiency", 0.85),),
+    "eviction": (),
+    "forming": (),
+}
+
+
+def judged(name: str, figures: Figures) -> list[Json]:
+    """The targets of a benchmark beside its figures, as JSON."""
+    return [
+        {
+            "key": target.key,
+            "bound": str(target.bound),
+            "value": target.value,
+            "measured": figures.get(target.key),
+            "met": target.met(figures.get(target.key)),
+        }
+        for target in TARGETS.get(name, ())
+    ]

@@ -1,8 +1,8 @@
 """Products of many modules' rows, each with its own module's weights, in one call.
 
 Rows of one module lie together, so its weights are read once however many rows it has, and nothing
-is padded to the longest. `TorchGrouped` runs wherever torch does; `NativeGrouped`, in its own
-file, on CPUs.
+is padded to the longest. `TorchGrouped` runs wherever torch does; `NativeGrouped`
+(native_grouped.py) on CPUs.
 
 Torch's grouped product asks for widths that are multiples of 16 bytes, and a batch wants few
 different shapes, so matrices are zero-padded once, when a module is decoded, to one of a few
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smile.model.kernels.dense import Activation
+from smile.model.kernels.dense import ACTIVATIONS, Activation
 from smile.model.kernels.rows import Members
 
 WIDTH_MIN = 8
@@ -99,9 +99,8 @@ class TorchGrouped:
         fields: BottleneckFields,
         activation: Activation,
     ) -> None:
-        narrow = activated(
-            self.linear(x, members, fields.down_weight, fields.down_bias), activation
-        )
+        narrow = self.linear(x, members, fields.down_weight, fields.down_bias)
+        narrow = ACTIVATIONS[activation](narrow)
         y.add_(self.linear(narrow, members, fields.up_weight, fields.up_bias))
 
     def add_vectors(self, y: Tensor, members: Members, vector: str) -> None:
@@ -142,19 +141,6 @@ class _Entries:
         total.scatter_add_(1, self.outputs[owners], terms)
         if total is not y:
             y.copy_(total)
-
-
-def activated(x: Tensor, activation: Activation) -> Tensor:
-    """The activation of x, elementwise; a new tensor."""
-    match activation:
-        case Activation.RELU:
-            return functional.relu(x)
-        case Activation.SILU:
-            return functional.silu(x)
-        case Activation.GELU:
-            return functional.gelu(x)
-        case Activation.GELU_TANH:
-            return functional.gelu(x, approximate="tanh")
 
 
 def grouped_matmul(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from smile.logs import get_logger
 from smile.model.kernels.build import Loaded, Places, load
 from smile.model.kernels.dense import DenseKernels, TorchDense
 from smile.model.kernels.grouped import GroupedKernels, TorchGrouped
+from smile.model.kernels.native_dense import NativeDense
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -57,7 +58,7 @@ def kernels_for(
     loaded = load(places or Places()) if why is None else Loaded(None, why)
     if loaded.library is not None:
         _log_once(loaded)
-        return EAGER
+        return Kernels(NativeDense(loaded.library), EAGER.grouped)
     if choice is KernelChoice.NATIVE:
         raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
     if why is None:

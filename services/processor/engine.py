@@ -1,14 +1,19 @@
-"""The device: backbones, and batches over them. The only file here that touches torch."""
+"""The device: backbones, and batches over them.
+
+A batch goes through `prepare` (packing, tables of who owns which rows, copies to the device) and
+`compute`; the two may run in different threads, a batch ahead of each other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from services.processor.loader import Loaded
-from services.processor.options import EngineOptions
+from services.processor.options import EngineOptions, Precision
 from services.processor.requests import Batch, FloatArray
 from smile.errors import DataCorrupted, FailedPrecondition
 from smile.logs import get_logger
@@ -17,11 +22,33 @@ from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.batched import BatchedEngine
 from smile.model.initial import initial_tensors
-from smile.model.loaded import LoadedModule
+from smile.model.kernels import KernelChoice, kernels_for
+from smile.model.kernels.rows import own_row
+from smile.model.loaded import DecodedModule, Decoder, LoadedModule
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.tokenizer import TextTokenizer
 
 WARM_UP_TEXTS = ("a first text", "and a second one that is a little longer")
+
+
+_DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """One backbone at work."""
+
+    engine: BatchedEngine
+    decoder: Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch that only has to be computed."""
+
+    backbone: str
+    mixed: MixedBatch
+    counts: tuple[int, ...]  # texts of each chunk
 
 
 class Engine:
@@ -30,7 +57,7 @@ class Engine:
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
         self._device = torch.device(options.device.value)
-        self._engines: dict[str, BatchedEngine] = {}
+        self._engines: dict[str, _Served] = {}
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -43,10 +70,10 @@ class Engine:
         return max((self.shape(name).tokens_max for name in self._engines), default=1)
 
     def shape(self, backbone: str) -> BackboneShape:
-        return self._engines[backbone].backbone.shape
+        return self._engines[backbone].engine.backbone.shape
 
     def tokenizer(self, backbone: str) -> TextTokenizer:
-        return self._engines[backbone].backbone.tokenizer
+        return self._engines[backbone].engine.backbone.tokenizer
 
     def load(self) -> None:
         """Read every backbone and run one batch over each. Blocks for seconds.
@@ -62,46 +89,50 @@ class Engine:
         for source in self._options.sources:
             if source.name in self._engines:
                 continue  # an earlier try got this far
-            backbone = Backbone.load(source.locate(), source.name).to(self._device)
-            engine = BatchedEngine(backbone)
-            self._warm_up(engine)
-            self._engines[source.name] = engine
+            backbone = Backbone.load(source.locate(), source.name)
+            served = self._served(backbone)
+            self._warm_up(served)
+            self._engines[source.name] = served
             get_logger().info("backbone ready", backbone=source.name, digest=backbone.digest)
 
     def check(self, spec: ModuleSpec) -> None:
         """Raises `FailedPrecondition` if the module's backbone is not served here."""
-        engine = self._engines.get(spec.backbone)
-        if engine is None:
+        served = self._engines.get(spec.backbone)
+        if served is None:
             raise FailedPrecondition(
                 f"backbone '{spec.backbone}' is not served here; served are "
                 f"{', '.join(self._engines) or 'none'}",
                 reason="BACKBONE_NOT_SERVED",
             )
-        if engine.backbone.digest != spec.backbone_digest:
+        digest = served.engine.backbone.digest
+        if digest != spec.backbone_digest:
             raise FailedPrecondition(
                 f"the vPLM was made for backbone '{spec.backbone}' with digest "
-                f"{spec.backbone_digest}; served here is {engine.backbone.digest}",
+                f"{spec.backbone_digest}; served here is {digest}",
                 reason="BACKBONE_MISMATCH",
             )
 
-    def load_module(self, spec: ModuleSpec, data: bytes) -> Loaded[LoadedModule]:
-        """A stored module in serving form.
+    def decode(self, spec: ModuleSpec, data: bytes) -> DecodedModule:
+        """A stored module in serving form, still without a place in memory.
 
         Raises:
             FailedPrecondition: it was made for another backbone.
             DataCorrupted: the bytes are not a module of this spec, or not finite.
         """
         self.check(spec)
-        backbone = self._engines[spec.backbone].backbone
-        tensors = weights.decode(data, spec, backbone.shape)
-        module = LoadedModule.load(spec, tensors, backbone)
-        return Loaded(module, module.nbytes)
+        served = self._engines[spec.backbone]
+        tensors = weights.decode(data, spec, served.engine.backbone.shape)
+        return served.decoder.decode(spec, tensors)
 
-    def run(self, batch: Batch, modules: Sequence[LoadedModule]) -> list[tuple[FloatArray, ...]]:
-        """The outputs of every chunk of the batch, one array per text; `modules` are its parts'.
+    def load_module(self, spec: ModuleSpec, data: bytes) -> Loaded[LoadedModule]:
+        """A stored module in memory of its own; raises what `decode` raises."""
+        decoded = self.decode(spec, data)
+        rows = [own_row(size, self._device) for size in decoded.row_bytes]
+        return Loaded(decoded.place(rows), decoded.nbytes)
 
-        Raises:
-            DataCorrupted: an output is not finite, as finite weights can bring about too.
+    def prepare(self, batch: Batch, modules: Sequence[LoadedModule]) -> Prepared:
+        """The batch packed and grouped, ready for `compute`; `modules` are its parts'. For any
+        thread, beside `compute`.
         """
         items = [
             (module, text)
@@ -110,17 +141,32 @@ class Engine:
             for text in chunk.texts
         ]
         mixed = MixedBatch.build(items, device=self._device)
-        outputs = [output.values for output in self._engines[batch.backbone].run(mixed)]
-        assert len(outputs) == len(items), "one output per text"
+        return Prepared(batch.backbone, mixed, tuple(len(chunk.texts) for chunk in batch.chunks))
+
+    def compute(self, prepared: Prepared) -> list[tuple[FloatArray, ...]]:
+        """The outputs of every chunk of the batch, one array per text. For the device thread.
+
+        Raises:
+            DataCorrupted: an output is not finite, as finite weights can bring about too.
+        """
+        engine = self._engines[prepared.backbone].engine
+        outputs = [output.values for output in engine.run(prepared.mixed)]
+        assert len(outputs) == sum(prepared.counts), "one output per text"
         _check_finite(outputs)
         found = iter(outputs)
-        return [tuple(next(found) for _ in chunk.texts) for chunk in batch.chunks]
+        return [tuple(next(found) for _ in range(count)) for count in prepared.counts]
 
-    def _warm_up(self, engine: BatchedEngine) -> None:
-        backbone = engine.backbone
-        module = _warm_up_module(backbone)
+    def _served(self, backbone: Backbone) -> _Served:
+        dtype = _DTYPES[self._options.precision]
+        kernels = kernels_for(self._device, dtype, KernelChoice(self._options.kernels.value))
+        engine = BatchedEngine.of(backbone, device=self._device, dtype=dtype, kernels=kernels)
+        return _Served(engine, Decoder(backbone, dtype))
+
+    def _warm_up(self, served: _Served) -> None:
+        backbone = served.engine.backbone
+        module = _warm_up_module(served, self._device)
         texts = backbone.tokenizer.encode(WARM_UP_TEXTS)
-        engine.run(MixedBatch.build([(module, text) for text in texts], device=self._device))
+        served.engine.run(MixedBatch.build([(module, text) for text in texts], device=self._device))
 
 
 def _check_finite(outputs: Sequence[FloatArray]) -> None:
@@ -131,11 +177,13 @@ def _check_finite(outputs: Sequence[FloatArray]) -> None:
         )
 
 
-def _warm_up_module(backbone: Backbone) -> LoadedModule:
+def _warm_up_module(served: _Served, device: torch.device) -> LoadedModule:
+    backbone = served.engine.backbone
     spec = ModuleSpec(
         backbone=backbone.name,
         backbone_digest=backbone.digest,
         pet=PetSpec(PetKind.PFEIFFER, rank=8).placed(backbone.shape),
         head=HeadSpec(Task.SEQUENCE_CLASSIFICATION, ("no", "yes")),
     )
-    return LoadedModule.load(spec, initial_tensors(spec, backbone.shape, seed=0), backbone)
+    decoded = served.decoder.decode(spec, initial_tensors(spec, backbone.shape, seed=0))
+    return decoded.place([own_row(size, device) for size in decoded.row_bytes])

@@ -15,10 +15,35 @@ class Device(enum.StrEnum):
     CUDA = "cuda"
 
 
+class Precision(enum.StrEnum):
+    """What weights and states are kept in. Sums, softmax, norms and heads are float32 in both."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class KernelSource(enum.StrEnum):
+    """Which kernels compute: native ones where a compiler is at hand, or torch's alone."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    EAGER = "eager"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Which backbones to serve, where, and with how many CPU threads (0: torch chooses)."""
+    """Which backbones to serve, where and how.
+
+    Attributes:
+        sources: The backbones.
+        device: Where.
+        threads: CPU threads; 0 lets torch choose.
+        precision: Of weights and states.
+        kernels: Which kernels.
+    """
 
     sources: tuple[BackboneSource, ...]
     device: Device = Device.CPU
     threads: int = 0
+    precision: Precision = Precision.FLOAT32
+    kernels: KernelSource = KernelSource.AUTO

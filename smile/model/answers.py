@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from smile.model.grouped import Segments
-from smile.model.heads import pool
+from smile.model.kernels import Kernels
+from smile.model.kernels.rows import Members
 from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT
-from smile.model.loaded import LoadedModule
+from smile.model.loaded import HeadClass, LoadedModule
 from smile.model.packing import PackedTokens
 from smile.model.specs import Pooling, Task
 
@@ -45,20 +45,6 @@ Output: TypeAlias = Logits | TokenLogits | Embedding
 
 
 @dataclass(frozen=True, slots=True)
-class HeadClass:
-    """What heads must share for one product to serve them all."""
-
-    task: Task
-    pooling: Pooling
-    labels_width: int
-
-    @classmethod
-    def of(cls, module: LoadedModule) -> HeadClass:
-        head = module.spec.head
-        return cls(head.task, head.pooling, module.labels_width)
-
-
-@dataclass(frozen=True, slots=True)
 class HeadGroup:
     """The texts of one head class in a batch.
 
@@ -68,7 +54,7 @@ class HeadGroup:
         labels: Number of labels of each text's head.
         rows: int64 [rows]: what the head reads, tokens for token classification, else texts.
         sizes: Rows of each text.
-        segments: Whose rows they are.
+        members: Whose rows they are; None for embedding heads, which have no weights.
     """
 
     head_class: HeadClass
@@ -76,7 +62,7 @@ class HeadGroup:
     labels: tuple[int, ...]
     rows: Tensor
     sizes: tuple[int, ...]
-    segments: Segments
+    members: Members | None
 
     @classmethod
     def of(
@@ -89,9 +75,9 @@ class HeadGroup:
         """The group of `texts`, ascending; `modules` and `packed` are the whole batch's."""
         by_token = head_class.task is Task.TOKEN_CLASSIFICATION
         sizes = [packed.lengths[text] if by_token else 1 for text in texts]
-        rows_of: dict[LoadedModule, int] = {}
+        counts: dict[LoadedModule, int] = {}
         for text, size in zip(texts, sizes, strict=True):
-            rows_of[modules[text]] = rows_of.get(modules[text], 0) + size
+            counts[modules[text]] = counts.get(modules[text], 0) + size
         rows = torch.tensor(texts, device=packed.ids.device)
         if by_token:
             rows = torch.isin(packed.texts, rows).nonzero().flatten()
@@ -101,14 +87,14 @@ class HeadGroup:
             labels=tuple(len(modules[text].spec.head.labels) for text in texts),
             rows=rows,
             sizes=tuple(sizes),
-            segments=Segments.of(
-                [module.weights for module in rows_of], list(rows_of.values()), rows.device
-            ),
+            members=_members(counts, rows.device),
         )
 
-    def answer(self, states: Tensor, packed: PackedTokens) -> Iterator[tuple[int, Output]]:
+    def answer(
+        self, states: Tensor, packed: PackedTokens, kernels: Kernels
+    ) -> Iterator[tuple[int, Output]]:
         """(place in row order, output) of each text, for last states [tokens, H]."""
-        values = self._values(states, packed).cpu().numpy()
+        values = self._values(states, packed, kernels).cpu().numpy()
         if self.head_class.task is Task.EMBEDDING:
             yield from zip(self.texts, map(Embedding, values), strict=True)
         elif self.head_class.task is Task.SEQUENCE_CLASSIFICATION:
@@ -119,10 +105,24 @@ class HeadGroup:
             for text, labels, part in zip(self.texts, self.labels, parts, strict=True):
                 yield text, TokenLogits(part[:, :labels])
 
-    def _values(self, states: Tensor, packed: PackedTokens) -> Tensor:
+    def _values(self, states: Tensor, packed: PackedTokens, kernels: Kernels) -> Tensor:
+        """Float32, whatever the states are in."""
         if self.head_class.task is not Task.TOKEN_CLASSIFICATION:
-            states = pool(states, packed, self.head_class.pooling)
-        features = states.index_select(0, self.rows)  # [rows, H]
-        if self.head_class.task is Task.EMBEDDING:
+            states = self._pooled(states, packed, kernels)
+        features = states.index_select(0, self.rows).float()  # [rows, H]
+        if self.members is None:
             return functional.normalize(features, dim=1)
-        return self.segments.product(features, HEAD_WEIGHT) + self.segments.vectors(HEAD_BIAS)
+        return kernels.grouped.linear(features, self.members, HEAD_WEIGHT, HEAD_BIAS)
+
+    def _pooled(self, states: Tensor, packed: PackedTokens, kernels: Kernels) -> Tensor:
+        """One state per text of the whole batch: [texts, H]."""
+        if self.head_class.pooling is Pooling.CLS:
+            return states.index_select(0, packed.offsets[:-1])
+        return kernels.dense.pool_mean(states, packed)
+
+
+def _members(counts: Mapping[LoadedModule, int], device: torch.device) -> Members | None:
+    placed = [module.head for module in counts if module.head is not None]
+    if not placed:
+        return None
+    return Members.of([one.row for one in placed], list(counts.values()), placed[0].layout, device)

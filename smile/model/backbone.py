@@ -4,13 +4,13 @@ Weights are memory-mapped, so processes on one machine share their pages. Gradie
 activations (PET modules train through the frozen layers), never into the weights.
 
 Where PET modules act is decided here, once, by `LayerOps`; the trainable reference and the batched
-engine are two implementations of it.
+engine are two implementations of it. `smile.model.serving` is the same transformer for inference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,8 +21,9 @@ from torch.nn import functional
 
 from smile.model import checkpoint
 from smile.model.checkpoint import Activation, BackboneInfo, EncoderConfig
+from smile.model.kernels.dense import EmbeddingTables, NormWeights, TorchDense, attend
 from smile.model.layout import Norm
-from smile.model.packing import AttentionPlan, LengthGroup, PackedTokens
+from smile.model.packing import PackedTokens
 from smile.model.specs import BackboneShape, Projection
 from smile.model.tokenizer import TextTokenizer
 
@@ -57,18 +58,14 @@ class LayerOps(Protocol):
         """
         ...
 
-    def after_attention(
-        self, y: Tensor, residual: Tensor, norm: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def after_attention(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         """Before the attention block's residual addition and layer norm; [tokens, H] each.
 
         Houlsby's first adapter: y + up(act(down(y))).
         """
         ...
 
-    def after_feedforward(
-        self, y: Tensor, residual: Tensor, norm: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def after_feedforward(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         """Before the feed-forward block's residual addition and layer norm; [tokens, H] each.
 
         `norm` is the frozen layer norm that follows, without the `norm` hook. As AdapterHub's
@@ -89,14 +86,10 @@ class BareOps:
     def project(self, name: Projection, x: Tensor, y: Tensor) -> Tensor:
         return y
 
-    def after_attention(
-        self, y: Tensor, residual: Tensor, norm: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def after_attention(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         return y
 
-    def after_feedforward(
-        self, y: Tensor, residual: Tensor, norm: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def after_feedforward(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         return y
 
     def norm(self, name: Norm, y: Tensor) -> Tensor:
@@ -116,48 +109,21 @@ class Dense:
     def __call__(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
 
-    def to(self, device: torch.device) -> Dense:
-        return Dense(self.weight.to(device), self.bias.to(device))
-
 
 @dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """Over the last dimension; weight and bias [H]."""
-
-    weight: Tensor
-    bias: Tensor
-    epsilon: float
+class LayerNorm(NormWeights):
+    """The norm itself, differentiable in its input."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
-    def to(self, device: torch.device) -> LayerNorm:
-        return LayerNorm(self.weight.to(device), self.bias.to(device), self.epsilon)
-
 
 @dataclass(frozen=True, slots=True)
-class Embeddings:
-    """Word, position and segment tables, [rows, H] each. Every token is of segment 0."""
-
-    word: Tensor
-    position: Tensor
-    segment: Tensor
-    norm: LayerNorm
-    position_offset: int
+class Embeddings(EmbeddingTables):
+    """The embedding itself: [tokens, H]."""
 
     def __call__(self, packed: PackedTokens) -> Tensor:
-        word = functional.embedding(packed.ids, self.word)
-        place = functional.embedding(packed.positions + self.position_offset, self.position)
-        return self.norm(word + place + self.segment[0])
-
-    def to(self, device: torch.device) -> Embeddings:
-        return Embeddings(
-            self.word.to(device),
-            self.position.to(device),
-            self.segment.to(device),
-            self.norm.to(device),
-            self.position_offset,
-        )
+        return TorchDense().embed(packed, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,25 +134,16 @@ class Layer:
     attention_norm: LayerNorm
     output_norm: LayerNorm
     heads: int
-    activation: Callable[[Tensor], Tensor]
+    activation: Activation
 
     def forward(self, x: Tensor, packed: PackedTokens, ops: LayerOps = BARE) -> Tensor:
         """[tokens, H] to [tokens, H]; see `LayerOps` for the order of things."""
         y = ops.after_attention(self._attention(x, packed, ops), x, self.attention_norm)
         x = ops.norm(Norm.ATTENTION, self.attention_norm(y + x))
-        y = self.activation(self._project(Projection.INTERMEDIATE, x, ops))
+        y = ACTIVATIONS[self.activation](self._project(Projection.INTERMEDIATE, x, ops))
         y = self._project(Projection.OUTPUT, y, ops)
         y = ops.after_feedforward(y, x, self.output_norm)
         return ops.norm(Norm.OUTPUT, self.output_norm(y + x))
-
-    def to(self, device: torch.device) -> Layer:
-        return Layer(
-            {name: dense.to(device) for name, dense in self.projections.items()},
-            self.attention_norm.to(device),
-            self.output_norm.to(device),
-            self.heads,
-            self.activation,
-        )
 
     def _attention(self, x: Tensor, packed: PackedTokens, ops: LayerOps) -> Tensor:
         query = self._project(Projection.QUERY, x, ops)
@@ -197,36 +154,6 @@ class Layer:
 
     def _project(self, name: Projection, x: Tensor, ops: LayerOps) -> Tensor:
         return ops.project(name, x, self.projections[name](x))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads: int) -> Tensor:
-    """Softmax attention of every token over its own text; all [tokens, H].
-
-    One fused kernel for each group of texts of similar length: hardly anything is padded, and no
-    scores are kept. The one seam to replace where a device has variable-length attention.
-    """
-    if not plan.in_order:
-        query, key, value = (part.index_select(0, plan.slots) for part in (query, key, value))
-    # One split per tensor: a slice per group would fill a whole gradient for each of them.
-    sizes = [group.rows * group.length for group in plan.groups]
-    queries, keys, values = (torch.split(part, sizes) for part in (query, key, value))
-    mixed = [
-        _attend_group(*parts, heads)
-        for parts in zip(queries, keys, values, plan.groups, strict=True)
-    ]
-    padded = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-    return padded if plan.in_order else padded.index_select(0, plan.tokens)
-
-
-def _attend_group(
-    query: Tensor, key: Tensor, value: Tensor, group: LengthGroup, heads: int
-) -> Tensor:
-    """[rows * length, H] each to [rows * length, H]."""
-    by_head = (group.rows, group.length, heads, query.shape[1] // heads)
-    query, key, value = (part.view(by_head).transpose(1, 2) for part in (query, key, value))
-    mask = None if group.mask is None else group.mask.to(query.dtype)
-    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return mixed.transpose(1, 2).reshape(group.rows * group.length, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +187,6 @@ class Backbone:
     @property
     def digest(self) -> str:
         return self.info.digest
-
-    @property
-    def device(self) -> torch.device:
-        return self.embeddings.word.device
-
-    def to(self, device: torch.device) -> Backbone:
-        """The same backbone with its weights on another device; packed tokens must follow."""
-        layers = tuple(layer.to(device) for layer in self.layers)
-        return replace(self, embeddings=self.embeddings.to(device), layers=layers)
 
     def embed(self, packed: PackedTokens) -> Tensor:
         """States below layer 0: [tokens, H]."""
@@ -333,7 +251,7 @@ class _Weights:
             self._norm(f"{prefix}.attention.output.LayerNorm"),
             self._norm(f"{prefix}.output.LayerNorm"),
             self.config.heads,
-            ACTIVATIONS[self.config.activation],
+            self.config.activation,
         )
 
     def _dense(self, name: str) -> Dense:

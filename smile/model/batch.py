@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smile.model.answers import HeadClass, HeadGroup
-from smile.model.grouped import Segments
-from smile.model.loaded import LoadedModule
+from smile.model.answers import HeadGroup
+from smile.model.kernels.rows import Members
+from smile.model.loaded import HeadClass, LoadedModule
 from smile.model.packing import PackedTokens, pack
-from smile.model.pet.method import LayerGroup, ShapeClass
-from smile.model.specs import PetKind
+from smile.model.pet.method import ShapeClass
 from smile.model.tokenizer import TokenizedText
 
 CPU = torch.device("cpu")
@@ -23,34 +21,19 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class ModuleGroup:
-    """The rows of one shape class, vPLMs with the lowest first PET layer first.
+    """The rows of one shape class.
 
     Attributes:
         shape_class: What the vPLMs share.
-        boundaries: First PET layer of each vPLM, ascending.
-        start: First row in the batch.
-        ends: Where each vPLM's rows end, counted from `start`.
-        segments: Whose rows they are.
+        rows: Where the rows lie in the batch.
+        boundary: The class's first PET layer.
+        members: Whose rows they are.
     """
 
     shape_class: ShapeClass
-    boundaries: tuple[int, ...]
-    start: int
-    ends: tuple[int, ...]
-    segments: Segments
-
-    def at(self, layer: int) -> LayerGroup | None:
-        """The part that is active in a layer; None if no vPLM is."""
-        active = bisect.bisect_right(self.boundaries, layer)
-        if active == 0:
-            return None
-        rows = self.ends[active - 1]
-        return LayerGroup(
-            layer,
-            self.shape_class,
-            slice(self.start, self.start + rows),
-            self.segments.first(active, rows),
-        )
+    rows: slice
+    boundary: int
+    members: Members
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +51,7 @@ class SharedTexts:
 
 @dataclass(frozen=True, slots=True)
 class MixedBatch:
-    """Texts of many vPLMs, sorted by shape class, first PET layer and vPLM.
+    """Texts of many vPLMs, sorted by shape class and vPLM.
 
     Attributes:
         order: Place in the caller's order of each text in row order.
@@ -114,13 +97,13 @@ class MixedBatch:
 
 
 def _row_order(modules: Sequence[LoadedModule]) -> tuple[int, ...]:
-    """Sorted by shape class (in order of appearance), boundary, module (likewise)."""
+    """Sorted by shape class (in order of appearance), then module (likewise)."""
     classes: dict[ShapeClass, int] = {}
     places: dict[LoadedModule, int] = {}
     for module in modules:
         classes.setdefault(module.shape_class, len(classes))
         places.setdefault(module, len(places))
-    keys = [(classes[m.shape_class], m.boundary, places[m]) for m in modules]
+    keys = [(classes[m.shape_class], places[m]) for m in modules]
     return tuple(sorted(range(len(modules)), key=keys.__getitem__))
 
 
@@ -131,24 +114,24 @@ def _module_groups(
     start = 0
     texts = zip(modules, packed.lengths, strict=True)
     for shape_class, members in itertools.groupby(texts, key=lambda text: text[0].shape_class):
-        rows_of: dict[LoadedModule, int] = {}
+        counts: dict[LoadedModule, int] = {}
         for module, length in members:
-            rows_of[module] = rows_of.get(module, 0) + length
-        ends = tuple(itertools.accumulate(rows_of.values()))
-        if shape_class.kind is not PetKind.NONE:
-            segments = Segments.of(
-                [module.weights for module in rows_of], list(rows_of.values()), packed.ids.device
-            )
-            boundaries = tuple(module.boundary for module in rows_of)
-            groups.append(ModuleGroup(shape_class, boundaries, start, ends, segments))
-        start += ends[-1]
+            counts[module] = counts.get(module, 0) + length
+        stop = start + sum(counts.values())
+        placed = [module.pet for module in counts if module.pet is not None]
+        if placed:
+            rows = [one.row for one in placed]
+            table = Members.of(rows, list(counts.values()), placed[0].layout, packed.ids.device)
+            boundary = next(iter(counts)).boundary
+            groups.append(ModuleGroup(shape_class, slice(start, stop), boundary, table))
+        start = stop
     return tuple(groups)
 
 
 def _head_groups(modules: Sequence[LoadedModule], packed: PackedTokens) -> tuple[HeadGroup, ...]:
     texts_of: dict[HeadClass, list[int]] = {}
     for text, module in enumerate(modules):
-        texts_of.setdefault(HeadClass.of(module), []).append(text)
+        texts_of.setdefault(module.head_class, []).append(text)
     return tuple(
         HeadGroup.of(head_class, texts, modules, packed) for head_class, texts in texts_of.items()
     )

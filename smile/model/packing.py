@@ -1,14 +1,15 @@
 """Texts laid end to end: the only form in which the backbone sees tokens.
 
-No row is padded to a longer neighbour. Attention alone needs texts apart; `AttentionPlan` groups
-them by similar length once per batch, and every layer reuses it.
+No row is padded to a longer neighbour. Attention alone needs texts apart: native kernels go by the
+texts' offsets, and for the others `AttentionPlan` groups texts by similar length, once per batch.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,10 @@ class LengthGroup:
     start: int
     mask: Tensor | None
 
+    def to(self, device: torch.device) -> LengthGroup:
+        """The same group on another device."""
+        return replace(self, mask=None if self.mask is None else self.mask.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
@@ -54,8 +59,17 @@ class AttentionPlan:
     tokens: Tensor
     in_order: bool
 
+    def to(self, device: torch.device) -> AttentionPlan:
+        """The same plan on another device."""
+        return AttentionPlan(
+            tuple(group.to(device) for group in self.groups),
+            self.slots.to(device),
+            self.tokens.to(device),
+            self.in_order,
+        )
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class PackedTokens:
     """Token ids of several texts, end to end.
 
@@ -65,7 +79,6 @@ class PackedTokens:
         texts: [tokens] int64, the index of each token's text.
         offsets: [texts + 1] int64, where each text begins; the last is the number of tokens.
         lengths: Tokens of each text.
-        plan: Grouping for attention.
     """
 
     ids: Tensor
@@ -73,35 +86,26 @@ class PackedTokens:
     texts: Tensor
     offsets: Tensor
     lengths: tuple[int, ...]
-    plan: AttentionPlan
 
     @property
     def tokens(self) -> int:
         return self.ids.shape[0]
 
+    @cached_property
+    def plan(self) -> AttentionPlan:
+        """Grouping for attention where no kernel of variable lengths is at hand."""
+        return plan_attention(self.lengths).to(self.ids.device)
+
     def to(self, device: torch.device) -> PackedTokens:
         """The same tokens on another device."""
-        groups = tuple(
-            LengthGroup(
-                group.rows,
-                group.length,
-                group.start,
-                None if group.mask is None else group.mask.to(device),
-            )
-            for group in self.plan.groups
-        )
+        if device == self.ids.device:
+            return self
         return PackedTokens(
             self.ids.to(device),
             self.positions.to(device),
             self.texts.to(device),
             self.offsets.to(device),
             self.lengths,
-            AttentionPlan(
-                groups,
-                self.plan.slots.to(device),
-                self.plan.tokens.to(device),
-                self.plan.in_order,
-            ),
         )
 
 
@@ -114,22 +118,20 @@ def pack(texts: Sequence[Sequence[int]]) -> PackedTokens:
     lengths = tuple(len(ids) for ids in texts)
     if not lengths or min(lengths) == 0:
         raise InvalidArgument(f"pack needs texts of at least 1 token, got lengths {lengths[:10]}")
-    sizes = torch.tensor(lengths)
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-    torch.cumsum(sizes, 0, out=offsets[1:])
-    index = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
+    offsets = _offsets(lengths)
+    index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return PackedTokens(
         ids=torch.tensor(list(itertools.chain.from_iterable(texts)), dtype=torch.int64),
         positions=torch.arange(int(offsets[-1])) - offsets[index],
         texts=index,
         offsets=offsets,
         lengths=lengths,
-        plan=plan_attention(lengths, offsets),
     )
 
 
-def plan_attention(lengths: Sequence[int], offsets: Tensor) -> AttentionPlan:
-    """Groups texts of similar length; `offsets` is where each begins in packed order."""
+def plan_attention(lengths: Sequence[int]) -> AttentionPlan:
+    """Groups texts of similar length; `lengths` are in packed order."""
+    offsets = _offsets(lengths)
     order = sorted(range(len(lengths)), key=lambda text: -lengths[text])
     groups: list[LengthGroup] = []
     slots: list[Tensor] = []
@@ -148,6 +150,11 @@ def plan_attention(lengths: Sequence[int], offsets: Tensor) -> AttentionPlan:
     all_slots = torch.cat(slots)
     in_order = torch.equal(all_slots, torch.arange(len(all_slots)))
     return AttentionPlan(tuple(groups), all_slots, tokens, in_order)
+
+
+def _offsets(lengths: Sequence[int]) -> Tensor:
+    """Where each text begins, and where the last ends: [texts + 1] int64."""
+    return torch.tensor(list(itertools.accumulate(lengths, initial=0)))
 
 
 def _similar(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

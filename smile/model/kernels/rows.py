@@ -19,6 +19,7 @@ from torch import Tensor
 
 FIELD_ALIGNMENT_BYTES = 64
 FIELD_DTYPES = (torch.float32, torch.bfloat16, torch.int32)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,3 +208,8 @@ def _column(slab: Tensor, one: Field) -> Tensor:
 
 def _aligned(end: int) -> int:
     return -(-end // FIELD_ALIGNMENT_BYTES) * FIELD_ALIGNMENT_BYTES
+
+
+def own_row(row_bytes: int, device: torch.device = CPU) -> Row:
+    """A row in a slab of its own, not initialised: where nobody plans the memory."""
+    return Row(torch.empty((1, row_bytes), dtype=torch.uint8, device=device), 0)

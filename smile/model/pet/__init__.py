@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch.nn import functional
-
+from smile.model.kernels.dense import Activation
 from smile.model.pet.bitfit import BitFit
 from smile.model.pet.bottleneck import Bottleneck
 from smile.model.pet.lora import Lora
@@ -13,8 +12,8 @@ from smile.model.pet.method import PetMethod
 from smile.model.specs import PetKind
 
 METHODS: Mapping[PetKind, PetMethod] = {
-    PetKind.PFEIFFER: Bottleneck(PetKind.PFEIFFER, functional.relu, normed_input=True),
-    PetKind.HOULSBY: Bottleneck(PetKind.HOULSBY, functional.silu, normed_input=False),
+    PetKind.PFEIFFER: Bottleneck(PetKind.PFEIFFER, Activation.RELU, normed_input=True),
+    PetKind.HOULSBY: Bottleneck(PetKind.HOULSBY, Activation.SILU, normed_input=False),
     PetKind.LORA: Lora(),
     PetKind.BITFIT: BitFit(),
 }

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from smile.model.backbone import BareOps, LayerOps
-from smile.model.grouped import Weights
+from smile.model.backbone import BareOps, Layer, LayerOps
 from smile.model.layout import Norm, bias_name
-from smile.model.pet.method import LayerGroup
+from smile.model.pet.method import LayerGroup, Weights
 from smile.model.specs import PetSpec, Projection
 
 
@@ -22,7 +21,9 @@ class BitFit:
     def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
         return _ReferenceOps(layer, weights)
 
-    def serving(self, pet: PetSpec, layer: int, weights: Weights) -> dict[str, Tensor]:
+    def serving(
+        self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer
+    ) -> dict[str, Tensor]:
         names = [bias_name(layer, place) for place in (*Projection, *Norm)]
         return {name: weights[name] for name in names}
 
@@ -53,5 +54,8 @@ class _GroupedOps(BareOps):
         return self._shifted(name, y)
 
     def _shifted(self, place: Projection | Norm, y: Tensor) -> Tensor:
-        y[self.group.rows] += self.group.segments.vectors(bias_name(self.group.layer, place))
+        group = self.group
+        group.kernels.grouped.add_vectors(
+            y[group.rows], group.members, bias_name(group.layer, place)
+        )
         return y

@@ -10,19 +10,17 @@ Placement and non-linearities are AdapterHub's defaults (`SeqBnConfig`, `DoubleS
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional
 
-from smile.model.backbone import BareOps, LayerOps
-from smile.model.grouped import Weights, padded_width, zero_padded
+from smile.model.backbone import BareOps, Layer, LayerNorm, LayerOps
+from smile.model.kernels.dense import ACTIVATIONS, Activation
+from smile.model.kernels.grouped import BottleneckFields, padded_width, zero_padded
 from smile.model.layout import ADAPTED_BLOCKS, Block, adapter_name
-from smile.model.pet.method import LayerGroup
+from smile.model.pet.method import LayerGroup, Weights
 from smile.model.specs import PetKind, PetSpec
-
-Norm = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +34,15 @@ class Bottleneck:
     """
 
     kind: PetKind
-    activation: Callable[[Tensor], Tensor]
+    activation: Activation
     normed_input: bool
 
     def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
         return _ReferenceOps(self, layer, weights)
 
-    def serving(self, pet: PetSpec, layer: int, weights: Weights) -> dict[str, Tensor]:
+    def serving(
+        self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer
+    ) -> dict[str, Tensor]:
         width = padded_width(pet.rank)
         served: dict[str, Tensor] = {}
         for block in ADAPTED_BLOCKS[self.kind]:
@@ -67,17 +67,19 @@ class _ReferenceOps(BareOps):
     layer: int
     weights: Weights
 
-    def after_attention(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+    def after_attention(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         return self._adapted(Block.ATTENTION, y, residual, norm)
 
-    def after_feedforward(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+    def after_feedforward(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         return self._adapted(Block.FEEDFORWARD, y, residual, norm)
 
-    def _adapted(self, block: Block, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+    def _adapted(self, block: Block, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         if not self.method.adapts(block):
             return y
         x = norm(y + residual) if self.method.normed_input else y
-        narrow = self.method.activation(self._linear(f"{adapter_name(self.layer, block)}.down", x))
+        narrow = ACTIVATIONS[self.method.activation](
+            self._linear(f"{adapter_name(self.layer, block)}.down", x)
+        )
         return y + self._linear(f"{adapter_name(self.layer, block)}.up", narrow)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
@@ -89,22 +91,28 @@ class _GroupedOps(BareOps):
     method: Bottleneck
     group: LayerGroup
 
-    def after_attention(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+    def after_attention(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         return self._adapted(Block.ATTENTION, y, residual, norm)
 
-    def after_feedforward(self, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+    def after_feedforward(self, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         return self._adapted(Block.FEEDFORWARD, y, residual, norm)
 
-    def _adapted(self, block: Block, y: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+    def _adapted(self, block: Block, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         if not self.method.adapts(block):
             return y
-        rows = self.group.rows
-        x = norm(y[rows] + residual[rows]) if self.method.normed_input else y[rows]
-        name = adapter_name(self.group.layer, block)
-        narrow = self.method.activation(self._linear(f"{name}.down", x))  # [rows, width]
-        y[rows] += self._linear(f"{name}.up", narrow)
+        group, rows = self.group, self.group.rows
+        part = y[rows]
+        x = (
+            group.kernels.dense.add_norm(part, residual[rows], norm)
+            if self.method.normed_input
+            else part
+        )
+        prefix = adapter_name(group.layer, block)
+        fields = BottleneckFields(
+            f"{prefix}.down.weight",
+            f"{prefix}.down.bias",
+            f"{prefix}.up.weight",
+            f"{prefix}.up.bias",
+        )
+        group.kernels.grouped.add_bottleneck(x, part, group.members, fields, self.method.activation)
         return y
-
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        product = self.group.segments.product(x, f"{name}.weight")
-        return product.add_(self.group.segments.vectors(f"{name}.bias"))

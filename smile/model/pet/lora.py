@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from smile.model.backbone import BareOps, LayerOps
-from smile.model.grouped import Weights, padded_width, zero_padded
+from smile.model.backbone import BareOps, Layer, LayerOps
+from smile.model.kernels.grouped import padded_width, zero_padded
 from smile.model.layout import lora_name
-from smile.model.pet.method import LayerGroup
+from smile.model.pet.method import LayerGroup, Weights
 from smile.model.specs import PetSpec, Projection
 
 
@@ -23,7 +23,9 @@ class Lora:
     def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
         return _ReferenceOps(pet, layer, weights)
 
-    def serving(self, pet: PetSpec, layer: int, weights: Weights) -> dict[str, Tensor]:
+    def serving(
+        self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer
+    ) -> dict[str, Tensor]:
         width = padded_width(pet.rank)
         served: dict[str, Tensor] = {}
         for target in pet.targets:
@@ -59,8 +61,9 @@ class _GroupedOps(BareOps):
     def project(self, name: Projection, x: Tensor, y: Tensor) -> Tensor:
         if name not in self.group.shape_class.targets:
             return y
-        prefix = lora_name(self.group.layer, name)
-        rows = self.group.rows
-        narrow = self.group.segments.product(x[rows], f"{prefix}.a")  # [rows, width]
-        y[rows] += self.group.segments.product(narrow, f"{prefix}.b")
+        group = self.group
+        prefix = lora_name(group.layer, name)
+        group.kernels.grouped.add_low_rank(
+            x[group.rows], y[group.rows], group.members, f"{prefix}.a", f"{prefix}.b"
+        )
         return y

@@ -7,27 +7,34 @@ in a batch (gathered and grouped products over the same rows).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-from smile.model.backbone import LayerOps
-from smile.model.grouped import Segments, Weights, padded_width
+from smile.model.backbone import Layer, LayerOps
+from smile.model.kernels import Kernels
+from smile.model.kernels.grouped import padded_width
+from smile.model.kernels.rows import Members
 from smile.model.specs import PetKind, PetSpec, Projection
+
+Weights: TypeAlias = Mapping[str, Tensor]  # by the layout's names
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeClass:
-    """What modules must share for one product to serve them all: kind, padded rank, targets."""
+    """What modules must share for one product to serve them all, and to lie in like rows."""
 
     kind: PetKind
+    first_layer: int | None
     width: int
     targets: frozenset[Projection]
 
     @classmethod
     def of(cls, pet: PetSpec) -> ShapeClass:
-        return cls(pet.kind, padded_width(pet.rank) if pet.rank else 0, frozenset(pet.targets))
+        width = padded_width(pet.rank) if pet.rank else 0
+        return cls(pet.kind, pet.first_layer, width, frozenset(pet.targets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,15 @@ class LayerGroup:
         layer: Index of the layer.
         shape_class: What the members share.
         rows: Where the rows lie in the batch.
-        segments: Whose rows they are.
+        members: Whose rows they are.
+        kernels: What computes.
     """
 
     layer: int
     shape_class: ShapeClass
     rows: slice
-    segments: Segments
+    members: Members
+    kernels: Kernels
 
 
 class PetMethod(Protocol):
@@ -54,9 +63,12 @@ class PetMethod(Protocol):
         """The method's definition: one vPLM, one layer, differentiable in `weights`."""
         ...
 
-    def serving(self, pet: PetSpec, layer: int, weights: Weights) -> dict[str, Tensor]:
+    def serving(
+        self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer
+    ) -> dict[str, Tensor]:
         """The layer's weights as `grouped` reads them: matrices [inputs, outputs], zero-padded to
-        the shape class's width, scales multiplied in."""
+        the shape class's width, scales multiplied in; float32 or int32. `frozen` is the
+        backbone's layer."""
         ...
 
     def grouped(self, group: LayerGroup) -> LayerOps:

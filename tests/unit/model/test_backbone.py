@@ -215,13 +215,3 @@ def test_states_can_start_at_a_boundary(toy: Backbone) -> None:
         whole = toy.forward_layers(toy.embed(packed), packed, 0, 4)
         below = toy.forward_layers(toy.embed(packed), packed, 0, 2)
         assert torch.equal(whole, toy.forward_layers(below, packed, 2, 4))
-
-
-def test_moving_to_a_device_leaves_no_tensor_behind(toy: Backbone) -> None:
-    """The meta device computes shapes only, and refuses a tensor that stayed on the CPU."""
-    meta = torch.device("meta")
-    moved = toy.to(meta)
-    packed = pack([[2, 10, 11, 12, 3], [2, 40, 3], [2, 50, 51, 3]]).to(meta)
-    states = moved.forward_layers(moved.embed(packed), packed, 0, 4)
-    assert (moved.device, states.device, toy.device) == (meta, meta, torch.device("cpu"))
-    assert states.shape == (packed.tokens, toy.shape.hidden)

@@ -19,7 +19,7 @@ from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.batched import BatchedEngine
 from smile.model.initial import FloatArray
-from smile.model.loaded import LoadedModule
+from smile.model.loaded import Decoder, LoadedModule
 from smile.model.packing import pack
 from smile.model.reference import VplmModule
 from smile.model.specs import (
@@ -85,7 +85,7 @@ def head_of(task: Task, labels: int, pooling: Pooling = Pooling.MEAN) -> HeadSpe
 
 def run(backbone: Backbone, items: Sequence[tuple[Vplm, TokenizedText]]) -> list[Output]:
     batch = MixedBatch.build([(vplm.loaded, text) for vplm, text in items])
-    return BatchedEngine(backbone).run(batch)
+    return BatchedEngine.of(backbone).run(batch)
 
 
 def assert_answers(outputs: Sequence[Output], items: Sequence[tuple[Vplm, TokenizedText]]) -> None:
@@ -215,7 +215,7 @@ def test_a_poisoned_module_changes_only_its_own_rows(toy: Backbone, kind: PetKin
     pairs = [(vplm.loaded, text) for vplm, text in items]
     for place in (20, 8, 3, 0):  # among rows of every kind
         pairs.insert(place, (loaded, items[place % len(items)][1]))
-    outputs = BatchedEngine(toy).run(MixedBatch.build(pairs))
+    outputs = BatchedEngine.of(toy).run(MixedBatch.build(pairs))
     sick = [output for output, (module, _) in zip(outputs, pairs, strict=True) if module is loaded]
     well = [
         output for output, (module, _) in zip(outputs, pairs, strict=True) if module is not loaded
@@ -230,17 +230,33 @@ def test_one_weight_copy_serves_all_rows_of_a_vplm(toy: Backbone) -> None:
     vplm = Vplm.make(toy, pet_of(PetKind.PFEIFFER), head_of(Task.SEQUENCE_CLASSIFICATION, 3), 0)
     batch = MixedBatch.build([(vplm.loaded, random_text(source, 9)) for _ in range(50)])
     (group,) = batch.groups
-    assert len(group.segments.members) == 1
-    assert group.segments.members[0] is vplm.loaded.weights
+    assert vplm.loaded.pet is not None and vplm.loaded.head is not None
+    assert group.members.rows == (vplm.loaded.pet.row,)
     (head,) = batch.heads
-    assert len(head.segments.members) == 1
+    assert head.members is not None and head.members.rows == (vplm.loaded.head.row,)
 
 
-def test_nbytes_is_what_the_weights_take(toy: Backbone) -> None:
+def test_a_module_takes_a_row_for_its_pet_and_one_for_its_head(toy: Backbone) -> None:
     pet = PetSpec(PetKind.PFEIFFER, 2, 16)
     vplm = Vplm.make(toy, pet, head_of(Task.SEQUENCE_CLASSIFICATION, 8), 0)
+    decoded = Decoder(toy, torch.float32).decode(vplm.spec, vplm.tensors)
     per_layer = 2 * 16 * 32 + 16 + 32
-    assert vplm.loaded.nbytes == 4 * (2 * per_layer + 8 * 32 + 8)
+    assert decoded.row_bytes == (4 * 2 * per_layer, 4 * (8 * 32 + 8) + 32)  # aligned to 64 bytes
+    assert decoded.nbytes == sum(decoded.row_bytes)
+
+
+def test_modules_of_one_class_share_one_layout(toy: Backbone) -> None:
+    decoder = Decoder(toy, torch.bfloat16)
+    head = head_of(Task.SEQUENCE_CLASSIFICATION, 8)
+    vplms = [
+        Vplm.make(toy, PetSpec(PetKind.LORA, 2, r, 8.0, (Projection.KEY,)), head, r) for r in (5, 8)
+    ]
+    first, second = (decoder.decode(vplm.spec, vplm.tensors) for vplm in vplms)
+    assert first.pet is not None and second.pet is not None
+    assert first.pet.layout is second.pet.layout
+    assert {field.dtype for field in first.pet.layout.fields.values()} == {torch.bfloat16}
+    assert first.head is not None
+    assert {field.dtype for field in first.head.layout.fields.values()} == {torch.float32}
 
 
 def test_outputs_have_the_shapes_of_their_tasks(toy: Backbone) -> None:

@@ -67,19 +67,19 @@ def test_outputs_come_by_chunk_in_order(engine: Engine, spec: ModuleSpec) -> Non
         for seed in (1, 2)
     ]
     chunks = [chunk(engine, 1, "red", "blue star"), chunk(engine, 2, "red")]
-    outputs = engine.run(Batch.of("toy", chunks), modules)
+    outputs = engine.compute(engine.prepare(Batch.of("toy", chunks), modules))
     assert [len(values) for values in outputs] == [2, 1]
     assert all(values.shape == (3,) for one in outputs for values in one)
-    alone = engine.run(Batch.of("toy", chunks[1:]), modules[1:])
+    alone = engine.compute(engine.prepare(Batch.of("toy", chunks[1:]), modules[1:]))
     np.testing.assert_allclose(outputs[1][0], alone[0][0], atol=1e-5)
     assert not np.allclose(outputs[0][0], outputs[1][0]), "each has its own weights"
 
 
 def test_a_module_says_what_it_takes(engine: Engine, spec: ModuleSpec) -> None:
     data = weights.encode(initial_tensors(spec, engine.shape("toy"), 0), spec)
-    assert engine.load_module(spec, data).nbytes >= len(data) / 2
+    assert engine.decode(spec, data).nbytes >= len(data) / 2
     with pytest.raises(DataCorrupted):
-        engine.load_module(spec, data[:-1])
+        engine.decode(spec, data[:-1])
 
 
 def test_modules_of_other_backbones_are_refused(engine: Engine, spec: ModuleSpec) -> None:

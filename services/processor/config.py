@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from services.processor.admission import QueueLimits
 from services.processor.options import Device, EngineOptions
 from services.processor.pipeline import ChunkLimits
 from services.processor.scheduler import BatchLimits
+from services.processor.sequence import Execution
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 
@@ -36,6 +38,9 @@ class ProcessorSettings(BackboneServiceSettings):
         modules_bytes_max: Host memory for modules.
         module_failed_s: How long a module that could not be loaded is not tried again.
         module_loads_max: Modules loaded at a time.
+        batches_in_flight: Batches prepared or computed at a time.
+        execution: Whether micro-batches overlap.
+        trace: File to write a trace of the lanes to, at the end and on SIGUSR1; None for none.
         resolve_ttl_s: How long a moved alias or a deleted vPLM may go unseen.
         device: `cpu` or `cuda`.
         threads: CPU threads of torch; 0 lets it choose.
@@ -59,6 +64,9 @@ class ProcessorSettings(BackboneServiceSettings):
     modules_bytes_max: int = Field(default=512 * limits.MIB, ge=1)
     module_failed_s: float = Field(default=2.0, ge=0.0, le=60.0)
     module_loads_max: int = Field(default=4, ge=1, le=64)
+    batches_in_flight: int = Field(default=2, ge=1, le=16)
+    execution: Execution = Execution.PIPELINED
+    trace: Path | None = None
     resolve_ttl_s: float = Field(default=2.0, gt=0.0, le=60.0)
     device: Device = Device.CPU
     threads: int = Field(default=0, ge=0, le=1_024)

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from services.processor.admission import Admission, Permit
 from services.processor.answers import Question, check_size, predict_all
 from services.processor.demand import Demand, LoadTime
-from services.processor.device import Computer, DeviceThread, Report
+from services.processor.device import Report
 from services.processor.dispatch import Dispatch
+from services.processor.fanout import Fanouts, Ways
 from services.processor.loader import Loader
 from services.processor.requests import (
     Answered,
+    Asked,
     Chunk,
     Failed,
+    FanoutRequest,
     InferenceRequest,
     Outcome,
     Ride,
@@ -33,23 +37,23 @@ from services.processor.requests import (
     runs,
     slices,
 )
-from services.processor.resolver import Asked, Resolver
+from services.processor.resolver import Resolver
 from services.processor.stats import Counters
 from smile.errors import DeadlineExceeded, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TextTokenizer, TokenizedText
-from smile.resources import InferResult, Prediction, ProcessorStats, Timings
+from smile.names import TenantId
+from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStats, Timings
 
 STOPPING = "the processor is stopping"
 JOIN_S = 30.0
 INLINE_NUMBERS_MAX = 4_096  # more than these are turned into answers beside the event loop
 
 Module = TypeVar("Module")
-Module_contra = TypeVar("Module_contra", contravariant=True)
 
 
-class Engine(Computer[Module_contra], Protocol[Module_contra]):
-    """What the pipeline asks of the device besides computing."""
+class Engine(Protocol):
+    """What the pipeline asks of the engine; computing is the lanes'."""
 
     @property
     def backbones(self) -> tuple[str, ...]: ...
@@ -58,6 +62,13 @@ class Engine(Computer[Module_contra], Protocol[Module_contra]):
     def tokenizer(self, backbone: str) -> TextTokenizer: ...
     def check(self, spec: ModuleSpec) -> None: ...
     def shape(self, backbone: str) -> BackboneShape: ...
+
+
+class Computing(Protocol[Module]):
+    """What takes batches from the dispatch and computes them."""
+
+    def start(self, tell: Callable[[Report[Module]], None]) -> None: ...
+    def join(self, timeout_s: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +98,23 @@ class ChunkLimits:
 class Collaborators(Generic[Module]):
     """What a pipeline works with."""
 
-    engine: Engine[Module]
+    engine: Engine
     resolver: Resolver
     loader: Loader[Module]
     dispatch: Dispatch[Module]
+    lanes: Computing[Module]
     admission: Admission
     pool: Executor
     clock: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """How much a request is, and whose."""
+
+    tenant: TenantId
+    texts: int
+    tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -131,29 +152,30 @@ class Pipeline(Generic[Module]):
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Answered]] = {}
         self._demand = Demand(parts.dispatch, parts.loader, parts.clock, self._settle)
-        self._device: DeviceThread[Module] | None = None
+        self._fanouts = Fanouts(self._ways())
+        self._started = False
 
     def start(self) -> None:
-        """Start the device thread and admit requests."""
+        """Start the lanes and admit requests."""
         loop = asyncio.get_running_loop()
 
         def tell(report: Report[Module]) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._hear, report)
 
-        self._device = DeviceThread(self._parts.dispatch, self._parts.engine, tell)
-        self._device.start()
+        self._parts.lanes.start(tell)
+        self._started = True
         self._parts.admission.open()
 
     async def close(self) -> None:
-        """Admit nothing more, refuse what is queued, end the device thread."""
+        """Admit nothing more, refuse what is queued, answer what was taken, end the lanes."""
         self._parts.admission.close(STOPPING)
         for chunk in self._parts.dispatch.close():
             self._settle(Failed(chunk, Unavailable(STOPPING, retry_after=1.0)))
         await self._demand.close()
         await self._parts.resolver.close()
-        if self._device is not None:
-            await asyncio.to_thread(self._device.join, JOIN_S)
+        if self._started:
+            await asyncio.to_thread(self._parts.lanes.join, JOIN_S)
 
     def stats(self) -> ProcessorStats:
         """How the processor is doing."""
@@ -178,15 +200,35 @@ class Pipeline(Generic[Module]):
                 stopping.
         """
         tokens = request.tokens_estimate(self._parts.engine.text_tokens_max)
-        with self._parts.admission.admit(request.vplm.tenant, len(request.texts), tokens) as permit:
-            self._counters.asked(len(request.texts))
+        ask = _Ask(request.vplm.tenant, len(request.texts), tokens)
+        async with self._admitted(ask, request.arrived, request.deadline) as permit:
+            asked = Asked(request.vplm, request.alias, request.version)
+            target = await self._parts.resolver.target(asked, request.routing_key)
+            return await self.submit(request, target, permit)
+
+    async def infer_fanout(self, request: FanoutRequest) -> FanoutResult:
+        """What each of many vPLMs says of one text.
+
+        Raises:
+            As `infer`, but for what concerns one vPLM alone, which is that entry's answer.
+        """
+        tokens = estimate(request.text, self._parts.engine.text_tokens_max) * len(request.asked)
+        ask = _Ask(request.tenant, len(request.asked), tokens)
+        async with self._admitted(ask, request.arrived, request.deadline) as permit:
+            return await self._fanouts.answer(request, permit)
+
+    @asynccontextmanager
+    async def _admitted(self, ask: _Ask, arrived: float, deadline: float) -> AsyncIterator[Permit]:
+        """Room for what is asked, until the deadline. Raises as admission, and
+        `DeadlineExceeded`.
+        """
+        with self._parts.admission.admit(ask.tenant, ask.texts, ask.tokens) as permit:
+            self._counters.asked(ask.texts)
             try:
-                async with asyncio.timeout(max(request.deadline - self._parts.clock(), 0.0)):
-                    asked = Asked(request.vplm, request.alias, request.version)
-                    target = await self._parts.resolver.target(asked, request.routing_key)
-                    return await self.submit(request, target, permit)
+                async with asyncio.timeout(max(deadline - self._parts.clock(), 0.0)):
+                    yield permit
             except TimeoutError:
-                waited = self._parts.clock() - request.arrived
+                waited = self._parts.clock() - arrived
                 raise DeadlineExceeded(
                     f"the deadline passed after {waited:.3f} s, before all texts were answered"
                 ) from None
@@ -283,6 +325,47 @@ class Pipeline(Generic[Module]):
             texts=texts,
             tokens=sum(len(text) for text in texts),
         )
+
+    def _ways(self) -> Ways[Module]:
+        parts = self._parts
+
+        async def tokenize(backbone: str, text: str, truncate: bool) -> TokenizedText:
+            encode = parts.engine.tokenizer(backbone).encode
+            loop = asyncio.get_running_loop()
+            (tokens,) = await loop.run_in_executor(
+                parts.pool, lambda: encode([text], truncate=truncate)
+            )
+            return tokens
+
+        return Ways(
+            engine=parts.engine,
+            resolver=parts.resolver,
+            demand=self._demand,
+            pool=parts.pool,
+            tokenize=tokenize,
+            outcomes=self._outcomes,
+            numbers=self._numbers.__next__,
+            clock=parts.clock,
+            due_s_max=self._limits.due_s_max,
+            answer_bytes_max=self._limits.answer_bytes_max,
+        )
+
+    async def _outcomes(
+        self, request: int, chunks: Sequence[Chunk]
+    ) -> Sequence[Answered | BaseException]:
+        """What came of each chunk of a request, queued together; left early, none is computed."""
+        loop = asyncio.get_running_loop()
+        answers: dict[int, asyncio.Future[Answered]] = {
+            chunk.number: loop.create_future() for chunk in chunks
+        }
+        self._answers |= answers
+        try:
+            self._parts.dispatch.put(chunks)
+            return await asyncio.gather(*answers.values(), return_exceptions=True)
+        finally:
+            self._parts.dispatch.drop(request)
+            for number in answers:
+                self._answers.pop(number, None)
 
     async def _answered(self, chunks: Sequence[Chunk]) -> list[Answered]:
         loop = asyncio.get_running_loop()

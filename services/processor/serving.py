@@ -12,12 +12,15 @@ from typing import Protocol
 
 from services.processor.admission import Admission
 from services.processor.config import ProcessorSettings
+from services.processor.device import Lanes
 from services.processor.dispatch import Dispatch
 from services.processor.engine import Engine
+from services.processor.handoff import Handoff
 from services.processor.loader import Bytes, Loader
 from services.processor.pipeline import Collaborators, Pipeline
 from services.processor.residency import Residency
 from services.processor.resolver import Resolver, Versions
+from services.processor.trace import Trace
 from smile.logs import get_logger
 from smile.model.loaded import LoadedModule
 from smile.rpc.health import Readiness
@@ -48,11 +51,14 @@ class Processor:
         clock = time.monotonic
         residency = Residency[LoadedModule](settings.modules_bytes_max, settings.module_failed_s)
         wait_s = settings.batch_wait_ms_max / 1e3
+        dispatch = Dispatch(settings.batch_limits, residency, wait_s=wait_s, clock=clock)
+        trace = Trace(settings.trace, clock=clock)
         parts = Collaborators(
             engine=engine,
             resolver=Resolver(storage, ttl_s=settings.resolve_ttl_s, clock=clock),
             loader=Loader(storage, engine, pool, loads_max=settings.module_loads_max),
-            dispatch=Dispatch(settings.batch_limits, residency, wait_s=wait_s, clock=clock),
+            dispatch=dispatch,
+            lanes=Lanes(dispatch, engine, Handoff(settings.batches_in_flight, clock, trace), trace),
             admission=Admission(settings.queue_limits),
             pool=pool,
             clock=clock,

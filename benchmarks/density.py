@@ -1,0 +1,185 @@
+"""Ten thousand vPLMs of a thousand tenants in one processor, against one vPLM alone.
+
+All are created and registered through the API, by their tenants' own keys over their tenants' own
+connections. Then the same texts are asked, of one vPLM or each of another: as fast as 64 callers
+can (throughput), and at 60 % of that on a Poisson schedule (latency).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import numpy as np
+
+from benchmarks.harness import workload
+from benchmarks.harness.command import Run, script
+from benchmarks.harness.fleet import (
+    CREATORS,
+    Callers,
+    Fleet,
+    Member,
+    Plan,
+    asking,
+    by_edges,
+    create_fleet,
+)
+from benchmarks.harness.identity import IdentityCheck
+from benchmarks.harness.json_types import Figures, Json
+from benchmarks.harness.latency import Latencies, Saturation, Send, closed_loop, open_loop
+from benchmarks.harness.platforms import Platform, platform_of
+from benchmarks.harness.rent import register
+from benchmarks.harness.repeat import interleaved_async, paired_ratio
+
+CALLERS = 64
+OFFERED_SHARE = 0.6
+EDGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What having all of them in memory takes."""
+
+    took_ms: Sequence[float]
+    rss_before: int
+    rss_after: int
+    modules_bytes: int
+
+
+def measure(run: Run) -> Figures:
+    """The keys of the claim."""
+    with platform_of(run) as platform:
+        return asyncio.run(_measure(run, platform))
+
+
+async def _measure(run: Run, platform: Platform) -> Figures:
+    plan = Plan(vplms=run.choose(10_000, 600), tenants=run.choose(1_000, 60))
+    fleet, create_ms = await fleet_of(run, platform, plan)
+    async with Callers(fleet, platform.processor) as callers:
+        registered = await _register(run, platform, callers, fleet.members)
+        compared = await _compare(run, callers, fleet.members)
+        run.say("checking that everybody is answered by their own weights")
+        identity = await IdentityCheck(callers, fleet.members).run(run.choose(40, 10))
+    return {
+        "vplms": len(fleet.members),
+        "tenants": len(fleet.keys),
+        **compared,
+        **_memory(platform, registered, len(fleet.members)),
+        **_cost("register", registered.took_ms),
+        **_cost("create", create_ms),
+        "identity_checked": identity.checked,
+        "identity_wrong": identity.wrong,
+    }
+
+
+async def fleet_of(run: Run, platform: Platform, plan: Plan) -> tuple[Fleet, list[float]]:
+    """The run's fleet if it has one of that size, else a new one; creation times if created."""
+    kept = Fleet.load(run.fleet) if run.fleet else None
+    if kept is not None and len(kept.members) >= plan.vplms:
+        return Fleet(kept.keys, kept.members[: plan.vplms]), []
+    with run.steps(f"creating {plan.vplms} vPLMs of {plan.tenants} tenants", plan.vplms) as done:
+        fleet, took_ms = await create_fleet(platform, plan, done)
+    if run.fleet:
+        fleet.save(run.fleet)
+    return fleet, took_ms
+
+
+async def _register(
+    run: Run, platform: Platform, callers: Callers, members: Sequence[Member]
+) -> Registered:
+    took_ms = [0.0] * len(members)
+    rss_before = platform.processor.rss_bytes
+    with run.steps("registering", len(members)) as done:
+
+        async def one(number: int) -> None:
+            client = callers.client(members[number].tenant)
+            started = time.perf_counter()
+            await register(client, members[number].vplm)
+            took_ms[number] = (time.perf_counter() - started) * 1e3
+            done()
+
+        await by_edges(len(members), one, CREATORS)
+    stats = await callers.client(0).stats()
+    return Registered(took_ms, rss_before, platform.processor.rss_bytes, stats.modules_bytes)
+
+
+async def _compare(run: Run, callers: Callers, members: Sequence[Member]) -> dict[str, Json]:
+    texts = workload.texts(2_000)
+    repetitions = run.choose(5, 3)
+    duration_s = run.choose(5, 3)
+
+    def send(who: str, repetition: int) -> Send:
+        count = 1 if who == "one" else len(members)
+        picks = workload.uniform(20_000, count, seed=repetition)
+        return asking(callers, members, [int(pick) for pick in picks], texts)
+
+    async def saturate(who: str, repetition: int) -> Saturation:
+        return await closed_loop(CALLERS, duration_s, send(who, repetition))
+
+    async def pace(who: str, rate_per_s: float, repetition: int) -> Latencies:
+        schedule = workload.poisson(rate_per_s, 2.0 * duration_s, seed=100 + repetition)
+        return await open_loop(schedule, send(who, repetition))
+
+    with run.steps("as fast as it goes, one and all in turns", 2 * repetitions) as done:
+        fast = await interleaved_async(
+            {who: partial(saturate, who) for who in ("one", "mixed")}, repetitions, done
+        )
+    rates = {who: [found.per_s for found in all_found] for who, all_found in fast.items()}
+    rate_per_s = OFFERED_SHARE * median(rates["one"])
+    with run.steps(f"{rate_per_s:.0f} requests a second, in turns", 2 * repetitions) as done:
+        paced = await interleaved_async(
+            {who: partial(pace, who, rate_per_s) for who in ("one", "mixed")}, repetitions, done
+        )
+    return {
+        "throughput_ratio": paired_ratio(rates["mixed"], rates["one"]),
+        "throughput_mixed_per_s": median(rates["mixed"]),
+        "throughput_one_per_s": median(rates["one"]),
+        "offered_per_s": rate_per_s,
+        **_latency("p50", 50, paced),
+        **_latency("p99", 99, paced),
+        "rates": dict(rates),
+        "paced": {
+            who: [found.as_json() for found in all_found] for who, all_found in paced.items()
+        },
+    }
+
+
+def _latency(name: str, share: float, paced: dict[str, list[Latencies]]) -> dict[str, Json]:
+    found = {who: [latencies.at(share) for latencies in ran] for who, ran in paced.items()}
+    return {
+        f"{name}_ratio": paired_ratio(found["mixed"], found["one"]),
+        f"{name}_mixed_ms": median(found["mixed"]),
+        f"{name}_one_ms": median(found["one"]),
+    }
+
+
+def _memory(platform: Platform, registered: Registered, vplms: int) -> dict[str, Json]:
+    grown = registered.rss_after - registered.rss_before
+    return {
+        "bytes_per_vplm": round(grown / vplms),
+        "arena_bytes_per_vplm": round(registered.modules_bytes / vplms),
+        "processor_rss_gib": registered.rss_after / 2**30,
+        "rss_gib": platform.rss_bytes / 2**30,
+    }
+
+
+def _cost(name: str, took_ms: Sequence[float]) -> dict[str, Json]:
+    """Medians of the first and last hundred, which were done one at a time, and of each tenth."""
+    if not took_ms:
+        return {f"{name}_ms_first": None, f"{name}_ms_last": None, f"{name}_ratio": None}
+    first, last = median(took_ms[:EDGE]), median(took_ms[-EDGE:])
+    tenths = np.array_split(np.array(took_ms), 10)
+    return {
+        f"{name}_ms_first": first,
+        f"{name}_ms_last": last,
+        f"{name}_ratio": last / first,
+        f"{name}_ms_by_tenth": [float(np.median(tenth)) for tenth in tenths],
+    }
+
+
+if __name__ == "__main__":
+    script("density", measure)

@@ -1,0 +1,177 @@
+"""SMILE's engine in this process: the processor's own `Engine`, without queue or network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import SecretStr
+from torch.nn import functional
+
+from benchmarks.harness.fleet import BACKBONE, KINDS, LABELS, PETS
+from benchmarks.harness.identity import random_tensors
+from services.processor.config import ProcessorSettings
+from services.processor.engine import Engine
+from services.processor.requests import Batch, Chunk, ModuleKey
+from smile.errors import FailedPrecondition
+from smile.model import weights
+from smile.model.layout import projection_shape
+from smile.model.loaded import LoadedModule
+from smile.model.sources import describe
+from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetSpec, Projection, Task
+from smile.model.tokenizer import TokenizedText
+from smile.names import tenant_id
+from smile.rpc.keys import KeyKind, new_key
+
+TENANT = tenant_id("bench")
+
+
+def settings(precision: str) -> ProcessorSettings:
+    """The processor's defaults in a precision. Raises `FailedPrecondition` if it has not that."""
+    given = {
+        "service_key": SecretStr(new_key(KeyKind.SERVICE).text),
+        **({"precision": precision} if "precision" in ProcessorSettings.model_fields else {}),
+    }
+    made = ProcessorSettings(**given)  # type: ignore[arg-type]
+    if str(getattr(made, "precision", "float32")) != precision:
+        raise FailedPrecondition(f"the processor cannot be set to {precision}")
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One text for one module."""
+
+    module: int
+    text: TokenizedText
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """A batch as the processor's scheduler hands it on, with the modules of its parts."""
+
+    batch: Batch
+    modules: tuple[LoadedModule, ...]
+
+
+class EngineDriver:
+    """A loaded engine and modules in it, numbered in order of loading."""
+
+    def __init__(self, precision: str) -> None:
+        self.settings = settings(precision)
+        self.engine = Engine(self.settings.engine_options)
+        self.engine.load()
+        self.shape = self.engine.shape(BACKBONE)
+        self._modules: list[LoadedModule] = []
+        self._keys: list[ModuleKey] = []
+        self._digest = self._backbone_digest()
+
+    def load(self, pets: Sequence[PetSpec], done: Callable[[], None] = lambda: None) -> None:
+        """A module of random weights, none of them an identity, for each of `pets`."""
+        for pet in pets:
+            number = len(self._modules)
+            spec = ModuleSpec(
+                backbone=BACKBONE,
+                backbone_digest=self._digest,
+                pet=pet.placed(self.shape),
+                head=HeadSpec(Task.SEQUENCE_CLASSIFICATION, LABELS[: 2 + number % 4]),
+            )
+            data = weights.encode(random_tensors(spec, self.shape, number), spec)
+            self._modules.append(self.engine.load_module(spec, data).module)
+            self._keys.append(ModuleKey(TENANT, weights.sha256_hex(data), str(number)))
+            done()
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
+        return list(self.engine.tokenizer(BACKBONE).encode(texts))
+
+    def form(self, asked: Sequence[Asked], *, texts_max: int = 0) -> list[Formed]:
+        """Batches in the order asked, within the processor's limits; `texts_max` 0: its own."""
+        texts_max = texts_max or self.settings.batch_texts_max
+        found: list[list[Asked]] = [[]]
+        tokens = 0
+        for one in asked:
+            size = len(one.text)
+            full = tokens + size > self.settings.batch_tokens_max or len(found[-1]) >= texts_max
+            if found[-1] and full:
+                found.append([])
+                tokens = 0
+            found[-1].append(one)
+            tokens += size
+        return [self._formed(batch) for batch in found]
+
+    def answer(self, batches: Sequence[Formed]) -> None:
+        """Prepare and compute the batches, one after the other."""
+        for formed in batches:
+            self.engine.compute(self.engine.prepare(formed.batch, formed.modules))
+
+    def _formed(self, asked: Sequence[Asked]) -> Formed:
+        chunks = [
+            Chunk(
+                number=number,
+                request=number,
+                tenant=TENANT,
+                backbone=BACKBONE,
+                module=self._keys[one.module],
+                due=0.0,
+                deadline=0.0,
+                texts=(one.text,),
+                tokens=len(one.text),
+            )
+            for number, one in enumerate(asked)
+        ]
+        batch = Batch.of(BACKBONE, chunks)
+        modules = tuple(self._modules[int(part.module.spec_sha256)] for part in batch.parts)
+        return Formed(batch, modules)
+
+    def _backbone_digest(self) -> str:
+        source = next(source for source in self.settings.sources if source.name == BACKBONE)
+        return describe(source.locate()).digest
+
+
+def mixed_pets(count: int) -> list[PetSpec]:
+    """`count` PET modules in the claim's shares."""
+    return [PETS[KINDS[number % len(KINDS)]] for number in range(count)]
+
+
+class DenseAlone:
+    """The backbone's matrix products and nothing else: the roof over every engine.
+
+    For every batch's number of tokens: the six products of every layer, `F.linear` with bias, on
+    weights of their own as in the backbone. Attention's products are left out on both sides.
+    """
+
+    def __init__(self, shape: BackboneShape, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._layers = [
+            [self._weights(projection, dtype) for projection in Projection]
+            for _ in range(shape.layers)
+        ]
+        self._inputs = {
+            width: torch.randn(shape.tokens_max * 64, width).to(dtype)
+            for width in (shape.hidden, shape.intermediate)
+        }
+
+    def flops(self, tokens: int) -> float:
+        """Floating-point operations for so many tokens."""
+        per_token = sum(
+            2 * a * b for a, b in (projection_shape(p, self._shape) for p in Projection)
+        )
+        return float(per_token * self._shape.layers * tokens)
+
+    @torch.inference_mode()
+    def seconds(self, batches: Sequence[int]) -> float:
+        """Seconds for batches of so many tokens, one after the other."""
+        started = time.perf_counter()
+        for tokens in batches:
+            for layer in self._layers:
+                for weight, bias in layer:
+                    functional.linear(self._inputs[weight.shape[1]][:tokens], weight, bias)
+        return time.perf_counter() - started
+
+    def _weights(
+        self, projection: Projection, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs, inputs = projection_shape(projection, self._shape)
+        return torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)

@@ -1,0 +1,56 @@
+"""SMILE's engine with all its vPLMs loaded; unlike the others it runs where SMILE is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from benchmarks.harness.engine import Asked, DenseAlone, EngineDriver, mixed_pets
+from benchmarks.peers.runners.protocol import Figures, Requests, serve, timed
+from smile.model.tokenizer import TokenizedText
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SEED = 11
+
+
+def load(requests: Requests) -> tuple[Figures, Mapping[str, Callable[[], Figures]]]:
+    precision = sys.argv[2]
+    driver = EngineDriver(precision)
+    driver.load(mixed_pets(requests.vplms))
+    texts = [TokenizedText(list(ids), [], [], [], truncated=False) for ids in requests.ids]
+    # each text asks a vPLM of its own, drawn from all that are loaded
+    owners = np.random.default_rng(SEED).permutation(requests.vplms)
+    mixed = [Asked(int(owners[n % len(owners)]), text) for n, text in enumerate(texts)]
+    variants = {
+        "run": driver.form(mixed),
+        "run_small": driver.form(mixed, texts_max=requests.batch),
+        "run_one": driver.form([Asked(0, text) for text in texts]),
+    }
+    dense = DenseAlone(driver.shape, DTYPES[precision])
+    tokens = [formed.batch.tokens for formed in variants["run"]]
+
+    def products() -> Figures:
+        seconds = dense.seconds(tokens)
+        return {"seconds": seconds, "gflops": dense.flops(sum(tokens)) / seconds / 1e9}
+
+    def answering(name: str) -> Callable[[], Figures]:
+        return lambda: timed(lambda: driver.answer(variants[name]))
+
+    for name in variants:
+        answering(name)()
+    products()
+    about = {
+        "precision": precision,
+        "vplms": requests.vplms,
+        "batches": len(tokens),
+        "batch_tokens_mean": sum(tokens) / len(tokens),
+        "torch": torch.__version__,
+    }
+    return about, {**{name: answering(name) for name in variants}, "products": products}
+
+
+if __name__ == "__main__":
+    serve(load)

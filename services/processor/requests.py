@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from smile.errors import InvalidArgument, SmileError, TextEmpty, TextTooLong, TooManyTexts
 from smile.limits import INFER_TEXTS_MAX, TEXT_CHARS_MAX
-from smile.model.specs import ModuleSpec
+from smile.model.specs import ModuleSpec, PetKind
 from smile.model.tokenizer import TokenizedText
 from smile.names import TenantId, VersionName, VplmName
 from smile.resources import SERVING, VplmVersion
@@ -119,6 +119,8 @@ class Chunk:
             been computed whatever its deadline is.
         deadline: When nobody waits for it any more.
         tokens: Of all its texts.
+        kind: The module's, for predictions.
+        vplm: Whose limit of requests at a time it counts against; None: nobody's.
     """
 
     number: int
@@ -130,6 +132,8 @@ class Chunk:
     deadline: float
     texts: tuple[TokenizedText, ...]
     tokens: int
+    kind: PetKind = PetKind.NONE
+    vplm: VplmName | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from services.processor.requests import Chunk, ModuleKey
+from smile.model.specs import PetKind
 from smile.model.tokenizer import TokenizedText
-from smile.names import tenant_id
+from smile.names import VplmName, tenant_id
 
 
 def key(name: str, tenant: str = "acme") -> ModuleKey:
@@ -36,6 +37,9 @@ class Maker:
         request: int | None = None,
         backbone: str = "toy",
         texts: int = 1,
+        due: float | None = None,
+        kind: PetKind = PetKind.NONE,
+        vplm: VplmName | None = None,
     ) -> Chunk:
         number = next(self.numbers)
         each = [tokens // texts] * (texts - 1)
@@ -45,10 +49,12 @@ class Maker:
             tenant=tenant_id(tenant),
             backbone=backbone,
             module=key(module, tenant),
-            due=deadline,
+            due=deadline if due is None else due,
             deadline=deadline,
             texts=tuple(text(count) for count in [*each, tokens - sum(each)]),
             tokens=tokens,
+            kind=kind,
+            vplm=vplm,
         )
 
 

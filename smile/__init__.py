@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smile.client.account import NewApiKey, NewTenant
     from smile.client.client import AsyncClient
-    from smile.client.options import InferOptions, TrainOptions, VplmOptions
+    from smile.client.options import FanoutOptions, InferOptions, TrainOptions, VplmOptions
     from smile.client.pets import BitFit, Houlsby, LoRA, NoPet, Pfeiffer
     from smile.client.settings import Endpoints
     from smile.client.sync import Client
@@ -73,6 +73,8 @@ if TYPE_CHECKING:
         DatasetFormat,
         DatasetReport,
         Embedding,
+        FanoutAnswer,
+        FanoutResult,
         HyperParameters,
         InferResult,
         JobError,
@@ -103,7 +105,7 @@ __version__ = "0.1.0"
 _HOMES: dict[str, tuple[str, ...]] = {
     "smile.client.account": ("NewApiKey", "NewTenant"),
     "smile.client.client": ("AsyncClient",),
-    "smile.client.options": ("InferOptions", "TrainOptions", "VplmOptions"),
+    "smile.client.options": ("FanoutOptions", "InferOptions", "TrainOptions", "VplmOptions"),
     "smile.client.pets": ("BitFit", "Houlsby", "LoRA", "NoPet", "Pfeiffer"),
     "smile.client.settings": ("Endpoints",),
     "smile.client.sync": ("Client",),
@@ -154,6 +156,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "DatasetFormat",
         "DatasetReport",
         "Embedding",
+        "FanoutAnswer",
+        "FanoutResult",
         "HyperParameters",
         "InferResult",
         "JobError",
@@ -206,6 +210,9 @@ __all__ = [
     "Embedding",
     "Endpoints",
     "FailedPrecondition",
+    "FanoutAnswer",
+    "FanoutOptions",
+    "FanoutResult",
     "HeadSpec",
     "Houlsby",
     "HyperParameters",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from smile.errors import SmileError
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetSpec
 
 SERVING = "serving"
@@ -27,6 +28,8 @@ __all__ = [
     "DatasetFormat",
     "DatasetReport",
     "Embedding",
+    "FanoutAnswer",
+    "FanoutResult",
     "HeadSpec",
     "HyperParameters",
     "InferResult",
@@ -413,6 +416,36 @@ class InferResult:
     digest: str
     origin: VersionOrigin
     timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class FanoutAnswer:
+    """What one vPLM answered, and the immutable version that gave it."""
+
+    prediction: Prediction
+    version: str
+    digest: str
+    origin: VersionOrigin
+
+
+@dataclass(frozen=True, slots=True)
+class FanoutResult:
+    """An answer or an error for each vPLM asked, in their order."""
+
+    entries: tuple[FanoutAnswer | SmileError, ...]
+    timings: Timings
+
+    @property
+    def answers(self) -> tuple[FanoutAnswer, ...]:
+        """All answers.
+
+        Raises:
+            SmileError: the first vPLM's that could not answer.
+        """
+        for entry in self.entries:
+            if isinstance(entry, SmileError):
+                raise entry
+        return tuple(entry for entry in self.entries if not isinstance(entry, SmileError))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,14 @@ import tempfile
 from pathlib import Path
 
 from google.protobuf import (
+    any_pb2,
     descriptor_pb2,
     duration_pb2,
     empty_pb2,
     field_mask_pb2,
     timestamp_pb2,
 )
+from google.rpc import status_pb2
 from protovalidate._gen.buf.validate import validate_pb
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +36,10 @@ GENERATED = ("smile/v1", "buf/validate")
 def _dependencies() -> descriptor_pb2.FileDescriptorSet:
     """Well-known types and protovalidate's rules, as descriptors from the installed wheels."""
     files = descriptor_pb2.FileDescriptorSet()
-    for module in (descriptor_pb2, duration_pb2, empty_pb2, field_mask_pb2, timestamp_pb2):
+    for module in (
+        *(any_pb2, descriptor_pb2, duration_pb2, empty_pb2, field_mask_pb2, timestamp_pb2),
+        status_pb2,
+    ):
         module.DESCRIPTOR.CopyToProto(files.file.add())
     files.file.add().MergeFromString(validate_pb._DESC.proto.to_binary())
     return files

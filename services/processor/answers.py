@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from services.processor.requests import FloatArray, InferenceRequest
+from services.processor.requests import FloatArray
 from smile.errors import InvalidArgument
 from smile.model.specs import HeadSpec, Task
 from smile.model.tokenizer import TokenizedText
@@ -41,6 +41,15 @@ class Question:
     top_k: int
 
 
+class Asking(Protocol):
+    """What decides how large an answer gets."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+    @property
+    def top_k(self) -> int: ...
+
+
 Result: TypeAlias = Classification | TokenClassification | Embedding
 
 
@@ -57,9 +66,18 @@ def predict_all(questions: Sequence[Question], outputs: Sequence[FloatArray]) ->
     return [predict(*pair) for pair in zip(questions, outputs, strict=True)]
 
 
-def check_size(request: InferenceRequest, head: HeadSpec, hidden: int, bytes_max: int) -> None:
+def size_of(asking: Asking, head: HeadSpec, hidden: int) -> int:
+    """About how many bytes the answer to all texts has."""
+    return _SIZES[head.task](asking, head, hidden)
+
+
+def check_size(asking: Asking, head: HeadSpec, hidden: int, bytes_max: int) -> None:
     """Raises `InvalidArgument` if the answer would have more than about `bytes_max` bytes."""
-    size = _SIZES[head.task](request, head, hidden)
+    check_bytes(size_of(asking, head, hidden), bytes_max)
+
+
+def check_bytes(size: int, bytes_max: int) -> None:
+    """Raises `InvalidArgument` if an answer of `size` bytes is more than a message may have."""
     if size > bytes_max:
         raise InvalidArgument(
             f"the answer would have about {size} bytes, and a message has at most {bytes_max}; ask "
@@ -122,23 +140,23 @@ def _embedding(_: Question, vector: FloatArray) -> Embedding:
     return Embedding(tuple(vector.tolist()))
 
 
-def _classification_bytes(request: InferenceRequest, head: HeadSpec, _: int) -> int:
+def _classification_bytes(asking: Asking, head: HeadSpec, _: int) -> int:
     mean = sum(len(label.encode()) for label in head.labels) / len(head.labels) + FIELD_BYTES
-    told = min(request.top_k or len(head.labels), len(head.labels)) + 1
-    return int(len(request.texts) * told * mean)
+    told = min(asking.top_k or len(head.labels), len(head.labels)) + 1
+    return int(len(asking.texts) * told * mean)
 
 
-def _token_classification_bytes(request: InferenceRequest, head: HeadSpec, _: int) -> int:
+def _token_classification_bytes(asking: Asking, head: HeadSpec, _: int) -> int:
     label = max(len(name.encode()) for name in head.labels)
-    chars = sum(map(len, request.texts))
+    chars = sum(map(len, asking.texts))
     return chars + chars // CHARS_PER_WORD * (label + 2 * FIELD_BYTES)
 
 
-def _embedding_bytes(request: InferenceRequest, _: HeadSpec, hidden: int) -> int:
-    return len(request.texts) * (FLOAT_BYTES * hidden + FIELD_BYTES)
+def _embedding_bytes(asking: Asking, _: HeadSpec, hidden: int) -> int:
+    return len(asking.texts) * (FLOAT_BYTES * hidden + FIELD_BYTES)
 
 
-_SIZES: Mapping[Task, Callable[[InferenceRequest, HeadSpec, int], int]] = {
+_SIZES: Mapping[Task, Callable[[Asking, HeadSpec, int], int]] = {
     Task.SEQUENCE_CLASSIFICATION: _classification_bytes,
     Task.TOKEN_CLASSIFICATION: _token_classification_bytes,
     Task.EMBEDDING: _embedding_bytes,

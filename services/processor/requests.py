@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smile.errors import InvalidArgument, SmileError, TextEmpty, TextTooLong, TooManyTexts
-from smile.limits import INFER_TEXTS_MAX, TEXT_CHARS_MAX
+from smile.limits import FANOUT_VPLMS_MAX, INFER_TEXTS_MAX, TEXT_CHARS_MAX
 from smile.model.specs import ModuleSpec, PetKind
 from smile.model.tokenizer import TokenizedText
 from smile.names import TenantId, VersionName, VplmName
@@ -64,6 +64,55 @@ class InferenceRequest:
     def tokens_estimate(self, text_tokens_max: int) -> int:
         """About how many tokens the texts have; no text has more than `text_tokens_max`."""
         return sum(estimate(text, text_tokens_max) for text in self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class FanoutRequest:
+    """One text to answer with many vPLMs, validated.
+
+    Attributes:
+        tenant: The caller's.
+        asked: What to ask, in the order of the answer; an error stands for a name that no request
+            of this tenant may use, which is that entry's answer.
+
+    The others are as `InferenceRequest`'s, and so is what is raised, and besides:
+
+    Raises:
+        InvalidArgument: not 1 to 1,000 vPLMs.
+    """
+
+    tenant: TenantId
+    asked: tuple[Asked | SmileError, ...]
+    text: str
+    arrived: float
+    deadline: float
+    truncate: bool = False
+    top_k: int = 0
+    routing_key: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.asked) <= FANOUT_VPLMS_MAX:
+            raise InvalidArgument(
+                f"a fan-out asks 1 to {FANOUT_VPLMS_MAX} vPLMs, got {len(self.asked)}"
+            )
+        _check_text(self.text, 0)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is looked up: the version an alias points to, or one version in particular."""
+
+    vplm: VplmName
+    alias: str
+    version: int | None = None
+
+    @property
+    def version_name(self) -> VersionName | None:
+        return None if self.version is None else VersionName(self.vplm, self.version)
 
 
 def estimate(text: str, tokens_max: int) -> int:

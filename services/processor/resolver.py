@@ -21,7 +21,7 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from services.processor.requests import Target
+from services.processor.requests import Asked, Target
 from smile.errors import DataCorrupted, DeadlineExceeded, NotFound, Overloaded, Unavailable
 from smile.logs import get_logger
 from smile.names import VersionName, VplmName
@@ -39,19 +39,6 @@ class Versions(Protocol):
 
     async def resolve(self, name: VplmName, alias: str) -> VplmVersion: ...
     async def get(self, name: VersionName) -> VplmVersion: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is looked up: the version an alias points to, or one version in particular."""
-
-    vplm: VplmName
-    alias: str
-    version: int | None = None
-
-    @property
-    def version_name(self) -> VersionName | None:
-        return None if self.version is None else VersionName(self.vplm, self.version)
 
 
 @dataclass(frozen=True, slots=True)

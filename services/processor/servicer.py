@@ -7,11 +7,11 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 
-from services.processor.requests import InferenceRequest
+from services.processor.requests import Asked, FanoutRequest, InferenceRequest
 from smile import codec
-from smile.errors import DeadlineRequired, InvalidArgument
+from smile.errors import DeadlineRequired, InvalidArgument, NotFound
 from smile.names import VersionName, VplmName
-from smile.resources import SERVING, InferResult, ProcessorStats
+from smile.resources import SERVING, FanoutResult, InferResult, ProcessorStats
 from smile.rpc.auth import current_principal, own
 from smile.rpc.context import current_request_id, remaining_s
 from smile.v1 import processor_pb2, processor_pb2_grpc
@@ -25,6 +25,7 @@ class Answering(Protocol):
     """What answers: the pipeline."""
 
     async def infer(self, request: InferenceRequest) -> InferResult: ...
+    async def infer_fanout(self, request: FanoutRequest) -> FanoutResult: ...
     def stats(self) -> ProcessorStats: ...
 
 
@@ -39,6 +40,11 @@ class ProcessorServicer(processor_pb2_grpc.ProcessorServiceServicer):
     ) -> processor_pb2.InferResponse:
         return codec.infer_to_pb(await self._pipeline.infer(_decoded(request)))
 
+    async def InferFanout(
+        self, request: processor_pb2.InferFanoutRequest, context: _Context
+    ) -> processor_pb2.InferFanoutResponse:
+        return codec.fanout_to_pb(await self._pipeline.infer_fanout(_decoded_fanout(request)))
+
     async def GetStats(
         self, request: processor_pb2.GetStatsRequest, context: _Context
     ) -> processor_pb2.ProcessorStats:
@@ -48,27 +54,63 @@ class ProcessorServicer(processor_pb2_grpc.ProcessorServiceServicer):
 def _decoded(request: processor_pb2.InferRequest) -> InferenceRequest:
     """The request with its tenant taken from the caller's key, and its deadline from the call."""
     arrived = time.monotonic()
-    if (left_s := remaining_s()) is None:
-        raise DeadlineRequired("every call needs a deadline; set a timeout on the client")
-    name = own(request.name, _parse, current_principal())
-    version = name.number if isinstance(name, VersionName) else None
-    if version is not None and request.alias:
-        raise InvalidArgument(
-            f"a request names a version or an alias, got version {version} and alias "
-            f"'{request.alias}'",
-            violations=[("alias", "must be empty where `name` is a version's")],
-        )
+    deadline = arrived + _left_s()
+    asked = _asked(request.name, request.alias)
     return InferenceRequest(
-        vplm=name.vplm if isinstance(name, VersionName) else name,
+        vplm=asked.vplm,
         texts=tuple(request.texts),
         arrived=arrived,
-        deadline=arrived + left_s,
-        version=version,
-        alias=request.alias or SERVING,
+        deadline=deadline,
+        version=asked.version,
+        alias=asked.alias,
         truncate=request.truncate,
         top_k=request.top_k,
         routing_key=request.routing_key or current_request_id() or "",
     )
+
+
+def _decoded_fanout(request: processor_pb2.InferFanoutRequest) -> FanoutRequest:
+    """The same for a fan-out, where a name that is another tenant's is that entry's answer."""
+    arrived = time.monotonic()
+    deadline = arrived + _left_s()
+    tenant = current_principal().tenant
+    assert tenant is not None, "only tenants may call this"
+    return FanoutRequest(
+        tenant=tenant,
+        asked=tuple(_asked_or_why_not(target) for target in request.targets),
+        text=request.text,
+        arrived=arrived,
+        deadline=deadline,
+        truncate=request.truncate,
+        top_k=request.top_k,
+        routing_key=request.routing_key or current_request_id() or "",
+    )
+
+
+def _left_s() -> float:
+    if (left_s := remaining_s()) is None:
+        raise DeadlineRequired("every call needs a deadline; set a timeout on the client")
+    return left_s
+
+
+def _asked_or_why_not(target: processor_pb2.FanoutTarget) -> Asked | NotFound:
+    try:
+        return _asked(target.name, target.alias)
+    except NotFound as error:
+        return error
+
+
+def _asked(text: str, alias: str) -> Asked:
+    """What a name and an alias stand for, of the caller's own. Raises `NotFound`."""
+    name = own(text, _parse, current_principal())
+    if isinstance(name, VplmName):
+        return Asked(name, alias or SERVING)
+    if alias:
+        raise InvalidArgument(
+            f"a request names a version or an alias, got version {name.number} and alias '{alias}'",
+            violations=[("alias", "must be empty where `name` is a version's")],
+        )
+    return Asked(name.vplm, SERVING, name.number)
 
 
 def _parse(text: str) -> VplmName | VersionName:

@@ -1,4 +1,4 @@
-"""`smile infer`: one document for texts given, JSON Lines for a stream of them."""
+"""`smile infer | infer-fanout`: one document for texts given, JSON Lines for a stream of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from typing import Annotated
 import typer
 
 from smile.cli.command import Session, command
-from smile.cli.output import Json, table, to_json, write_json
+from smile.cli.output import Json, error_json, error_sentence, short, table, to_json, write_json
 from smile.client.chunks import unreadable
-from smile.client.options import InferOptions
-from smile.errors import InvalidArgument, TextEmpty
-from smile.resources import Classification, Embedding, InferResult, Prediction, TokenClassification
+from smile.client.options import FanoutOptions, InferOptions
+from smile.errors import InvalidArgument, SmileError, TextEmpty
+from smile.resources import (
+    Classification,
+    Embedding,
+    FanoutAnswer,
+    InferResult,
+    Prediction,
+    TokenClassification,
+)
 
 TEXT_CHARS_SHOWN = 60
 NUMBERS_SHOWN = 6
@@ -35,9 +42,22 @@ class AskOptions:
     ] = ""
 
 
+@dataclass(frozen=True, slots=True)
+class FanoutAsk:
+    """How to ask many."""
+
+    alias: Annotated[str, typer.Option(help="Alias to follow. Default: serving.")] = ""
+    truncate: Annotated[bool, typer.Option(help="Cut a text that is too long.")] = False
+    top_k: Annotated[int, typer.Option(help="Scores of this many labels; 0: all.")] = 0
+    routing_key: Annotated[
+        str, typer.Option(help="Equal keys get the same version of a split alias.")
+    ] = ""
+
+
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the commands."""
     app.command("infer")(command(infer))
+    app.command("infer-fanout")(command(infer_fanout))
 
 
 def infer(
@@ -63,6 +83,47 @@ def infer(
     asked: list[str] = []
     predictions = session.client.infer_many(vplm, _kept(_lines(file or STDIN), asked), **options)
     _stream(session, predictions, asked)
+
+
+def infer_fanout(
+    session: Session,
+    text: Annotated[str, typer.Argument(help="The text.")],
+    vplms: Annotated[
+        list[str], typer.Argument(help="Ids of vPLMs of one backbone, each with @alias if wanted.")
+    ],
+    ask: FanoutAsk,
+) -> None:
+    """Ask many vPLMs about one text; what they have in common is computed once. Exits as the first
+    vPLM that could not answer, after showing what the others said."""
+    options = FanoutOptions(
+        alias=ask.alias, truncate=ask.truncate, top_k=ask.top_k, routing_key=ask.routing_key
+    )
+    result = session.client.infer_fanout(text, vplms, **options)
+    if session.json:
+        entries = [_entry_json(v, one) for v, one in zip(vplms, result.entries, strict=True)]
+        write_json({"text": text, "entries": entries, "timings": to_json(result.timings)})
+    else:
+        rows = [[v, *_entry_cells(one)] for v, one in zip(vplms, result.entries, strict=True)]
+        session.out.print(table(["vplm", "answer", "score>", "version>"], rows))
+    _ = result.answers
+
+
+def _entry_json(vplm: str, entry: FanoutAnswer | SmileError) -> Json:
+    if isinstance(entry, SmileError):
+        return {"vplm": vplm, "error": error_json(entry)["error"]}
+    return {
+        "vplm": vplm,
+        "prediction": _plain(entry.prediction),
+        "version": entry.version,
+        "digest": entry.digest,
+        "origin": str(entry.origin),
+    }
+
+
+def _entry_cells(entry: FanoutAnswer | SmileError) -> list[str]:
+    if isinstance(entry, SmileError):
+        return [error_sentence(entry), "", ""]
+    return [*_cells(entry.prediction), short(entry.version)]
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -88,7 +88,7 @@ def error_sentence(error: SmileError) -> str:
     return f"{error.message.rstrip('.')} ({error.reason})"
 
 
-def error_json(error: SmileError) -> Json:
+def error_json(error: SmileError) -> dict[str, Json]:
     """What went wrong, for programs."""
     body: dict[str, Json] = {
         "reason": error.reason,

@@ -22,7 +22,8 @@ from smile.client.calls import INFER_TIMEOUT_S, READ_TIMEOUT_S, Calls, asking
 from smile.client.retry import Backoff, when_not_overloaded
 from smile.errors import InvalidArgument, TooManyTexts
 from smile.limits import INFER_TEXTS_MAX
-from smile.resources import InferResult, Prediction, ProcessorStats
+from smile.names import VersionName
+from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStats
 from smile.v1 import processor_pb2
 
 _BACKOFF = Backoff(first_s=0.1, wait_s_max=5.0)
@@ -59,6 +60,36 @@ class InferenceCalls(Calls):
                 request, timeout=options.get("timeout", INFER_TIMEOUT_S)
             )
         return codec.infer_from_pb(response)
+
+    async def infer_fanout(
+        self, text: str, vplms: Sequence[str], **options: Unpack[o.FanoutOptions]
+    ) -> FanoutResult:
+        """What each of 1 to 1,000 vPLMs of one backbone says of a text, in their order; what they
+        have in common is computed once. Keywords: `FanoutOptions`.
+
+        A vPLM is named by id or full name, `id@alias` to follow another alias than `serving`, or
+        the full name of one version. What is wrong with one vPLM alone is an error in its place;
+        `FanoutResult.answers` raises the first of them.
+
+        Raises:
+            TextEmpty, TextTooLong: of the text.
+            InvalidArgument: no vPLM or too many, or their backbones differ.
+            Overloaded: the queue is full; come back after `retry_after` seconds.
+        """
+        o.known(options, o.FanoutOptions)
+        targets = [self._fanout_target(vplm, options.get("alias", "")) for vplm in vplms]
+        with asking():
+            request = processor_pb2.InferFanoutRequest(
+                targets=targets,
+                text=checked([text])[0],
+                truncate=options.get("truncate", False),
+                top_k=options.get("top_k", 0),
+                routing_key=options.get("routing_key", ""),
+            )
+            response = await self._connection.processor.InferFanout(
+                request, timeout=options.get("timeout", INFER_TIMEOUT_S)
+            )
+        return codec.fanout_from_pb(response)
 
     async def infer_many(
         self,
@@ -112,6 +143,13 @@ class InferenceCalls(Calls):
                 processor_pb2.GetStatsRequest(), timeout=timeout or READ_TIMEOUT_S
             )
         return codec.stats_from_pb(stats)
+
+    def _fanout_target(self, text: str, alias: str) -> processor_pb2.FanoutTarget:
+        vplm, at, own_alias = text.partition("@")
+        name = self._scope.servable(vplm)
+        if isinstance(name, VersionName) and not at:
+            return processor_pb2.FanoutTarget(name=str(name))
+        return processor_pb2.FanoutTarget(name=str(name), alias=own_alias if at else alias)
 
     def _servable(self, vplm: str, version: int | None) -> str:
         if version is None:

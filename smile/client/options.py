@@ -107,6 +107,21 @@ class InferOptions(TypedDict, total=False):
     timeout: float
 
 
+class FanoutOptions(TypedDict, total=False):
+    """Keywords of `infer_fanout`.
+
+    Attributes:
+        alias: The alias to follow for vPLMs named without one; default `serving`.
+        truncate, top_k, routing_key, timeout: As for `infer`.
+    """
+
+    alias: str
+    truncate: bool
+    top_k: int
+    routing_key: str
+    timeout: float
+
+
 def known(options: Mapping[str, object], kind: type) -> None:
     """Raise `TypeError`, as Python does, for a keyword that `kind` (a `TypedDict`) has not:
     `Unpack` is for type checkers alone, and a misspelt option must not become the default."""

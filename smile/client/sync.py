@@ -19,6 +19,7 @@ from smile.resources import (
     Dataset,
     DatasetFormat,
     DatasetReport,
+    FanoutResult,
     InferResult,
     Prediction,
     ProcessorStats,
@@ -316,6 +317,23 @@ class Client(SyncBase):
             Overloaded: the queue is full; come back after `retry_after` seconds.
         """
         return self._loop.call(lambda _: self._client.infer(vplm, texts, **options))
+
+    def infer_fanout(
+        self, text: str, vplms: Sequence[str], **options: Unpack[o.FanoutOptions]
+    ) -> FanoutResult:
+        """What each of 1 to 1,000 vPLMs of one backbone says of a text, in their order; what they
+        have in common is computed once. Keywords: `FanoutOptions`.
+
+        A vPLM is named by id or full name, `id@alias` to follow another alias than `serving`, or
+        the full name of one version. What is wrong with one vPLM alone is an error in its place;
+        `FanoutResult.answers` raises the first of them.
+
+        Raises:
+            TextEmpty, TextTooLong: of the text.
+            InvalidArgument: no vPLM or too many, or their backbones differ.
+            Overloaded: the queue is full; come back after `retry_after` seconds.
+        """
+        return self._loop.call(lambda _: self._client.infer_fanout(text, vplms, **options))
 
     def infer_many(
         self,

@@ -8,6 +8,8 @@ makes no sense.
 from __future__ import annotations
 
 from smile.codec.inference import (
+    fanout_from_pb,
+    fanout_to_pb,
     infer_from_pb,
     infer_to_pb,
     prediction_from_pb,
@@ -103,6 +105,8 @@ __all__ = [
     "duration_to_pb",
     "event_from_pb",
     "event_to_pb",
+    "fanout_from_pb",
+    "fanout_to_pb",
     "head_from_pb",
     "head_to_pb",
     "hyper_parameters_from_pb",

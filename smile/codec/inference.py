@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from smile import resources as r
 from smile.codec.tables import ORIGINS, duration_to_pb
+from smile.errors import SmileError
+from smile.rpc.status import from_status, to_status
 from smile.v1 import processor_pb2
 
 
@@ -48,38 +50,83 @@ def prediction_from_pb(message: processor_pb2.Prediction) -> r.Prediction:
 
 
 def infer_to_pb(result: r.InferResult) -> processor_pb2.InferResponse:
-    timings = result.timings
     return processor_pb2.InferResponse(
         predictions=[prediction_to_pb(p) for p in result.predictions],
         version=result.version,
         digest=result.digest,
         origin=ORIGINS.to_pb(result.origin),
-        timings=processor_pb2.Timings(
-            queue=duration_to_pb(timings.queue_s),
-            load=duration_to_pb(timings.load_s),
-            compute=duration_to_pb(timings.compute_s),
-            total=duration_to_pb(timings.total_s),
-            batch_texts=timings.batch_texts,
-            batch_vplms=timings.batch_vplms,
-        ),
+        timings=_timings_to_pb(result.timings),
     )
 
 
 def infer_from_pb(message: processor_pb2.InferResponse) -> r.InferResult:
-    timings = message.timings
     return r.InferResult(
         predictions=tuple(prediction_from_pb(p) for p in message.predictions),
         version=message.version,
         digest=message.digest,
         origin=ORIGINS.from_pb(message.origin),
-        timings=r.Timings(
-            queue_s=timings.queue.ToTimedelta().total_seconds(),
-            load_s=timings.load.ToTimedelta().total_seconds(),
-            compute_s=timings.compute.ToTimedelta().total_seconds(),
-            total_s=timings.total.ToTimedelta().total_seconds(),
-            batch_texts=timings.batch_texts,
-            batch_vplms=timings.batch_vplms,
-        ),
+        timings=_timings_from_pb(message.timings),
+    )
+
+
+def _timings_to_pb(timings: r.Timings) -> processor_pb2.Timings:
+    return processor_pb2.Timings(
+        queue=duration_to_pb(timings.queue_s),
+        load=duration_to_pb(timings.load_s),
+        compute=duration_to_pb(timings.compute_s),
+        total=duration_to_pb(timings.total_s),
+        batch_texts=timings.batch_texts,
+        batch_vplms=timings.batch_vplms,
+    )
+
+
+def _timings_from_pb(timings: processor_pb2.Timings) -> r.Timings:
+    return r.Timings(
+        queue_s=timings.queue.ToTimedelta().total_seconds(),
+        load_s=timings.load.ToTimedelta().total_seconds(),
+        compute_s=timings.compute.ToTimedelta().total_seconds(),
+        total_s=timings.total.ToTimedelta().total_seconds(),
+        batch_texts=timings.batch_texts,
+        batch_vplms=timings.batch_vplms,
+    )
+
+
+def fanout_to_pb(result: r.FanoutResult) -> processor_pb2.InferFanoutResponse:
+    return processor_pb2.InferFanoutResponse(
+        entries=[_entry_to_pb(entry) for entry in result.entries],
+        timings=_timings_to_pb(result.timings),
+    )
+
+
+def fanout_from_pb(message: processor_pb2.InferFanoutResponse) -> r.FanoutResult:
+    return r.FanoutResult(
+        tuple(_entry_from_pb(entry) for entry in message.entries),
+        _timings_from_pb(message.timings),
+    )
+
+
+def _entry_to_pb(entry: r.FanoutAnswer | SmileError) -> processor_pb2.FanoutEntry:
+    if isinstance(entry, SmileError):
+        return processor_pb2.FanoutEntry(error=to_status(entry))
+    return processor_pb2.FanoutEntry(
+        answer=processor_pb2.FanoutAnswer(
+            prediction=prediction_to_pb(entry.prediction),
+            version=entry.version,
+            digest=entry.digest,
+            origin=ORIGINS.to_pb(entry.origin),
+        )
+    )
+
+
+def _entry_from_pb(message: processor_pb2.FanoutEntry) -> r.FanoutAnswer | SmileError:
+    if message.HasField("error"):
+        return from_status(message.error)
+    answer = message.answer
+    return r.FanoutAnswer(
+        prediction_from_pb(answer.prediction),
+        answer.version,
+        answer.digest,
+        ORIGINS.from_pb(answer.origin),
     )
 
 

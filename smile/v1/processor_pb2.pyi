@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 from smile.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
 import sys
@@ -101,6 +102,159 @@ class InferResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InferResponse: _TypeAlias = InferResponse  # noqa: Y015
+
+@_typing.final
+class FanoutTarget(_message.Message):
+    """One vPLM to ask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}`, or `.../versions/{n}` for one version in particular."""
+    alias: _builtins.str
+    """Alias to follow when `name` is a vPLM. Default `serving`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FanoutTarget: _TypeAlias = FanoutTarget  # noqa: Y015
+
+@_typing.final
+class InferFanoutRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    ROUTING_KEY_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """1 to 100,000 characters."""
+    truncate: _builtins.bool
+    """Cut a text beyond the backbone's token limit instead of refusing it."""
+    top_k: _builtins.int
+    """Return the scores of this many best labels, 1 to 1,000. Default 0: all labels."""
+    routing_key: _builtins.str
+    """As InferRequest's."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FanoutTarget]:
+        """1 to 1,000 vPLMs, all of one backbone; naming one twice costs nothing."""
+
+    def __init__(
+        self,
+        *,
+        targets: _abc.Iterable[Global___FanoutTarget] | None = ...,
+        text: _builtins.str = ...,
+        truncate: _builtins.bool = ...,
+        top_k: _builtins.int = ...,
+        routing_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["routing_key", b"routing_key", "targets", b"targets", "text", b"text", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferFanoutRequest: _TypeAlias = InferFanoutRequest  # noqa: Y015
+
+@_typing.final
+class FanoutAnswer(_message.Message):
+    """What one vPLM answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The immutable version that answered, `tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
+    digest: _builtins.str
+    """SHA-256, hex, of that version's bytes."""
+    origin: _resources_pb2.VersionOrigin.ValueType
+    @_builtins.property
+    def prediction(self) -> Global___Prediction: ...
+    def __init__(
+        self,
+        *,
+        prediction: Global___Prediction | None = ...,
+        version: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        origin: _resources_pb2.VersionOrigin.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "origin", b"origin", "prediction", b"prediction", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FanoutAnswer: _TypeAlias = FanoutAnswer  # noqa: Y015
+
+@_typing.final
+class FanoutEntry(_message.Message):
+    """What came of asking one vPLM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___FanoutAnswer: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """As the error of a call, `google.rpc.ErrorInfo` among its details."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___FanoutAnswer | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "error", b"error", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___FanoutEntry: _TypeAlias = FanoutEntry  # noqa: Y015
+
+@_typing.final
+class InferFanoutResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___FanoutEntry]:
+        """As many as targets, in their order."""
+
+    @_builtins.property
+    def timings(self) -> Global___Timings: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___FanoutEntry] | None = ...,
+        timings: Global___Timings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferFanoutResponse: _TypeAlias = InferFanoutResponse  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):

@@ -40,6 +40,11 @@ class ProcessorServiceStub:
                 request_serializer=smile_dot_v1_dot_processor__pb2.InferRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_processor__pb2.InferResponse.FromString,
                 _registered_method=True)
+        self.InferFanout = channel.unary_unary(
+                '/smile.v1.ProcessorService/InferFanout',
+                request_serializer=smile_dot_v1_dot_processor__pb2.InferFanoutRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_processor__pb2.InferFanoutResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/smile.v1.ProcessorService/GetStats',
                 request_serializer=smile_dot_v1_dot_processor__pb2.GetStatsRequest.SerializeToString,
@@ -53,6 +58,14 @@ class ProcessorServiceServicer:
 
     def Infer(self, request, context):
         """Answers up to 10,000 texts with one vPLM. All or nothing: a bad text is named by its index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InferFanout(self, request, context):
+        """Answers one text with up to 1,000 vPLMs of one backbone; what lies below their modules is computed once. Each
+        gets an answer or an error of its own; a bad text refuses all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +85,11 @@ def add_ProcessorServiceServicer_to_server(servicer, server):
                     servicer.Infer,
                     request_deserializer=smile_dot_v1_dot_processor__pb2.InferRequest.FromString,
                     response_serializer=smile_dot_v1_dot_processor__pb2.InferResponse.SerializeToString,
+            ),
+            'InferFanout': grpc.unary_unary_rpc_method_handler(
+                    servicer.InferFanout,
+                    request_deserializer=smile_dot_v1_dot_processor__pb2.InferFanoutRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_processor__pb2.InferFanoutResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -107,6 +125,33 @@ class ProcessorService:
             '/smile.v1.ProcessorService/Infer',
             smile_dot_v1_dot_processor__pb2.InferRequest.SerializeToString,
             smile_dot_v1_dot_processor__pb2.InferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InferFanout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.ProcessorService/InferFanout',
+            smile_dot_v1_dot_processor__pb2.InferFanoutRequest.SerializeToString,
+            smile_dot_v1_dot_processor__pb2.InferFanoutResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class ProcessorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ProcessorServiceAsyncStub: ...
     Infer: _grpc.UnaryUnaryMultiCallable[_processor_pb2.InferRequest, _processor_pb2.InferResponse]
     """Answers up to 10,000 texts with one vPLM. All or nothing: a bad text is named by its index."""
+    InferFanout: _grpc.UnaryUnaryMultiCallable[_processor_pb2.InferFanoutRequest, _processor_pb2.InferFanoutResponse]
+    """Answers one text with up to 1,000 vPLMs of one backbone; what lies below their modules is computed once. Each
+    gets an answer or an error of its own; a bad text refuses all.
+    """
     GetStats: _grpc.UnaryUnaryMultiCallable[_processor_pb2.GetStatsRequest, _processor_pb2.ProcessorStats]
     """Tells how the processor is doing."""
 
@@ -45,6 +49,10 @@ class ProcessorServiceAsyncStub(ProcessorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Infer: _aio.UnaryUnaryMultiCallable[_processor_pb2.InferRequest, _processor_pb2.InferResponse]  # type: ignore[assignment]
     """Answers up to 10,000 texts with one vPLM. All or nothing: a bad text is named by its index."""
+    InferFanout: _aio.UnaryUnaryMultiCallable[_processor_pb2.InferFanoutRequest, _processor_pb2.InferFanoutResponse]  # type: ignore[assignment]
+    """Answers one text with up to 1,000 vPLMs of one backbone; what lies below their modules is computed once. Each
+    gets an answer or an error of its own; a bad text refuses all.
+    """
     GetStats: _aio.UnaryUnaryMultiCallable[_processor_pb2.GetStatsRequest, _processor_pb2.ProcessorStats]  # type: ignore[assignment]
     """Tells how the processor is doing."""
 
@@ -58,6 +66,16 @@ class ProcessorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_processor_pb2.InferResponse, _abc.Awaitable[_processor_pb2.InferResponse]]:
         """Answers up to 10,000 texts with one vPLM. All or nothing: a bad text is named by its index."""
+
+    @_abc_1.abstractmethod
+    def InferFanout(
+        self,
+        request: _processor_pb2.InferFanoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_processor_pb2.InferFanoutResponse, _abc.Awaitable[_processor_pb2.InferFanoutResponse]]:
+        """Answers one text with up to 1,000 vPLMs of one backbone; what lies below their modules is computed once. Each
+        gets an answer or an error of its own; a bad text refuses all.
+        """
 
     @_abc_1.abstractmethod
     def GetStats(

@@ -26,7 +26,7 @@ from smile.client.client import AsyncClient
 from smile.errors import SmileError
 from smile.rpc.access import declared_access
 from smile.rpc.principal import Role
-from smile.rpc.status import from_rpc_error
+from smile.rpc.status import code_of, from_rpc_error, from_status
 from smile.v1 import (
     creator_pb2,
     datasets_pb2,
@@ -147,6 +147,10 @@ class Wire:
                 found = [parse(await call)]
         except grpc.aio.AioRpcError as error:
             return Outcome(error.code(), error=from_rpc_error(error))
+        for entry in getattr(found[0], "entries", ()) if found else ():
+            if entry.HasField("error"):  # a fan-out refuses its targets one by one
+                refused = from_status(entry.error)
+                return Outcome(code_of(refused), tuple(found), refused)
         return Outcome(grpc.StatusCode.OK, tuple(found))
 
     def _start(
@@ -340,6 +344,9 @@ REQUESTS: dict[str, Callable[[Belongings, bytes], Requests]] = {
     "ProcessorService.Infer": lambda own, _: processor_pb2.InferRequest(
         name=own.vplm(), texts=["a good day"]
     ),
+    "ProcessorService.InferFanout": lambda own, _: processor_pb2.InferFanoutRequest(
+        targets=[processor_pb2.FanoutTarget(name=own.vplm())], text="a good day"
+    ),
     "ProcessorService.GetStats": lambda own, _: processor_pb2.GetStatsRequest(),
     "StorageService.PutVersion": lambda own, weights: put_version(own.vplm(), weights),
     "StorageService.GetVersion": lambda own, _: storage_pb2.GetVersionRequest(
@@ -383,6 +390,7 @@ NAMES = frozenset(
         *("GetDatasetRequest.name", "ListDatasetsRequest.parent", "DownloadDatasetRequest.name"),
         *("DeleteDatasetRequest.name", "CreateApiKeyRequest.parent", "ListApiKeysRequest.parent"),
         *("RevokeApiKeyRequest.name", "InferRequest.name", "PutVersionHeader.parent"),
+        "FanoutTarget.name",
         *("GetVersionRequest.name", "ResolveAliasRequest.name", "ListVersionsRequest.parent"),
         *("DownloadVersionRequest.name", "SetAliasRequest.name", "GetUsageRequest.name"),
         *("CreateTrainingJobRequest.parent", "TrainingJob.vplm", "TrainingJob.dataset"),
@@ -436,7 +444,7 @@ def name_paths(method: MethodDescriptor) -> list[Path]:
 def value_at(request: Requests, where: Path) -> str:
     found: Any = _first(request)
     for part in where:
-        found = getattr(found, part)
+        found = _one(getattr(found, part))
     assert isinstance(found, str)
     return found
 
@@ -447,9 +455,14 @@ def with_value(request: Requests, where: Path, value: str) -> Requests:
     head.CopyFrom(first)
     target: Any = head
     for part in where[:-1]:
-        target = getattr(target, part)
+        target = _one(getattr(target, part))
     setattr(target, where[-1], value)
     return [head, *request[1:]] if isinstance(request, list) else head
+
+
+def _one(value: Any) -> Any:
+    """The first where there are several."""
+    return value if isinstance(value, str | Message) else value[0]
 
 
 def _first(request: Requests) -> Message:

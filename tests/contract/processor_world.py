@@ -36,7 +36,14 @@ from smile.model.specs import (
     Projection,
     Task,
 )
-from smile.resources import Canary, InferResult, ProcessorStats, VersionOrigin, VplmVersion
+from smile.resources import (
+    Canary,
+    FanoutResult,
+    InferResult,
+    ProcessorStats,
+    VersionOrigin,
+    VplmVersion,
+)
 from smile.rpc.auth import current_principal, not_found
 from smile.rpc.channel import ApiKey, ServiceCredential, build_channel, calling
 from smile.rpc.health import Readiness
@@ -197,6 +204,20 @@ class World:
             with calling():
                 return codec.infer_from_pb(await stub.Infer(request, timeout=timeout_s))
 
+    async def infer_fanout(
+        self, tenant: str, text: str, names: list[str], *, timeout_s: float = 20.0, **asked: Any
+    ) -> FanoutResult:
+        credential = ApiKey(self.keys.tenant(tenant))
+        targets = []
+        for name in names:
+            vplm, _, alias = name.partition("@")
+            targets.append(processor_pb2.FanoutTarget(name=vplm, alias=alias))
+        request = processor_pb2.InferFanoutRequest(targets=targets, text=text, **asked)
+        async with build_channel(self.address, credentials=credential) as channel:
+            stub = processor_pb2_grpc.ProcessorServiceStub(channel)
+            with calling():
+                return codec.fanout_from_pb(await stub.InferFanout(request, timeout=timeout_s))
+
     @property
     def stats(self) -> ProcessorStats:
         return self.processor.pipeline.stats()
@@ -215,8 +236,13 @@ async def processor_world(backbone: Path, **changes: Any) -> AsyncIterator[World
     settings = ProcessorSettings(
         port=0,
         service_key=SecretStr(keys.service),
-        backbones=f"toy=dir:{backbone}",
-        **{"threads": 1, "resolve_ttl_s": 0.3, "module_failed_s": 0.3, **changes},
+        **{
+            "backbones": f"toy=dir:{backbone}",
+            "threads": 1,
+            "resolve_ttl_s": 0.3,
+            "module_failed_s": 0.3,
+            **changes,
+        },
     )
     readiness = Readiness(BACKBONES_CHECK)
     add_storage = storage_pb2_grpc.add_StorageServiceServicer_to_server

@@ -29,6 +29,8 @@ from smile.names import JobName, TenantName, VplmName
 from smile.resources import (
     Classification,
     DatasetReport,
+    FanoutAnswer,
+    FanoutResult,
     InferResult,
     JobError,
     JobProgress,
@@ -192,6 +194,21 @@ class ScriptedProcessor(processor_pb2_grpc.ProcessorServiceServicer):
 
     def __init__(self, script: Script) -> None:
         self.script = script
+
+    async def InferFanout(self, request: Any, context: Any) -> Any:
+        entries: list[FanoutAnswer | SmileError] = []
+        for target in request.targets:
+            asked = processor_pb2.InferRequest(name=target.name, alias=target.alias)
+            asked.texts.append(request.text)
+            try:
+                (one,) = (
+                    result := codec.infer_from_pb(await self.Infer(asked, context))
+                ).predictions
+            except SmileError as error:
+                entries.append(error)
+            else:
+                entries.append(FanoutAnswer(one, result.version, result.digest, result.origin))
+        return codec.fanout_to_pb(FanoutResult(tuple(entries), Timings(0, 0, 0, 0, 1, 1)))
 
     async def Infer(self, request: Any, context: Any) -> Any:
         self.script.fail()

@@ -326,6 +326,25 @@ async def test_texts_are_answered_in_order(client: smile.AsyncClient) -> None:
     assert (await client.stats()).texts_total == 7
 
 
+async def test_many_vplms_are_asked_at_once(client: smile.AsyncClient) -> None:
+    asked = ["topic", "absent", "tenants/acme/vplms/topic/versions/3", "topic@staging", "other"]
+    result = await client.infer_fanout("three", asked)
+    versions = [e.version if isinstance(e, smile.FanoutAnswer) else type(e) for e in result.entries]
+    topic = "tenants/acme/vplms/topic/versions"
+    other = "tenants/acme/vplms/other/versions/1"
+    assert versions == [f"{topic}/1", smile.NotFound, f"{topic}/3", f"{topic}/1", other]
+    with pytest.raises(smile.NotFound, match="absent"):
+        _ = result.answers
+    one = (await client.infer_fanout("three", ["topic"])).answers[0]
+    assert labels_of([one.prediction]) == ["5"]
+    with pytest.raises(smile.InvalidArgument, match="targets"):
+        await client.infer_fanout("three", [])
+    with pytest.raises(smile.InvalidArgument, match="alias"):
+        await client.infer_fanout("three", ["topic@No!"])
+    with pytest.raises(TypeError, match="version"):
+        await client.infer_fanout("three", ["topic"], version=1)  # type: ignore[call-arg]
+
+
 async def test_bad_texts_are_refused(client: smile.AsyncClient) -> None:
     for texts, error, message in (
         (["x"] * 10_001, smile.TooManyTexts, "at most 10000 texts, got 10001: use infer_many"),

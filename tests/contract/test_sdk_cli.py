@@ -78,6 +78,13 @@ def test_the_journey_for_people(cli: Cli, tmp_path: Path) -> None:
     assert re.search(r"four +4 +0\.7500", answer.stdout)
     assert re.search(r"\[bold\]x +7 +0\.7500", answer.stdout)
     assert "versions/1 (training) in 4.0 ms" in answer.stderr
+    many = cli("infer-fanout", "four", "topic", "absent", "topic@serving")
+    assert len(re.findall(r"topic\S* +4 +0\.7500 +1", many.stdout)) == 2
+    assert "does not exist" in many.stdout and many.exit_code == 4
+    asked = cli("infer-fanout", "four", "topic", "absent", "-o", "json")
+    first, second = json.loads(asked.stdout)["entries"]
+    assert (first["vplm"], first["prediction"]["label"]) == ("topic", "4")
+    assert (second["vplm"], second["error"]["reason"]) == ("absent", "NOT_FOUND")
     usage = cli("usage")
     assert re.search(r"topic +1 .*9\d\.\d\d %", usage.stdout) and "of 1.1 GB" in usage.stdout
     assert cli("delete", "topic", "--yes").exit_code == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smile import codec
 from smile import resources as r
 from smile.codec.modules import ADAPTER_RANK_DEFAULT, LORA_RANK_DEFAULT
-from smile.errors import InvalidName, InvalidSpec
+from smile.errors import InvalidName, InvalidSpec, NotFound
 from smile.model.specs import (
     BackboneShape,
     DType,
@@ -136,6 +136,17 @@ ANSWERS = st.builds(
     st.sampled_from(r.VersionOrigin),
     TIMINGS,
 )
+STRAIGHT = st.characters(exclude_categories=["Cs"])
+FAILURES = st.builds(
+    NotFound,
+    st.text(STRAIGHT, max_size=20),
+    reason=st.sampled_from(["NOT_FOUND", "ALIAS_NOT_FOUND"]),
+    metadata=st.dictionaries(st.text(STRAIGHT, max_size=5), st.text(STRAIGHT, max_size=5)),
+)
+FANOUT_ANSWERS = st.builds(
+    r.FanoutAnswer, PREDICTIONS, TEXT, TEXT, st.sampled_from(r.VersionOrigin)
+)
+FANOUTS = st.builds(r.FanoutResult, st.lists(FANOUT_ANSWERS, max_size=3).map(tuple), TIMINGS)
 ALIASES = st.dictionaries(TEXT, BIG, max_size=2)
 TAGS = st.dictionaries(TEXT, TEXT, max_size=2)
 CANARIES = st.dictionaries(TEXT, st.builds(r.Canary, BIG, REAL), max_size=2)
@@ -168,6 +179,7 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[
         codec.backbone_to_pb,
         codec.backbone_from_pb,
     ),
+    "fanout": (FANOUTS, codec.fanout_to_pb, codec.fanout_from_pb),
     "canary": (st.builds(r.Canary, BIG, REAL), codec.canary_to_pb, codec.canary_from_pb),
     "pet": (PETS, codec.pet_to_pb, codec.pet_from_pb),
     "head": (HEADS, codec.head_to_pb, codec.head_from_pb),
@@ -201,6 +213,19 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[
     "infer": (ANSWERS, codec.infer_to_pb, codec.infer_from_pb),
     "stats": (STATS, codec.stats_to_pb, codec.stats_from_pb),
 }
+
+
+@given(st.lists(FANOUT_ANSWERS | FAILURES, max_size=3), TIMINGS)
+def test_errors_in_a_fan_out_survive_in_their_places(entries: list[Any], timings: Any) -> None:
+    message = codec.fanout_to_pb(r.FanoutResult(tuple(entries), timings))
+    found = codec.fanout_from_pb(type(message).FromString(message.SerializeToString()))
+    for entry, back in zip(entries, found.entries, strict=True):
+        if isinstance(entry, NotFound):
+            assert isinstance(back, NotFound)
+            assert (back.reason, back.message) == (entry.reason, entry.message)
+            assert back.metadata == entry.metadata
+        else:
+            assert back == entry
 
 
 def test_every_pair_of_the_codec_is_covered() -> None:

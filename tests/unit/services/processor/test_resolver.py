@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from services.processor import resolver as module
-from services.processor.resolver import Asked, Resolver
+from services.processor.requests import Asked
+from services.processor.resolver import Resolver
 from smile.errors import DataCorrupted, NotFound, SmileError, Unavailable
 from smile.names import VersionName, VplmName
 from smile.resources import Canary, VersionOrigin, VplmVersion

@@ -18,6 +18,7 @@ from smile.model.kernels.build import Loaded, Places, load
 from smile.model.kernels.dense import DenseKernels, TorchDense
 from smile.model.kernels.grouped import GroupedKernels, TorchGrouped
 from smile.model.kernels.native_dense import NativeDense
+from smile.model.kernels.native_grouped import NativeGrouped
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -58,7 +59,7 @@ def kernels_for(
     loaded = load(places or Places()) if why is None else Loaded(None, why)
     if loaded.library is not None:
         _log_once(loaded)
-        return Kernels(NativeDense(loaded.library), EAGER.grouped)
+        return Kernels(NativeDense(loaded.library), NativeGrouped(loaded.library))
     if choice is KernelChoice.NATIVE:
         raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
     if why is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smile.model.answers import HeadGroup
 from smile.model.kernels.rows import Members
+from smile.model.known import repeated
 from smile.model.loaded import HeadClass, LoadedModule
 from smile.model.packing import PackedTokens, pack
 from smile.model.pet.method import ShapeClass
@@ -37,16 +38,37 @@ class ModuleGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class SharedTexts:
-    """A batch's different texts, where some are equal.
+class DifferentTexts:
+    """A batch's texts, equal ones once.
 
     Attributes:
-        packed: Each different text once.
-        tokens: [tokens of the batch] int64, where each token of the batch stands in `packed`.
+        texts: In the order in which they come up.
+        packed: The same, end to end.
+        tokens: [tokens of the batch] int64, where each token of the batch stands in `packed`; None
+            if all texts are different, and `packed` is the batch itself.
+        repeated: Identities of the texts that were asked of several vPLMs as one object.
     """
 
+    texts: tuple[TokenizedText, ...]
     packed: PackedTokens
-    tokens: Tensor
+    tokens: Tensor | None
+    repeated: frozenset[int]
+
+    @classmethod
+    def of(cls, texts: Sequence[TokenizedText], packed: PackedTokens) -> DifferentTexts:
+        """The different ones of `texts`, which are `packed` end to end."""
+        places: dict[tuple[int, ...], int] = {}
+        place_of = [places.setdefault(tuple(text.ids), len(places)) for text in texts]
+        if len(places) == len(texts):
+            return cls(tuple(texts), packed, None, frozenset())
+        firsts: dict[int, TokenizedText] = {}
+        for place, text in zip(place_of, texts, strict=True):
+            firsts.setdefault(place, text)
+        device = packed.ids.device
+        different = pack(list(places)).to(device)
+        starts = different.offsets[torch.tensor(place_of, device=device)]  # [texts]
+        tokens = starts[packed.texts] + packed.positions
+        return cls(tuple(firsts.values()), different, tokens, repeated(texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +80,7 @@ class MixedBatch:
         packed: The texts in row order.
         backbone_digest: The one backbone all the modules were made for.
         boundary: Lowest first PET layer in the batch.
-        shared: The different texts, if some are equal.
+        different: The texts without repetition.
         groups: Rows by shape class. vPLMs without a PET module are in none.
         heads: Texts by head class.
     """
@@ -67,7 +89,7 @@ class MixedBatch:
     packed: PackedTokens
     backbone_digest: str
     boundary: int
-    shared: SharedTexts | None
+    different: DifferentTexts
     groups: tuple[ModuleGroup, ...]
     heads: tuple[HeadGroup, ...]
 
@@ -81,16 +103,16 @@ class MixedBatch:
             InvalidArgument: no texts, or a text without tokens.
         """
         order = _row_order([module for module, _ in items])
-        texts = [items[place][1].ids for place in order]
+        texts = [items[place][1] for place in order]
         modules = [items[place][0] for place in order]
-        packed = pack(texts).to(device)
+        packed = pack([text.ids for text in texts]).to(device)
         (digest,) = {module.spec.backbone_digest for module in modules}  # one backbone a batch
         return cls(
             order=order,
             packed=packed,
             backbone_digest=digest,
             boundary=min(module.boundary for module in modules),
-            shared=_shared(texts, packed),
+            different=DifferentTexts.of(texts, packed),
             groups=_module_groups(modules, packed),
             heads=_head_groups(modules, packed),
         )
@@ -135,14 +157,3 @@ def _head_groups(modules: Sequence[LoadedModule], packed: PackedTokens) -> tuple
     return tuple(
         HeadGroup.of(head_class, texts, modules, packed) for head_class, texts in texts_of.items()
     )
-
-
-def _shared(texts: Sequence[Sequence[int]], packed: PackedTokens) -> SharedTexts | None:
-    places: dict[tuple[int, ...], int] = {}
-    place_of = [places.setdefault(tuple(ids), len(places)) for ids in texts]
-    if len(places) == len(texts):
-        return None
-    device = packed.ids.device
-    different = pack(list(places)).to(device)
-    starts = different.offsets[torch.tensor(place_of, device=device)]  # [texts]
-    return SharedTexts(different, starts[packed.texts] + packed.positions)

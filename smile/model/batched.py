@@ -6,11 +6,12 @@ gathered or grouped product, so a layer makes as many calls for 2 vPLMs as for 2
 
 Rows are sorted by shape class, then by vPLM: a class's rows lie together, and each vPLM's weights
 are read once. Layers below the batch's lowest first PET layer depend on the text alone: equal texts
-share them.
+share them, and a text that one caller asks of many vPLMs shares them with later batches too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from smile.model.answers import Output
 from smile.model.backbone import Backbone, LayerNorm, LayerOps
-from smile.model.batch import CPU, MixedBatch
+from smile.model.batch import CPU, DifferentTexts, MixedBatch
 from smile.model.kernels import Kernels, kernels_for
+from smile.model.known import KnownTexts
 from smile.model.layout import Norm
+from smile.model.packing import PackedTokens, pack
 from smile.model.pet import METHODS
 from smile.model.pet.method import LayerGroup
 from smile.model.serving import ServingBackbone
@@ -29,10 +32,11 @@ from smile.model.specs import Projection
 
 @dataclass(frozen=True, slots=True)
 class BatchedEngine:
-    """Runs mixed batches over one backbone. Holds no state of its own: threads may share it."""
+    """Runs mixed batches over one backbone, one at a time."""
 
     backbone: Backbone
     serving: ServingBackbone
+    known: KnownTexts
 
     @classmethod
     def of(
@@ -45,7 +49,7 @@ class BatchedEngine:
     ) -> BatchedEngine:
         """An engine on a device, in a precision; with this machine's kernels unless told."""
         kernels = kernels or kernels_for(device, dtype)
-        return cls(backbone, ServingBackbone.of(backbone, kernels, device, dtype))
+        return cls(backbone, ServingBackbone.of(backbone, kernels, device, dtype), KnownTexts())
 
     @torch.inference_mode()
     def run(self, batch: MixedBatch) -> list[Output]:
@@ -67,10 +71,38 @@ class BatchedEngine:
 
     def _boundary_states(self, batch: MixedBatch) -> Tensor:
         """States below the lowest first PET layer [tokens, H], equal texts computed once."""
-        packed = batch.packed if batch.shared is None else batch.shared.packed
+        different, boundary = batch.different, batch.boundary
+        found = (
+            [self.known.states(text, boundary) for text in different.texts] if self.known else []
+        )
+        if any(states is not None for states in found):
+            states = self._completed(different, found, boundary)
+        else:
+            states = self._below(different.packed, boundary)
+        if different.repeated:
+            parts = states.split(different.packed.lengths)
+            for text, part in zip(different.texts, parts, strict=True):
+                if id(text) in different.repeated:
+                    self.known.keep(text, boundary, part)
+        return states if different.tokens is None else states.index_select(0, different.tokens)
+
+    def _completed(
+        self, different: DifferentTexts, found: Sequence[Tensor | None], boundary: int
+    ) -> Tensor:
+        """The states that are known, and those of the other texts."""
+        missing = [
+            text.ids for text, states in zip(different.texts, found, strict=True) if states is None
+        ]
+        parts: Iterator[Tensor] = iter(())
+        if missing:
+            packed = pack(missing).to(different.packed.ids.device)
+            parts = iter(self._below(packed, boundary).split(packed.lengths))
+        return torch.cat([next(parts) if states is None else states for states in found])
+
+    def _below(self, packed: PackedTokens, boundary: int) -> Tensor:
+        """States below layer `boundary` [tokens, H]."""
         states = self.serving.embed(packed)
-        states = self.serving.forward_layers(states, packed, 0, [None] * batch.boundary)
-        return states if batch.shared is None else states.index_select(0, batch.shared.tokens)
+        return self.serving.forward_layers(states, packed, 0, [None] * boundary)
 
     def _ops(self, batch: MixedBatch, layer: int) -> LayerOps | None:
         parts = [

@@ -20,8 +20,9 @@ from smile.model.batch import MixedBatch
 from smile.model.batched import BatchedEngine
 from smile.model.initial import FloatArray
 from smile.model.loaded import Decoder, LoadedModule
-from smile.model.packing import pack
+from smile.model.packing import PackedTokens, pack
 from smile.model.reference import VplmModule
+from smile.model.serving import ServingBackbone
 from smile.model.specs import (
     HeadSpec,
     ModuleSpec,
@@ -194,8 +195,35 @@ def test_equal_texts_of_different_vplms_are_told_apart(toy: Backbone) -> None:
     vplms = [vplm for vplm, _ in mixed_items(toy)]
     items = [(vplm, text) for vplm in vplms * 2]
     batch = MixedBatch.build([(vplm.loaded, text) for vplm, text in items])
-    assert batch.shared is not None and batch.shared.packed.lengths == (17,)
+    assert batch.different.packed.lengths == (17,)
     assert_answers(run(toy, items), items)
+
+
+def test_a_wide_fan_out_computes_what_vplms_share_once(
+    toy: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, other = (random_text(random.Random(seed), 17) for seed in (2, 3))
+    vplms = [
+        Vplm.make(toy, PetSpec(PetKind.BITFIT, 2), head_of(Task.EMBEDDING, 0), seed)
+        for seed in range(6)
+    ]
+    computed: list[tuple[int, ...]] = []
+    embed = ServingBackbone.embed
+
+    def counting(serving: ServingBackbone, packed: PackedTokens) -> torch.Tensor:
+        computed.append(packed.lengths)
+        return embed(serving, packed)
+
+    monkeypatch.setattr(ServingBackbone, "embed", counting)
+    engine = BatchedEngine.of(toy)
+    for first, beside in ((0, []), (2, [(vplms[0], other)]), (4, [])):
+        items = [(vplms[first], text), (vplms[first + 1], text), *beside]
+        outputs = engine.run(MixedBatch.build([(vplm.loaded, one) for vplm, one in items]))
+        assert_answers(outputs, items)
+    assert computed == [(17,), (17,)], "the text itself once, and what came beside it"
+    same_words = text_of(text.ids)
+    engine.run(MixedBatch.build([(vplms[0].loaded, same_words)]))
+    assert len(computed) == 3, "what another caller asked is not known"
 
 
 @pytest.mark.parametrize("kind", list(PetKind))

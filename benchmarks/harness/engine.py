@@ -79,7 +79,7 @@ class EngineDriver:
                 head=HeadSpec(Task.SEQUENCE_CLASSIFICATION, LABELS[: 2 + number % 4]),
             )
             data = weights.encode(random_tensors(spec, self.shape, number), spec)
-            self._modules.append(self.engine.load_module(spec, data).module)
+            self._modules.append(self.engine.load_module(spec, data))
             self._keys.append(ModuleKey(TENANT, weights.sha256_hex(data), str(number)))
             done()
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from smile.errors import FailedPrecondition
 
 FOLDER = Path(__file__).resolve().parent
+COMPLETE = ".complete"
 INSTALL_S_MAX = 900
 LINES_SHOWN = 5
 
@@ -32,12 +36,22 @@ def python_of(name: str) -> Path:
     digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = cache() / f"{name}-{digest}"
     python = folder / "bin" / "python"
-    if not (folder / ".complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _run(sys.executable, "-m", "venv", str(folder))
-        _run(str(python), "-m", "pip", "install", "-q", "-r", str(requirements))
-        (folder / ".complete").touch()
+    with _locked(name):
+        if not (folder / COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _run(sys.executable, "-m", "venv", str(folder))
+            _run(str(python), "-m", "pip", "install", "-q", "-r", str(requirements))
+            (folder / COMPLETE).touch()
     return python
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """One process at a time makes an environment; others wait."""
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _run(*command: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -11,11 +12,14 @@ from typing import Generic, TypeVar
 from services.processor.dispatch import Dispatch
 from services.processor.loader import Loader
 from services.processor.requests import Failed, ModuleKey, Target
-from services.processor.residency import ModuleState
-from smile.errors import Internal, SmileError, Unavailable
+from services.processor.residency import ModuleState, Temperature
+from smile.errors import Internal, Overloaded, SmileError, Unavailable
 from smile.logs import get_logger
 
 Module = TypeVar("Module")
+
+PREFETCHES_MAX = 64
+PREFETCH_RETRY_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +69,8 @@ class Demand(Generic[Module]):
         self._clock = clock
         self._on_failed = on_failed
         self._waiters: dict[ModuleKey, dict[int, _Waiter]] = {}
+        self._arrivals: dict[ModuleKey, set[asyncio.Future[None]]] = {}
+        self._prefetches = 0
         self._loads: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
 
@@ -102,6 +108,44 @@ class Demand(Generic[Module]):
             waiter.load.waits(self._clock())
         self._start_load(next(iter(waiters.values())).target)
 
+    async def prefetch(self, target: Target) -> None:
+        """Bring a module into memory although no request needs it; returns when it is there.
+
+        Raises:
+            Overloaded: too many are being prefetched.
+            SmileError: it cannot be loaded.
+        """
+        if (error := self._dispatch.error(target.key)) is not None:
+            raise error
+        if self._dispatch.temperature(target.key) is not Temperature.COLD:
+            return
+        with self._prefetching():
+            arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._arrivals.setdefault(target.key, set()).add(arrival)
+            try:
+                if self._dispatch.begin(target.key):
+                    self._start_load(target)
+                await arrival
+            finally:
+                self._arrived(target.key, arrival)
+
+    def unpin(self, key: ModuleKey) -> None:
+        """A pinned module may leave again."""
+        self._dispatch.unpin(key)
+        self.room_made()
+
+    def unload(self, key: ModuleKey) -> bool:
+        """Give back a module's memory once nobody needs it; whether that was now."""
+        unloaded = self._dispatch.unload(key)
+        self.room_made()
+        return unloaded
+
+    def sweep(self, idle_s: float) -> int:
+        """Unload what has not been used for `idle_s`; how many that were."""
+        swept = self._dispatch.sweep(idle_s)
+        self.room_made()
+        return swept
+
     def room_made(self) -> None:
         """Modules have been used: some may leave, for those that wait for room."""
         self._room.set()
@@ -130,17 +174,46 @@ class Demand(Generic[Module]):
         except Exception:
             get_logger().exception("loading a module failed", version=str(target.name))
             self._fail(target.key, Internal("the module could not be loaded; the log has why"))
+        else:
+            for arrival in self._arrivals.get(target.key, ()):
+                if not arrival.done():
+                    arrival.set_result(None)
         now = self._clock()
         for waiter in self._waiters.get(target.key, {}).values():
             waiter.load.arrived(now)
 
     async def _fetch(self, target: Target) -> None:
-        """Load a module and wait for room."""
-        loaded = await self._loader.load(target)
-        while not self._dispatch.admit(target.key, loaded.module, loaded.nbytes):
-            self._room.clear()
-            await self._room.wait()
+        """Load a module, wait for room and put it there."""
+        async with self._loader.load(target) as decoded:
+            sizes = decoded.row_bytes
+            while (slots := self._dispatch.reserve(target.key, sizes)) is None:
+                self._room.clear()
+                await self._room.wait()
+            module = await self._loader.place(decoded, slots)
+        self._dispatch.publish(target.key, module)
 
     def _fail(self, key: ModuleKey, error: SmileError) -> None:
         for failed in self._dispatch.fail(key, error):
             self._on_failed(failed)
+        for arrival in self._arrivals.get(key, ()):
+            if not arrival.done():
+                arrival.set_exception(error)
+
+    @contextmanager
+    def _prefetching(self) -> Iterator[None]:
+        if self._prefetches >= PREFETCHES_MAX:
+            raise Overloaded(
+                f"{self._prefetches} modules are being prefetched, at most {PREFETCHES_MAX} may be",
+                retry_after=PREFETCH_RETRY_S,
+            )
+        self._prefetches += 1
+        try:
+            yield
+        finally:
+            self._prefetches -= 1
+
+    def _arrived(self, key: ModuleKey, arrival: asyncio.Future[None]) -> None:
+        """Nobody waits for this arrival any more."""
+        self._arrivals[key].remove(arrival)
+        if not self._arrivals[key]:
+            del self._arrivals[key]

@@ -118,7 +118,8 @@ class Dispatch(Generic[Module]):
         self._coming: int | None = None  # requests expected that have put nothing yet
         self._here: set[int] = set()  # and those that have
         self._together: set[ModuleKey] = set()  # modules of that micro-batch
-        self._crowded = False  # the device has no room until a batch is over
+        self._works = 0  # taken and not yet released
+        self._crowded = False  # the device has no room until one of them is
         self._closed = False
 
     def expect(self, requests: int) -> None:
@@ -270,6 +271,7 @@ class Dispatch(Generic[Module]):
             self._forget(work.batch)
             for part in work.batch.parts:
                 self._residency.release(part.module)
+            self._works -= 1
             self._crowded = False
             self._wake()
 
@@ -347,8 +349,9 @@ class Dispatch(Generic[Module]):
                 left.append(part)
             else:
                 boarded.append((part, module))
+        self._works += bool(boarded)
         if left:
-            self._crowded = True
+            self._crowded = self._works > 0
             self._waiting.done(Batch(batch.backbone, tuple(left)), self._terms)
             for part in left:
                 for chunk in part.chunks:

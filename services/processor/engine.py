@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from services.processor.loader import Loaded
 from services.processor.options import EngineOptions, Precision
 from services.processor.requests import Batch, FloatArray
 from smile.errors import DataCorrupted, FailedPrecondition
@@ -72,6 +71,19 @@ class Engine:
     def shape(self, backbone: str) -> BackboneShape:
         return self._engines[backbone].engine.backbone.shape
 
+    def digest(self, backbone: str) -> str:
+        return self._engines[backbone].engine.backbone.digest
+
+    @property
+    def options(self) -> EngineOptions:
+        """What it was built with."""
+        return self._options
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that compute."""
+        return torch.get_num_threads()
+
     def tokenizer(self, backbone: str) -> TextTokenizer:
         return self._engines[backbone].engine.backbone.tokenizer
 
@@ -124,11 +136,11 @@ class Engine:
         tensors = weights.decode(data, spec, served.engine.backbone.shape)
         return served.decoder.decode(spec, tensors)
 
-    def load_module(self, spec: ModuleSpec, data: bytes) -> Loaded[LoadedModule]:
+    def load_module(self, spec: ModuleSpec, data: bytes) -> LoadedModule:
         """A stored module in memory of its own; raises what `decode` raises."""
         decoded = self.decode(spec, data)
         rows = [own_row(size, self._device) for size in decoded.row_bytes]
-        return Loaded(decoded.place(rows), decoded.nbytes)
+        return decoded.place(rows)
 
     def prepare(self, batch: Batch, modules: Sequence[LoadedModule]) -> Prepared:
         """The batch packed and grouped, ready for `compute`; `modules` are its parts'. For any

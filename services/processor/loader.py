@@ -1,5 +1,5 @@
-"""Storage → host memory: one module's bytes, capped, checked against its digest, and made ready to
-serve.
+"""Storage → host memory: one module's bytes, capped, checked against its digest, decoded, and put
+in their place.
 
 Who calls `load` makes sure that it is called once per module at a time (`Residency.begin`).
 """
@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from contextlib import aclosing, asynccontextmanager
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from services.processor.requests import Target
+from services.processor.space import Slot
 from smile.errors import DataCorrupted
 from smile.limits import MODULE_BYTES_MAX
+from smile.model.kernels.rows import Row
 from smile.model.specs import ModuleSpec
 from smile.names import VersionName
 
 Module_co = TypeVar("Module_co", covariant=True)
 Module = TypeVar("Module")
+
+RowsOf: TypeAlias = Callable[[Sequence[Slot]], Sequence[Row]]
 
 
 class Bytes(Protocol):
@@ -30,18 +33,23 @@ class Bytes(Protocol):
     def download(self, name: VersionName) -> AsyncGenerator[bytes, None]: ...
 
 
-class Loading(Protocol[Module_co]):
+class Decoded(Protocol[Module_co]):
+    """A module that has no place yet."""
+
+    @property
+    def row_bytes(self) -> Sequence[int]:
+        """The sizes of the rows it needs."""
+        ...
+
+    def place(self, rows: Sequence[Row]) -> Module_co:
+        """Copy it into rows of these sizes."""
+        ...
+
+
+class Decoding(Protocol[Module_co]):
     """What turns checked bytes into a module."""
 
-    def load_module(self, spec: ModuleSpec, data: bytes) -> Module_co: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded(Generic[Module]):
-    """A module in serving form and the memory it takes."""
-
-    module: Module
-    nbytes: int
+    def decode(self, spec: ModuleSpec, data: bytes) -> Decoded[Module_co]: ...
 
 
 class Loader(Generic[Module]):
@@ -50,25 +58,30 @@ class Loader(Generic[Module]):
     Args:
         source: Storage.
         engine: Decodes bytes and knows the backbones.
-        pool: Threads for decoding.
-        loads_max: Loads at a time; each holds at most one module's bytes beside the module itself.
+        pool: Threads for decoding and copying.
+        rows_of: The memory in slots.
+        loads_max: Loads at a time. Each holds at most one module's bytes and the decoded module,
+            until that has its place: what waits for room is bounded by this, too.
     """
 
     def __init__(
         self,
         source: Bytes,
-        engine: Loading[Loaded[Module]],
+        engine: Decoding[Module],
         pool: Executor,
         *,
+        rows_of: RowsOf,
         loads_max: int,
     ) -> None:
         self._source = source
         self._engine = engine
         self._pool = pool
-        self._slots = asyncio.Semaphore(loads_max)
+        self._rows_of = rows_of
+        self._turns = asyncio.Semaphore(loads_max)
 
-    async def load(self, target: Target) -> Loaded[Module]:
-        """The module of a version.
+    @asynccontextmanager
+    async def load(self, target: Target) -> AsyncIterator[Decoded[Module]]:
+        """The module of a version, to be placed inside the context.
 
         Raises:
             DataCorrupted: the bytes are not those of the manifest's digest, or not a module of its
@@ -76,12 +89,16 @@ class Loader(Generic[Module]):
             FailedPrecondition: the module was made for another backbone.
             NotFound, Unavailable: storage does not have them, or is away.
         """
-        async with self._slots:
+        async with self._turns:
             data = await self._fetch(target)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._pool, self._engine.load_module, target.spec, data
-            )
+            decode = self._engine.decode
+            yield await loop.run_in_executor(self._pool, decode, target.spec, data)
+
+    async def place(self, decoded: Decoded[Module], slots: Sequence[Slot]) -> Module:
+        """The module, copied into its slots."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, decoded.place, self._rows_of(slots))
 
     async def _fetch(self, target: Target) -> bytes:
         version = target.version

@@ -30,6 +30,30 @@ class KernelSource(enum.StrEnum):
     EAGER = "eager"
 
 
+class Eviction(enum.StrEnum):
+    """Which modules leave memory first; `benchmarks.eviction` compares."""
+
+    S3_FIFO = "s3_fifo"
+    LRU = "lru"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """Memory for modules.
+
+    Attributes:
+        host_bytes_max: In the host's memory.
+        device_bytes_max: On the device; of the host's, where they are the same.
+        pinned_share: Part of either that pinned modules may take.
+        eviction: Which policy.
+    """
+
+    host_bytes_max: int
+    device_bytes_max: int
+    pinned_share: float
+    eviction: Eviction
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """Which backbones to serve, where and how.

@@ -8,7 +8,7 @@ large tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,22 @@ class LoadedModule:
     head_class: HeadClass
     pet: PlacedRow | None
     head: PlacedRow | None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Where its weights lie, in the order `DecodedModule.place` took them."""
+        return tuple(one.row for one in (self.pet, self.head) if one is not None)
+
+    def on(self, rows: Sequence[Row]) -> LoadedModule:
+        """The same module, read from other rows of the same content."""
+        assert len(rows) == len(self.rows), f"{len(self.rows)} rows, got {len(rows)}"
+        left = iter(rows)
+        pet, head = self.pet, self.head
+        return replace(
+            self,
+            pet=pet and PlacedRow(next(left), pet.layout),
+            head=head and PlacedRow(next(left), head.layout),
+        )
 
     @classmethod
     def load(

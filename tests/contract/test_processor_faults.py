@@ -52,26 +52,28 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 class Device:
-    """The engine's `run`, held until told, and what it was given."""
+    """The engine's `compute`, held until told, and what it was given."""
 
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self._run = run
+    def __init__(self, compute: Callable[..., Any]) -> None:
+        self._compute = compute
         self.go = threading.Event()
         self.running = threading.Event()
         self.texts = 0
 
-    def __call__(self, batch: Any, modules: Any) -> Any:
-        self.texts += batch.texts
+    def __call__(self, prepared: Any) -> Any:
+        self.texts += sum(prepared.counts)
         self.running.set()
         assert self.go.wait(20)
-        return self._run(batch, modules)
+        return self._compute(prepared)
 
 
 @contextlib.contextmanager
 def held_device(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    device = Device(world.processor.engine.run)
+    device = Device(world.processor.engine.compute)
+    handoff = world.processor.pipeline._parts.lanes._handoff  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "run", lambda _, batch, modules: device(batch, modules))
+        patch.setattr(handoff, "_in_flight_max", 1)  # what is not on the device is in the queue
+        patch.setattr(Engine, "compute", lambda _, prepared: device(prepared))
         try:
             yield device
         finally:
@@ -287,12 +289,15 @@ async def test_a_deadline_that_passes_in_the_queue(
         assert device.texts == 1
 
 
-async def test_the_device_survives_anything(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["prepare", "compute"])
+async def test_the_device_survives_anything(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     def explode(*_: object) -> None:
         raise RuntimeError("secret of another tenant")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "run", explode)
+        patch.setattr(Engine, step, explode)
         error = await refused(world, errors.Internal, ["a"])
     assert "secret" not in error.message
     answer = (await world.infer("acme", NAME, ["a"])).predictions[0].result
@@ -317,7 +322,8 @@ async def test_a_working_set_larger_than_memory_makes_progress(backbone: Path) -
             world.add("acme", f"v{number}", seed=number)
         await world.infer("acme", "tenants/acme/vplms/v0", ["a"])
         residency = world.processor.pipeline._parts.dispatch._residency
-        residency.bytes_max = 2 * residency.nbytes + 1
+        host = residency.host.space
+        host.bytes_max = 2 * host.nbytes + 1
         asked = [
             world.infer("acme", f"tenants/acme/vplms/v{turn % 6}", ["a", "b"]) for turn in range(30)
         ]

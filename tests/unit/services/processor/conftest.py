@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from services.processor.policy import LeastRecentlyUsed
 from services.processor.requests import Chunk, ModuleKey
+from services.processor.residency import InPlace, Memory
+from services.processor.space import Space
 from smile.model.specs import PetKind
 from smile.model.tokenizer import TokenizedText
 from smile.names import VplmName, tenant_id
@@ -15,6 +19,19 @@ from smile.names import VplmName, tenant_id
 
 def key(name: str, tenant: str = "acme") -> ModuleKey:
     return ModuleKey(tenant_id(tenant), name, "")
+
+
+def counted(bytes_max: int, device_bytes_max: int | None = None) -> Memory[Any]:
+    """Memory that is only counted, to the byte; least recently used first."""
+    device = bytes_max if device_bytes_max is None else device_bytes_max
+    return Memory(
+        host=Space(bytes_max, slab_bytes=bytes_max, granule=1),
+        device=Space(device, slab_bytes=device, granule=1),
+        host_policy=LeastRecentlyUsed(),
+        device_policy=LeastRecentlyUsed(),
+        mover=InPlace(),
+        pinned_share=0.5,
+    )
 
 
 def text(tokens: int) -> TokenizedText:

@@ -80,7 +80,7 @@ def dispatch(clock: FakeClock) -> Dispatch[str]:
 
 def lively() -> Dispatch[str]:
     """A dispatch on the real clock."""
-    residency: Residency[str] = Residency(100, 2.0)
+    residency: Residency[str] = Residency(counted(100), 2.0)
     return Dispatch(BatchLimits(100, 10, 25), residency, wait_s=0.0, clock=time.monotonic)
 
 

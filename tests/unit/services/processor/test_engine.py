@@ -63,7 +63,7 @@ def test_outputs_come_by_chunk_in_order(engine: Engine, spec: ModuleSpec) -> Non
     modules = [
         engine.load_module(
             spec, weights.encode(initial_tensors(spec, engine.shape("toy"), seed), spec)
-        ).module
+        )
         for seed in (1, 2)
     ]
     chunks = [chunk(engine, 1, "red", "blue star"), chunk(engine, 2, "red")]

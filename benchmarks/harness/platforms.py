@@ -34,7 +34,7 @@ Settings = Mapping[str, str]
 START_S_MAX = 120.0
 STOP_S_MAX = 30.0
 QUIET: Settings = {"SMILE_LOG_LEVEL": "warning"}
-ROOMY: Settings = {**QUIET, "SMILE_PROCESSOR_MODULES_BYTES_MAX": str(8 * GIB)}
+ROOMY: Settings = {**QUIET, "SMILE_PROCESSOR_HOST_BYTES_MAX": str(8 * GIB)}
 
 
 @dataclass(frozen=True, slots=True)

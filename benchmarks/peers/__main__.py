@@ -23,17 +23,10 @@ from benchmarks.harness.json_types import Figures, Json, number
 from benchmarks.harness.repeat import interleaved, paired_ratio
 from benchmarks.harness.worker import Worker
 from benchmarks.peers.environments import python_of
+from benchmarks.peers.requests import requests_of
 from benchmarks.peers.runners.protocol import Requests
-from smile.backbone_config import BACKBONES_DEFAULT
 from smile.errors import FailedPrecondition
-from smile.model.checkpoint import read_config
-from smile.model.sources import describe, parse_sources
-from smile.model.tokenizer import TextTokenizer
 
-ADAPTERS = 32
-BATCH = 32
-LABELS = 5
-SEED = 17
 OURS = "smile"
 
 
@@ -79,7 +72,7 @@ PEERS = ("hf_one_model", "peft_mixed", "peft_switch", "adapters_batchsplit", "po
 def measure(run: Run) -> Figures:
     """The keys of the claim, texts per second unless they are ratios."""
     texts = workload.texts(run.choose(512, 192))
-    requests = _requests(texts, vplms=run.choose(10_000, 1_000))
+    requests = requests_of(texts, vplms=run.choose(10_000, 1_000))
     repetitions = run.choose(5, 3)
     with tempfile.TemporaryDirectory(prefix="smile-bench-") as folder, ExitStack() as stack:
         workers, reasons = _start(run, requests, Path(folder), stack)
@@ -142,23 +135,6 @@ def _ratio(rates: Mapping[str, Sequence[float]], above: str, below: str) -> floa
     if above not in rates or below not in rates:
         return None
     return paired_ratio(rates[above], rates[below])
-
-
-def _requests(texts: Sequence[str], *, vplms: int) -> Requests:
-    path = next(iter(parse_sources(BACKBONES_DEFAULT))).locate()
-    shape = describe(path).shape
-    tokenizer = TextTokenizer.load(path, tokens_max=shape.tokens_max, vocab=read_config(path).vocab)
-    return Requests(
-        model=str(path),
-        ids=[list(text.ids) for text in tokenizer.encode(texts)],
-        adapter_of=[int(n) for n in workload.uniform(len(texts), ADAPTERS, seed=SEED)],
-        adapters=ADAPTERS,
-        batch=BATCH,
-        first_layer=shape.layers // 2,
-        layers=shape.layers,
-        labels=LABELS,
-        vplms=vplms,
-    )
 
 
 def _start(

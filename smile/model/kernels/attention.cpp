@@ -10,13 +10,8 @@
 #include <utility>
 
 #include "activations.h"
+#include "amx.h"
 #include "common.h"
-
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
-#define SMILE_AMX 1
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace smile {
 namespace {
@@ -180,6 +175,159 @@ void attend_head(const Head<T>& head, float scale) {
     }
 }
 
+#ifdef __AMX_BF16__
+// --- with tiles: keys, queries, weights and values in bfloat16, sums in float ---
+
+constexpr int64_t TILE_DIMS = amx::TILE_INNER;  // of a product's inner dimension
+constexpr int64_t TILE_BYTES = 64;              // of a row
+
+bool suits_tiles(const Head<Bfloat>& head) { return head.dims % TILE_DIMS == 0 && amx::allowed(); }
+
+// Word `pair` of a row holds its bfloat16 elements 2 pair and 2 pair + 1.
+inline Words load_words(const Bfloat* from) {
+    Words words;
+    std::memcpy(&words, from, sizeof(words));
+    return words;
+}
+
+inline void store_words(Bfloat* to, Words words) { std::memcpy(to, &words, sizeof(words)); }
+
+// Keys as tiles: [keys / 16][dims / 32] of 16 keys by 32 dims; beyond the text zeros.
+const Bfloat* key_tiles(const Head<Bfloat>& head, int64_t keys, Scratch& scratch) {
+    Bfloat* to = scratch.of<Bfloat>(keys * head.dims);
+    const int64_t across = head.dims / TILE_DIMS;
+    for (int64_t key = 0; key < keys; ++key)
+        for (int64_t part = 0; part < across; ++part) {
+            const Bfloat* from = head.key + key * head.stride + part * TILE_DIMS;
+            const int64_t tile = key / LANES * across + part;
+            store_words(to + tile * amx::TILE_ELEMENTS + key % LANES * TILE_DIMS,
+                        key < head.tokens ? load_words(from) : Words{});
+        }
+    return to;
+}
+
+// Values, transposed, as tiles: [keys / 32][dims / 16] of 16 dims by 32 keys.
+const Bfloat* value_tiles(const Head<Bfloat>& head, int64_t keys, Scratch& scratch) {
+    Bfloat* to = scratch.of<Bfloat>(keys * head.dims);
+    Bfloat* tile = to;
+    const auto value = [&](int64_t key, int64_t dim) {
+        if (key >= head.tokens) return Words{};
+        return bits_as<Words>(load(head.value + key * head.stride + dim));  // the upper halves
+    };
+    for (int64_t first = 0; first < keys; first += TILE_DIMS)
+        for (int64_t dim = 0; dim < head.dims; dim += LANES, tile += amx::TILE_ELEMENTS) {
+            Words pairs[LANES];  // [pair of keys][dim]
+            for (int64_t pair = 0; pair < LANES; ++pair)
+                pairs[pair] = value(first + 2 * pair, dim) >> 16 | value(first + 2 * pair + 1, dim);
+            transpose(pairs);
+            for (int row = 0; row < LANES; ++row) store_words(tile + row * TILE_DIMS, pairs[row]);
+        }
+    return to;
+}
+
+// Queries as tiles: [dims / 32] of 16 pairs of dims by 16 queries; beyond the text zeros.
+void query_tiles(const Head<Bfloat>& head, int64_t first, Bfloat* to) {
+    const int64_t queries = std::min<int64_t>(LANES, head.tokens - first);
+    for (int64_t dim = 0; dim < head.dims; dim += TILE_DIMS, to += amx::TILE_ELEMENTS) {
+        Words rows[LANES] = {};
+        for (int64_t row = 0; row < queries; ++row)
+            rows[row] = load_words(head.query + (first + row) * head.stride + dim);
+        transpose(rows);
+        for (int row = 0; row < LANES; ++row) store_words(to + row * TILE_DIMS, rows[row]);
+    }
+}
+
+// scores[key][query lane]; `keys` is a multiple of 32.
+void score_tiles(const Bfloat* query, const Bfloat* key, int64_t keys, int64_t dims,
+                 float* scores) {
+    const int64_t across = dims / TILE_DIMS;
+    for (int64_t first = 0; first < keys; first += 2 * LANES) {
+        const Bfloat* upper = key + first / LANES * across * amx::TILE_ELEMENTS;
+        const Bfloat* lower = upper + across * amx::TILE_ELEMENTS;
+        _tile_zero(0);
+        _tile_zero(1);
+        for (int64_t part = 0; part < across; ++part) {
+            _tile_loadd(6, query + part * amx::TILE_ELEMENTS, TILE_BYTES);
+            _tile_loadd(4, upper + part * amx::TILE_ELEMENTS, TILE_BYTES);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(5, lower + part * amx::TILE_ELEMENTS, TILE_BYTES);
+            _tile_dpbf16ps(1, 5, 6);
+        }
+        _tile_stored(0, scores + first * LANES, TILE_BYTES);
+        _tile_stored(1, scores + (first + LANES) * LANES, TILE_BYTES);
+    }
+}
+
+// Weights as tiles: [keys / 32] of 16 pairs of keys by 16 queries; beyond the text zeros.
+void weight_tiles(float* weights, int64_t tokens, int64_t keys, Bfloat* to) {
+    for (int64_t key = tokens; key < keys; ++key) store(weights + key * LANES, Vec{});
+    for (int64_t key = 0; key < keys; key += 2) {
+        const auto even = __builtin_convertvector(narrow(load(weights + key * LANES)), Words);
+        const auto odd = __builtin_convertvector(narrow(load(weights + (key + 1) * LANES)), Words);
+        store_words(to + key * LANES, odd << 16 | even);
+    }
+}
+
+void mix_tiles(const Bfloat* weights, const Bfloat* value, int64_t keys, Vec share,
+               const Head<Bfloat>& head, int64_t first) {
+    const int64_t across = head.dims / LANES;
+    alignas(ALIGNMENT) float sums[2 * LANES * LANES];
+    for (int64_t dim = 0; dim < head.dims; dim += 2 * LANES) {
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t part = 0; part < keys / TILE_DIMS; ++part) {
+            const Bfloat* values = value + (part * across + dim / LANES) * amx::TILE_ELEMENTS;
+            _tile_loadd(7, weights + part * amx::TILE_ELEMENTS, TILE_BYTES);
+            _tile_loadd(4, values, TILE_BYTES);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_loadd(5, values + amx::TILE_ELEMENTS, TILE_BYTES);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(2, sums, TILE_BYTES);
+        _tile_stored(3, sums + LANES * LANES, TILE_BYTES);
+        __asm__ volatile("" ::: "memory");  // the intrinsics do not say that they write memory
+        for (int half = 0; half < 2; ++half) {
+            Vec mixed[LANES];
+            for (int at = 0; at < LANES; ++at) mixed[at] = load(sums + (half * LANES + at) * LANES);
+            write_rows(mixed, share, head, first, dim + half * LANES);
+        }
+    }
+}
+
+void attend_by_tiles(const Head<Bfloat>& head, float scale) {
+    thread_local Scratch key_scratch, value_scratch, query_scratch, score_scratch, weight_scratch;
+    const int64_t keys = padded(head.tokens, TILE_DIMS);
+    const Bfloat* key = key_tiles(head, keys, key_scratch);
+    const Bfloat* value = value_tiles(head, keys, value_scratch);
+    Bfloat* query = query_scratch.of<Bfloat>(LANES * head.dims);
+    float* scores = score_scratch.of<float>(keys * LANES);
+    Bfloat* weights = weight_scratch.of<Bfloat>(keys * LANES);
+    const amx::Tiles shaped(2 * LANES);
+    for (int64_t first = 0; first < head.tokens; first += LANES) {
+        query_tiles(head, first, query);
+        __asm__ volatile("" ::: "memory");
+        score_tiles(query, key, keys, head.dims, scores);
+        __asm__ volatile("" ::: "memory");
+        const Vec share = soften<Bfloat>(scores, head.tokens, scale);
+        weight_tiles(scores, head.tokens, keys, weights);
+        __asm__ volatile("" ::: "memory");
+        mix_tiles(weights, value, keys, share, head, first);
+    }
+}
+
+#else
+bool suits_tiles(const Head<Bfloat>&) { return false; }
+void attend_by_tiles(const Head<Bfloat>&, float) {}
+#endif
+
+template <class T>
+void attend_suitably(const Head<T>& head, float scale) {
+    if constexpr (std::is_same_v<T, Bfloat>) {
+        if (suits_tiles(head)) return attend_by_tiles(head, scale);
+    }
+    attend_head(head, scale);
+}
+
 template <class T>
 struct Attention {
     const T* qkv;
@@ -203,7 +351,7 @@ template <class T>
 void attend(const Attention<T>& all, int threads) {
     const float scale = 1.44269504f / std::sqrt(static_cast<float>(all.dims));
     parallel_for(all.texts * all.heads, HEADS_PER_PIECE, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) attend_head(all.head(task), scale);
+        for (int64_t task = begin; task < end; ++task) attend_suitably(all.head(task), scale);
     });
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from smile.errors import FailedPrecondition
 from smile.model.kernels import EAGER, KernelChoice, kernels_for
@@ -75,12 +76,13 @@ def _norm(width: int) -> NormWeights:
     return NormWeights(torch.rand(width) + 0.5, torch.randn(width), 1e-12)
 
 
-def _close(found: Tensor, truth: Tensor) -> None:
-    """To 5e-6 in float32; in bfloat16 to one rounding of the result and one of what went in."""
+def _close(found: Tensor, truth: Tensor, inner: float = 0.5) -> None:
+    """To 5e-6 in float32; in bfloat16 to one rounding of the result and one of numbers of `inner`
+    size inside."""
     assert found.shape == truth.shape
     bound = 5e-6 * (1 + truth.abs())
     if found.dtype == torch.bfloat16:
-        bound = BFLOAT_ROUNDING * (0.5 + truth.abs())
+        bound = BFLOAT_ROUNDING * (inner + truth.abs())
     worst = ((found.float() - truth).abs() / bound).max().item()
     assert worst <= 1, f"{worst} times the bound"
 
@@ -91,7 +93,7 @@ def test_attend(native: NativeDense, heads: int, dims: int, dtype: torch.dtype) 
     torch.manual_seed(heads * dims)
     packed = _packed(LENGTHS)
     qkv = _random(packed.tokens, 3 * heads * dims, dtype)
-    _close(native.attend(qkv, packed, heads), TORCH.attend(qkv.float(), packed, heads))
+    _close(native.attend(qkv, packed, heads), TORCH.attend(qkv.float(), packed, heads), 1.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -100,7 +102,7 @@ def test_attend_to_every_length(native: NativeDense, dtype: torch.dtype) -> None
     for length in (*range(1, 70), 127, 512):
         packed = _packed([length])
         qkv = _random(length, 3 * 2 * 32, dtype)
-        _close(native.attend(qkv, packed, 2), TORCH.attend(qkv.float(), packed, 2))
+        _close(native.attend(qkv, packed, 2), TORCH.attend(qkv.float(), packed, 2), 1.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -246,6 +248,25 @@ def test_one_nan_stays_in_its_text(dense: DenseKernels) -> None:
     assert torch.equal(found[:20], clean[:20])
     assert torch.equal(found[40:], clean[40:])
     assert torch.isnan(found[20:40]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_products_in_between(native: NativeDense, threads: int) -> None:
+    """Both use matrix tiles, whose shapes are a state of the thread."""
+    torch.manual_seed(8)
+    packed = _packed([40, 9, 130])
+    x, weight = torch.randn(179, 64).bfloat16(), torch.randn(192, 64).bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        product = functional.linear(x, weight)
+        mixed = native.attend(product, packed, 2)
+        for _ in range(5):
+            assert torch.equal(functional.linear(x, weight), product)
+            assert torch.equal(native.attend(product, packed, 2), mixed)
+            assert torch.equal(functional.linear(x[:7], weight), product[:7])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_gradients_flow_through_torch_kernels() -> None:

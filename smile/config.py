@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import pydantic
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
@@ -43,7 +43,18 @@ class ServiceSettings(BaseSettings):
         default=limits.MESSAGE_BYTES_MAX, ge=limits.KIB, le=256 * limits.MIB
     )
     concurrent_rpcs_max: int = Field(default=1024, ge=1, le=100_000)
+    call_bytes_max: int = Field(default=limits.CALL_BYTES_MAX, ge=limits.KIB)
     drain_s: float = Field(default=10.0, ge=0.0, le=600.0)
+
+    @model_validator(mode="after")
+    def _check_call_bytes(self) -> Self:
+        if self.call_bytes_max < self.max_message_bytes:
+            prefix = self.model_config.get("env_prefix", "")
+            raise ValueError(
+                f"{prefix}CALL_BYTES_MAX={self.call_bytes_max} must hold one message of "
+                f"{prefix}MAX_MESSAGE_BYTES={self.max_message_bytes}"
+            )
+        return self
 
     @field_validator("service_key")
     @classmethod

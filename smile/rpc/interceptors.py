@@ -34,6 +34,7 @@ from smile.logs import get_logger
 from smile.rpc import context as call_context
 from smile.rpc.access import MethodAccess
 from smile.rpc.auth import SERVICE_KEY_INVALID, Authenticator
+from smile.rpc.budget import CallBytes
 from smile.rpc.keys import unauthenticated
 from smile.rpc.principal import Principal, set_principal
 from smile.rpc.status import DETAILS_KEY, code_of, from_rpc_error, to_status, to_trailers
@@ -67,6 +68,7 @@ class Guard(grpc.aio.ServerInterceptor):
         access: The RPCs served and who may call them, by path.
         authenticator: Turns keys into principals.
         concurrent_rpcs_max: Calls served at a time; more are refused with `Overloaded`.
+        budget: What their messages may hold; more are refused likewise.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Guard(grpc.aio.ServerInterceptor):
         access: Mapping[str, MethodAccess],
         authenticator: Authenticator,
         concurrent_rpcs_max: int,
+        budget: CallBytes,
     ) -> None:
         self._access = access
         self._authenticator = authenticator
         self._concurrent_rpcs_max = concurrent_rpcs_max
         self._concurrent_rpcs = 0
+        self.budget = budget
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -142,6 +146,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 metadata={"limit": str(self._concurrent_rpcs_max)},
                 retry_after=OVERLOADED_RETRY_S,
             )
+        self.budget.check()
         remaining_s: float | None = context.time_remaining()
         if remaining_s is None:
             raise DeadlineRequired("every call needs a deadline; set a timeout on the client")
@@ -186,8 +191,9 @@ def _unary_unary(
     guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
 ) -> Callable[[bytes, _Context], Any]:
     async def serve(data: bytes, context: _Context) -> Any:
-        async with guard.serving(access, context):
-            return await inner(decode(data, parse), context)
+        with guard.budget.holding(data):
+            async with guard.serving(access, context):
+                return await inner(decode(data, parse), context)
 
     return serve
 
@@ -196,8 +202,9 @@ def _unary_stream(
     guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
 ) -> Callable[[bytes, _Context], Any]:
     async def serve(data: bytes, context: _Context) -> None:
-        async with guard.serving(access, context) as recheck:
-            await _send(inner(decode(data, parse), context), context, recheck)
+        with guard.budget.holding(data):
+            async with guard.serving(access, context) as recheck:
+                await _send(inner(decode(data, parse), context), context, recheck)
 
     return serve
 
@@ -206,7 +213,10 @@ def _stream_unary(
     guard: Guard, access: MethodAccess, inner: Callable[..., Any], parse: Callable[[bytes], Any]
 ) -> Callable[[AsyncIterator[bytes], _Context], Any]:
     async def serve(chunks: AsyncIterator[bytes], context: _Context) -> Any:
-        async with guard.serving(access, context), aclosing(_decoded(chunks, parse)) as requests:
+        async with (
+            guard.serving(access, context),
+            aclosing(_decoded(chunks, parse, guard.budget)) as requests,
+        ):
             return await inner(requests, context)
 
     return serve
@@ -218,7 +228,7 @@ def _stream_stream(
     async def serve(chunks: AsyncIterator[bytes], context: _Context) -> None:
         async with (
             guard.serving(access, context) as recheck,
-            aclosing(_decoded(chunks, parse)) as requests,
+            aclosing(_decoded(chunks, parse, guard.budget)) as requests,
         ):
             await _send(inner(requests, context), context, recheck)
 
@@ -234,10 +244,12 @@ _SHAPES: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[..., Any]]] 
 
 
 async def _decoded(
-    chunks: AsyncIterator[bytes], parse: Callable[[bytes], Any]
+    chunks: AsyncIterator[bytes], parse: Callable[[bytes], Any], budget: CallBytes
 ) -> AsyncGenerator[Any, None]:
     async for data in chunks:
-        yield decode(data, parse)
+        with budget.holding(data):
+            budget.check()
+            yield decode(data, parse)
 
 
 async def _send(responses: AsyncGenerator[Any, None], context: _Context, recheck: _Recheck) -> None:

@@ -27,6 +27,7 @@ from smile.config import ServiceSettings
 from smile.logs import get_logger
 from smile.rpc.access import declared_access
 from smile.rpc.auth import Authenticator
+from smile.rpc.budget import CallBytes
 from smile.rpc.health import HealthServicer, Readiness
 from smile.rpc.interceptors import Guard
 
@@ -112,7 +113,12 @@ def build_server(
         PortUnavailable: the address is in use or not this machine's.
     """
     names = [service.full_name for service in services]
-    guard = Guard(declared_access(names), authenticator, settings.concurrent_rpcs_max)
+    guard = Guard(
+        declared_access(names),
+        authenticator,
+        settings.concurrent_rpcs_max,
+        CallBytes(settings.call_bytes_max),
+    )
     server = grpc.aio.server(
         interceptors=[guard],
         options=_options(settings),

@@ -323,6 +323,35 @@ async def test_too_many_calls_at_once_are_refused_early(keys: FakeKeys, log: Str
         assert (await client.unary(Request())).text
 
 
+async def test_too_many_bytes_at_once_are_refused_early(keys: FakeKeys, log: StringIO) -> None:
+    bounds = {"max_message_bytes": 10_000, "call_bytes_max": 12_000}
+    async with world(keys, log, **bounds) as it, it.acme() as client:
+        waiting = asyncio.ensure_future(client.unary(Request(act="wait", padding=b"x" * 9_000)))
+        await it.probe.inside.wait()
+        assert (await client.unary(Request(padding=b"x" * 2_000))).text, "there is room for this"
+        for call in (
+            client.unary(Request(padding=b"x" * 4_000)),
+            drain(client.download(Request(padding=b"x" * 4_000))),
+            client.upload(padded(1_000, 4_000)),
+            drain(client.chat(padded(1_000, 4_000))),
+        ):
+            error = await failure(call)
+            assert type(error) is errors.Overloaded
+            assert error.reason == "TOO_MANY_BYTES"
+            assert error.metadata["limit"] == "12000"
+            assert int(error.metadata["value"]) > 12_000
+            assert error.retry_after is not None
+            assert error.retry_after > 0
+        it.probe.release.set()
+        assert (await waiting).text == "released"
+        assert (await client.upload(padded(9_000, 9_000, 9_000))).text, "one at a time"
+
+
+async def padded(*sizes: int) -> AsyncIterator[Any]:
+    for size in sizes:
+        yield Request(padding=b"x" * size)
+
+
 async def test_the_deadline_ends_the_handler(keys: FakeKeys, log: StringIO) -> None:
     async with world(keys, log) as it, it.acme() as client:
         error = await failure(client.unary(Request(act="wait"), timeout=0.3))

@@ -17,7 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 SERVICES = (CreatorSettings, ProcessorSettings, StorageSettings, TrainerSettings)
 SHARED_FIELDS = set(ServiceSettings.model_fields)
-PREFIXED_FIELDS = ("host", "port", "max_message_bytes", "concurrent_rpcs_max", "drain_s")
+PREFIXED_FIELDS = (
+    "host",
+    "port",
+    "max_message_bytes",
+    "concurrent_rpcs_max",
+    "call_bytes_max",
+    "drain_s",
+)
 
 
 @pytest.mark.parametrize("settings", SERVICES)

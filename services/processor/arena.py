@@ -41,7 +41,9 @@ class Slabs:
         """The rows in slots that are taken."""
         return tuple(Row(self._slabs[slot.slab], slot.index) for slot in slots)
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Slabs that are open."""
         return len(self._slabs)
 
 

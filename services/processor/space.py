@@ -107,7 +107,7 @@ class Space:
         self.nbytes = 0
         self._slab_bytes = slab_bytes
         self._granule = granule
-        self._backing = backing or Unbacked()
+        self._backing = Unbacked() if backing is None else backing
         self._classes: dict[int, _RowClass] = {}
         self._slabs = 0
 

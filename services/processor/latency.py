@@ -21,9 +21,11 @@ from itertools import pairwise
 from smile.errors import DataCorrupted
 from smile.model.specs import PetKind
 
-FACTOR_MIN, FACTOR_MAX = 0.25, 16.0  # how far a machine may be from its tables and be followed
-RATIO_MIN, RATIO_MAX = 0.5, 2.0  # what one batch may say against what is believed
+FACTOR_MIN, FACTOR_MAX = 1e-3, 1e2  # how far a machine may be from its tables and be followed
+RATIO_MIN, RATIO_MAX = 0.25, 4.0  # what one batch may say against what is believed
 FACTOR_SMOOTHING = 0.1  # weight of the newest batch
+DOUBT_S = 1.0  # without a batch, after which a refusal is itself a reason for doubt
+DOUBT_FACTOR = 0.8
 POINTS_MAX = 1_000
 
 
@@ -133,6 +135,7 @@ class LatencyModel:
     def __init__(self, tables: LatencyTables) -> None:
         self.tables = tables
         self.factor = 1.0
+        self._observed_at = -math.inf
         self._bulk_s = tables.alpha.per_token
 
     def seconds(self, tokens: int, texts: int, kind: PetKind = PetKind.NONE) -> float:
@@ -146,7 +149,7 @@ class LatencyModel:
         """The least that so much work takes, in batches of whatever size suits the device best."""
         return self.factor * (self._bulk_s * tokens + self.tables.text_s * texts)
 
-    def observe(self, predicted_s: float, observed_s: float) -> None:
+    def observe(self, predicted_s: float, observed_s: float, now: float) -> None:
         """A batch took `observed_s` where `predicted_s` had been predicted, factor included.
 
         Smoothed in the logarithm, so that half as long and twice as long cancel out; a single
@@ -156,6 +159,45 @@ class LatencyModel:
             return
         ratio = min(max(observed_s / predicted_s, RATIO_MIN), RATIO_MAX)
         self.factor = min(max(self.factor * ratio**FACTOR_SMOOTHING, FACTOR_MIN), FACTOR_MAX)
+        self._observed_at = now
+
+    def doubt(self, now: float) -> None:
+        """Something was refused for what this model predicts. If that keeps everything from being
+        computed, nothing would ever be learned: believe it less, until something is.
+        """
+        if now - self._observed_at > DOUBT_S:
+            self.factor = max(self.factor * DOUBT_FACTOR, FACTOR_MIN)
+
+
+class Latencies:
+    """Models by backbone, as they become known. What is not known bounds and refuses nothing."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, LatencyModel] = {}
+
+    def learn(self, backbone: str, model: LatencyModel) -> None:
+        """A backbone has been measured."""
+        self._models = {**self._models, backbone: model}
+
+    def of(self, backbone: str) -> LatencyModel | None:
+        return self._models.get(backbone)
+
+    def bulk_s(self, tokens: int, texts: int) -> float:
+        """The least seconds for so much work, whichever backbone it is for."""
+        return min((model.bulk_s(tokens, texts) for model in self._models.values()), default=0.0)
+
+    def observe(
+        self, backbone: str, predicted_s: float | None, observed_s: float, now: float
+    ) -> None:
+        """A batch has been computed; None: nothing was predicted."""
+        model = self._models.get(backbone)
+        if model is not None and predicted_s is not None:
+            model.observe(predicted_s, observed_s, now)
+
+    def doubt(self, now: float) -> None:
+        """Something was refused for what `bulk_s` says."""
+        for model in self._models.values():
+            model.doubt(now)
 
 
 class Tally:

@@ -385,7 +385,8 @@ class _Forming:
         plan, now = question.plan, question.now
         if chunk.deadline <= now:
             plan.expired.append(waiting.skip(lane, turn))
-        elif self._late(chunk):
+        elif self._model is not None and self._late(chunk, self._model):
+            self._model.doubt(now)
             plan.late.append(waiting.skip(lane, turn))
         elif (state := question.state_of(chunk.module)) is ModuleState.FAILED:
             plan.failed.append(waiting.skip(lane, turn))
@@ -399,10 +400,8 @@ class _Forming:
             return False
         return True
 
-    def _late(self, chunk: Chunk) -> bool:
-        if self._model is None:
-            return False
-        alone_s = self._model.seconds(chunk.tokens, len(chunk.texts), chunk.kind)
+    def _late(self, chunk: Chunk, model: LatencyModel) -> bool:
+        alone_s = model.seconds(chunk.tokens, len(chunk.texts), chunk.kind)
         return self._question.now + LATE_MARGIN * alone_s > chunk.deadline
 
     def _busy(self, chunk: Chunk, vplm: VplmName) -> bool:

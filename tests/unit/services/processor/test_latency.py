@@ -15,6 +15,7 @@ from services.processor.latency import (
     FACTOR_SMOOTHING,
     RATIO_MAX,
     Curve,
+    Latencies,
     LatencyModel,
     LatencyTables,
     Tally,
@@ -86,17 +87,17 @@ def test_bulk_work_never_takes_longer_than_one_batch_of_it(
     assert model.bulk_s(tokens, texts) <= model.seconds(tokens, texts, kind) + 1e-12
 
 
-@pytest.mark.parametrize("truth", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("truth", [0.01, 0.4, 1.0, 3.0])
 def test_the_factor_follows_the_machine(truth: float) -> None:
     model = LatencyModel(TABLES)
     for _ in range(100):
-        model.observe(model.seconds(100, 4), truth * LatencyModel(TABLES).seconds(100, 4))
+        model.observe(model.seconds(100, 4), truth * LatencyModel(TABLES).seconds(100, 4), 0.0)
     assert model.factor == pytest.approx(truth, rel=0.01)
 
 
 def test_one_wild_batch_moves_the_factor_little() -> None:
     model = LatencyModel(TABLES)
-    model.observe(0.01, 100.0)
+    model.observe(0.01, 100.0, 0.0)
     assert model.factor == pytest.approx(RATIO_MAX**FACTOR_SMOOTHING)
 
 
@@ -104,8 +105,34 @@ def test_one_wild_batch_moves_the_factor_little() -> None:
 def test_the_factor_is_bounded_whatever_is_observed(batches: list[tuple[float, float]]) -> None:
     model = LatencyModel(TABLES)
     for predicted_s, observed_s in batches:
-        model.observe(predicted_s, observed_s)
+        model.observe(predicted_s, observed_s, 0.0)
     assert FACTOR_MIN <= model.factor <= FACTOR_MAX
+
+
+def test_a_model_that_refuses_everything_is_doubted() -> None:
+    model = LatencyModel(TABLES)
+    model.observe(0.01, 0.01, now=10.0)
+    for number in range(100):
+        model.doubt(10.0 + number / 100)
+    assert model.factor == 1.0  # batches are being computed: what they say counts
+    model.doubt(12.0)
+    assert model.factor < 1.0
+    for _ in range(100):
+        model.doubt(13.0)
+    assert model.factor == FACTOR_MIN
+
+
+def test_the_least_over_backbones_and_nothing_where_nothing_is_known() -> None:
+    latencies = Latencies()
+    assert (latencies.bulk_s(1_000, 10), latencies.of("toy")) == (0.0, None)
+    slow, fast = LatencyModel(LatencyTables(Curve((1,), (0.01,)))), LatencyModel(TABLES)
+    latencies.learn("slow", slow)
+    latencies.learn("fast", fast)
+    assert latencies.bulk_s(1_000, 10) == fast.bulk_s(1_000, 10)
+    latencies.observe("slow", 0.01, 0.02, 0.0)
+    latencies.observe("slow", None, 9.0, 0.0)
+    latencies.observe("unknown", 0.01, 0.02, 0.0)
+    assert (slow.factor > 1.0, fast.factor) == (True, 1.0)
 
 
 def test_tables_survive_a_file() -> None:

@@ -29,7 +29,7 @@ from tests.unit.services.processor.conftest import Maker
 
 QUANTUM, CHUNK_MAX = 25, 60
 LIMITS = BatchLimits(tokens_max=100, texts_max=8, quantum_tokens=QUANTUM)
-MODEL = LatencyModel(LatencyTables(Curve((10, 1_000), (0.010, 1.0))))  # 1 ms a token
+TABLES = LatencyTables(Curve((10, 1_000), (0.010, 1.0)))  # 1 ms a token
 
 
 def ready(_: ModuleKey) -> ModuleState:
@@ -235,7 +235,10 @@ class Timed:
         shared_seconds_max=0.021,
         shared_for_s=5.0,
     )
-    terms = Terms(latency_of=lambda _: MODEL)
+
+    def __init__(self) -> None:
+        model = LatencyModel(TABLES)
+        self.terms = Terms(latency_of=lambda _: model)
 
     def plan(self, waiting: Waiting, now: float = 0.0) -> Plan:
         return next_batch(waiting, ready, self.limits, now, self.terms)
@@ -288,6 +291,17 @@ def test_a_batch_that_could_not_end_in_time_is_not_begun(make: Maker) -> None:
     assert plan.late == [late]
     assert taken(plan) == [soon]
     assert not plan.expired
+
+
+def test_a_model_gone_wrong_does_not_refuse_for_ever(make: Maker) -> None:
+    model = LatencyModel(LatencyTables(Curve((10,), (30.0,))))
+    terms, waiting = Terms(latency_of=lambda _: model), Waiting()
+    for now in range(30):
+        waiting.add(make.chunk(tokens=10, deadline=now + 1.0))
+        if taken(next_batch(waiting, ready, LIMITS, float(now), terms)):
+            break
+    else:
+        raise AssertionError("everything was refused")
 
 
 def test_waiting_for_company_ends_with_a_full_batch(make: Maker) -> None:

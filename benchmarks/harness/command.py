@@ -19,6 +19,7 @@ from benchmarks.harness.json_types import Figures
 from benchmarks.harness.machine import LOAD_IDLE_MAX, Machine
 from benchmarks.harness.result import Result
 from smile.errors import SmileError
+from smile.logs import LogFormat, LogLevel, configure
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -103,5 +104,6 @@ def measured(name: str, measure: Measure, run: Run) -> Result:
 
 
 def script(name: str, measure: Measure) -> None:
-    """For the end of a benchmark's module."""
+    """For the end of a benchmark's module: this process is the benchmark's, its log included."""
+    configure("benchmark", LogLevel.WARNING, LogFormat.CONSOLE)
     sys.exit(main(name, measure))

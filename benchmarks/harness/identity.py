@@ -20,7 +20,7 @@ from benchmarks.harness import workload
 from benchmarks.harness.fleet import Callers, Member
 from smile import Classification, Embedding
 from smile.model import weights
-from smile.model.initial import FloatArray, initial_tensors
+from smile.model.initial import StoredArray, initial_tensors
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.resources import InferResult
 
@@ -86,7 +86,7 @@ class IdentityCheck:
         await client.set_alias(member.vplm, "serving", number)
 
 
-def random_tensors(spec: ModuleSpec, shape: BackboneShape, seed: int) -> dict[str, FloatArray]:
+def random_tensors(spec: ModuleSpec, shape: BackboneShape, seed: int) -> dict[str, StoredArray]:
     """A module whose tensors are all random: what is zero in a new one is drawn too."""
     random = np.random.default_rng(seed)
     return {

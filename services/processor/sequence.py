@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from services.processor.admission import Permit
+
 RATIO_SMOOTHING = 0.05  # weight of the newest request in how tokens compare with their estimate
 
 
@@ -62,14 +64,16 @@ class Turnstile:
     _opening: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def turn(self, texts: int, tokens: int) -> AsyncIterator[None]:
+    async def turn(self, permit: Permit) -> AsyncIterator[None]:
         """Wait to be let in; leaving lets in the next micro-batch once everyone has left."""
-        turn = _Turn(texts, tokens, asyncio.get_running_loop().create_future())
+        estimated = permit.tokens
+        turn = _Turn(permit.texts, estimated, asyncio.get_running_loop().create_future())
         self._waiting.append(turn)
         self._open_soon()
         try:
             await turn.let_in
             yield
+            self._learn(estimated, permit.tokens)
         finally:
             if turn in self._waiting:
                 self._waiting.remove(turn)
@@ -78,7 +82,7 @@ class Turnstile:
                 self._inside -= 1
                 self._open_soon()
 
-    def settle(self, estimated: int, exact: int) -> None:
+    def _learn(self, estimated: int, exact: int) -> None:
         """A request's texts turned out to have `exact` tokens where `estimated` were counted."""
         self._ratio += RATIO_SMOOTHING * (exact / max(estimated, 1) - self._ratio)
 

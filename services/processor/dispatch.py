@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar
 
+from services.processor.admission import UNMEETABLE
 from services.processor.requests import Batch, Chunk, Failed, ModuleKey, Part
 from services.processor.residency import ModuleState, Residency, Temperature
 from services.processor.scheduler import (
@@ -360,7 +361,7 @@ class Dispatch(Generic[Module]):
             return None
         parts, modules = zip(*boarded, strict=True)
         self._travelling.update(chunk.request for part in parts for chunk in part.chunks)
-        return Work(Batch(batch.backbone, parts), modules, predicted_s)
+        return Work(Batch(batch.backbone, parts), modules, None if left else predicted_s)
 
     def _forget(self, batch: Batch) -> None:
         """A batch is over: what was known of its requests alone."""
@@ -387,5 +388,6 @@ def _expired() -> DeadlineExceeded:
 
 def _late() -> DeadlineExceeded:
     return DeadlineExceeded(
-        "the deadline would pass before the request is computed; nothing was computed"
+        "the deadline would pass before the request is computed; nothing was computed",
+        reason=UNMEETABLE,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import smile.model
 from services.processor.calibrate import Subject, calibrate, load, save
 from services.processor.engine import Engine, Prepared
-from services.processor.latency import LatencyTables
+from services.processor.latency import Latencies, LatencyModel, LatencyTables
 from services.processor.options import EngineOptions
 from services.processor.requests import Batch, Chunk, ModuleKey
 from smile.logs import get_logger
@@ -136,6 +136,18 @@ def tables(engine: Engine, backbone: str, folder: Path, budget_s: float) -> Late
         calm=found.calm,
     )
     return measured
+
+
+def learn(engine: Engine, latencies: Latencies, folder: Path, budget_s: float) -> None:
+    """Tables for every backbone of a loaded engine that has none; without them it serves as well,
+    so what goes wrong is only logged. Blocks for about `budget_s` a backbone; 0 measures nothing.
+    """
+    for backbone in engine.backbones if budget_s else ():
+        try:
+            if latencies.of(backbone) is None:
+                latencies.learn(backbone, LatencyModel(tables(engine, backbone, folder, budget_s)))
+        except Exception:
+            get_logger().exception("a backbone's latency cannot be measured", backbone=backbone)
 
 
 def subject_of(engine: Engine, backbone: str) -> Subject:

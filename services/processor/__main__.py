@@ -30,7 +30,7 @@ async def main(settings: ProcessorSettings) -> None:
         processor = Processor.build(settings, VersionReader(storage))
         add = processor_pb2_grpc.add_ProcessorServiceServicer_to_server
         await serve(
-            [Service(ProcessorServicer(processor.pipeline), add, FULL_NAME)],
+            [Service(ProcessorServicer(processor.pipeline, processor.renting), add, FULL_NAME)],
             settings=settings,
             authenticator=RemoteAuthenticator(storage, key),
             readiness=readiness,

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.admission import QueueLimits
-from services.processor.options import Device, EngineOptions
-from services.processor.pipeline import ChunkLimits
+from services.processor.options import Device, EngineOptions, Eviction, MemoryOptions
+from services.processor.pipeline import SLICES_MAX, ChunkLimits
+from services.processor.rentals import RentalLimits
 from services.processor.scheduler import BatchLimits
 from services.processor.sequence import Execution
 from smile import limits
@@ -18,7 +19,7 @@ from smile.backbone_config import BackboneServiceSettings
 
 PORT_DEFAULT = 7104
 MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
-CHUNKS_PER_BATCH = 8  # a batch holds several tenants' chunks even where each sends long ones
+CHUNKS_PER_BATCH = 16  # a batch holds several tenants' chunks even where each sends long ones
 
 
 class ProcessorSettings(BackboneServiceSettings):
@@ -26,22 +27,38 @@ class ProcessorSettings(BackboneServiceSettings):
 
     How to choose: `batch_tokens_max` is the longest others wait for a batch (at the device's tokens
     per second); `queue_tokens_max` is the longest anyone waits at all before being refused;
-    `modules_bytes_max` is the memory left beside backbones, and wants to hold the working set.
+    `host_bytes_max` is the memory left beside backbones, and wants to hold the working set.
 
     Attributes:
         queue_texts_max: Texts inside, queued and being computed, of all tenants.
         queue_tokens_max: Their tokens.
         queue_tenant_share: Part of both that one tenant may hold.
+        batch_ms_max: Predicted milliseconds of a batch. Larger batches suit the device better, and
+            whoever comes next waits for one.
+        batch_shared_ms_max: The same for what tenants with a backlog add while newcomers are about.
         batch_tokens_max: Tokens computed in one go.
         batch_texts_max: Texts computed in one go.
         batch_wait_ms_max: How long a batch that is not full waits for company.
-        modules_bytes_max: Host memory for modules.
+        host_bytes_max: Host memory for modules.
+        device_bytes_max: Device memory for modules; 0 is as much as the host's. A CPU reads the
+            host's memory: there it bounds how many modules count as hot.
+        pinned_share: Part of both that modules rented hot may take.
+        eviction: Which modules leave memory first.
+        module_idle_s: How long a module nobody uses stays in memory.
         module_failed_s: How long a module that could not be loaded is not tried again.
         module_loads_max: Modules loaded at a time.
         batches_in_flight: Batches prepared or computed at a time.
         execution: Whether micro-batches overlap.
         trace: File to write a trace of the lanes to, at the end and on SIGUSR1; None for none.
         resolve_ttl_s: How long a moved alias or a deleted vPLM may go unseen.
+        rentals_max: Processors that all tenants together may rent.
+        rentals_tenant_max: Processors that one tenant may rent.
+        rental_idle_s: How long a rented vPLM stays in memory without a request, where its terms do
+            not say.
+        calibration_s: Seconds that measuring a backbone may take at start; 0 measures nothing, and
+            batches are bounded by tokens and texts alone.
+        latency_cache: Folder that keeps what was measured; None for `.cache/smile/latency` in the
+            user's home.
         device: `cpu` or `cuda`.
         threads: CPU threads of torch; 0 lets it choose.
         tokenizer_threads: Threads that tokenise and decode modules.
@@ -58,16 +75,27 @@ class ProcessorSettings(BackboneServiceSettings):
     queue_texts_max: int = Field(default=40_000, ge=1, le=10_000_000)
     queue_tokens_max: int = Field(default=2_000_000, ge=1, le=1_000_000_000)
     queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    batch_ms_max: float = Field(default=50.0, ge=0.1, le=60_000.0)
+    batch_shared_ms_max: float = Field(default=20.0, ge=0.1, le=60_000.0)
     batch_tokens_max: int = Field(default=2_048, ge=16, le=1_000_000)
     batch_texts_max: int = Field(default=128, ge=1, le=100_000)
     batch_wait_ms_max: float = Field(default=1.0, ge=0.0, le=100.0)
-    modules_bytes_max: int = Field(default=512 * limits.MIB, ge=1)
+    host_bytes_max: int = Field(default=512 * limits.MIB, ge=1)
+    device_bytes_max: int = Field(default=0, ge=0)
+    pinned_share: float = Field(default=0.5, ge=0.0, le=0.9)
+    eviction: Eviction = Eviction.S3_FIFO
+    module_idle_s: float = Field(default=3_600.0, ge=1.0)
     module_failed_s: float = Field(default=2.0, ge=0.0, le=60.0)
     module_loads_max: int = Field(default=4, ge=1, le=64)
     batches_in_flight: int = Field(default=2, ge=1, le=16)
     execution: Execution = Execution.PIPELINED
     trace: Path | None = None
     resolve_ttl_s: float = Field(default=2.0, gt=0.0, le=60.0)
+    rentals_max: int = Field(default=100_000, ge=1, le=10_000_000)
+    rentals_tenant_max: int = Field(default=10_000, ge=1, le=10_000_000)
+    rental_idle_s: float = Field(default=600.0, ge=1.0)
+    calibration_s: float = Field(default=2.0, ge=0.0, le=600.0)
+    latency_cache: Path | None = None
     device: Device = Device.CPU
     threads: int = Field(default=0, ge=0, le=1_024)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
@@ -87,16 +115,33 @@ class ProcessorSettings(BackboneServiceSettings):
                 f"{prefix}QUEUE_TENANT_SHARE={self.queue_tenant_share} must hold a batch of "
                 f"{self.batch_tokens_max} tokens"
             )
-        if self.modules_bytes_max < MODULE_IN_MEMORY_MAX:
-            raise ValueError(
-                f"{prefix}MODULES_BYTES_MAX={self.modules_bytes_max} must hold the largest module, "
-                f"{MODULE_IN_MEMORY_MAX} bytes"
-            )
+        self._check_memory(prefix)
         return self
+
+    def _check_memory(self, prefix: str) -> None:
+        memory = self.memory_options
+        for name, limit in (
+            (f"HOST_BYTES_MAX={memory.host_bytes_max}", memory.host_bytes_max),
+            (f"DEVICE_BYTES_MAX={memory.device_bytes_max}", memory.device_bytes_max),
+        ):
+            if limit * (1 - self.pinned_share) < MODULE_IN_MEMORY_MAX:
+                raise ValueError(
+                    f"{prefix}{name} must hold the largest module, {MODULE_IN_MEMORY_MAX} bytes, "
+                    f"beside what {prefix}PINNED_SHARE={self.pinned_share} may pin"
+                )
 
     @property
     def engine_options(self) -> EngineOptions:
         return EngineOptions(self.sources, self.device, self.threads)
+
+    @property
+    def memory_options(self) -> MemoryOptions:
+        return MemoryOptions(
+            host_bytes_max=self.host_bytes_max,
+            device_bytes_max=self.device_bytes_max or self.host_bytes_max,
+            pinned_share=self.pinned_share,
+            eviction=self.eviction,
+        )
 
     @property
     def queue_limits(self) -> QueueLimits:
@@ -105,8 +150,27 @@ class ProcessorSettings(BackboneServiceSettings):
     @property
     def batch_limits(self) -> BatchLimits:
         return BatchLimits(
-            self.batch_tokens_max, self.batch_texts_max, self.batch_tokens_max // CHUNKS_PER_BATCH
+            tokens_max=self.batch_tokens_max,
+            texts_max=self.batch_texts_max,
+            quantum_tokens=self.batch_tokens_max // CHUNKS_PER_BATCH,
+            seconds_max=self.batch_ms_max / 1e3,
+            shared_seconds_max=self.batch_shared_ms_max / 1e3,
         )
+
+    @property
+    def ahead_tokens_max(self) -> int:
+        """What a tenant may be ahead of its share: two rounds and a chunk."""
+        limits = self.batch_limits
+        return 2 * limits.quantum_tokens + self.chunk_limits.chunk_tokens_max
+
+    @property
+    def latency_folder(self) -> Path:
+        """Where latency tables are kept."""
+        return self.latency_cache or Path("~/.cache/smile/latency").expanduser()
+
+    @property
+    def rental_limits(self) -> RentalLimits:
+        return RentalLimits(self.rentals_max, self.rentals_tenant_max, self.rental_idle_s)
 
     @property
     def chunk_limits(self) -> ChunkLimits:
@@ -114,4 +178,13 @@ class ProcessorSettings(BackboneServiceSettings):
             chunk_texts_max=max(1, self.batch_texts_max // CHUNKS_PER_BATCH),
             chunk_tokens_max=self.batch_tokens_max // CHUNKS_PER_BATCH,
             answer_bytes_max=self.max_message_bytes,
+            slices_max=1 if self.sequential else SLICES_MAX,
         )
+
+    @property
+    def sequential(self) -> bool:
+        return self.execution is Execution.SEQUENTIAL
+
+    @property
+    def in_flight_max(self) -> int:
+        return 1 if self.sequential else self.batches_in_flight

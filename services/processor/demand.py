@@ -13,6 +13,7 @@ from services.processor.dispatch import Dispatch
 from services.processor.loader import Loader
 from services.processor.requests import Failed, ModuleKey, Target
 from services.processor.residency import ModuleState, Temperature
+from services.processor.trace import Facts, Trace
 from smile.errors import Internal, Overloaded, SmileError, Unavailable
 from smile.logs import get_logger
 
@@ -55,6 +56,7 @@ class Demand(Generic[Module]):
         loader: Where they come from.
         clock: Monotonic seconds.
         on_failed: Told of every chunk whose module could not be had.
+        trace: Told of every load.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Demand(Generic[Module]):
         loader: Loader[Module],
         clock: Callable[[], float],
         on_failed: Callable[[Failed], None],
+        trace: Trace,
     ) -> None:
         self._dispatch = dispatch
         self._loader = loader
         self._clock = clock
         self._on_failed = on_failed
+        self._trace = trace
         self._waiters: dict[ModuleKey, dict[int, _Waiter]] = {}
         self._arrivals: dict[ModuleKey, set[asyncio.Future[None]]] = {}
         self._prefetches = 0
@@ -184,6 +188,7 @@ class Demand(Generic[Module]):
 
     async def _fetch(self, target: Target) -> None:
         """Load a module, wait for room and put it there."""
+        started = self._clock()
         async with self._loader.load(target) as decoded:
             sizes = decoded.row_bytes
             while (slots := self._dispatch.reserve(target.key, sizes)) is None:
@@ -191,6 +196,9 @@ class Demand(Generic[Module]):
                 await self._room.wait()
             module = await self._loader.place(decoded, slots)
         self._dispatch.publish(target.key, module)
+        if self._trace.on:
+            facts = Facts(vplms=1, bytes=sum(sizes))
+            self._trace.loaded(target.key, started, self._clock(), facts)
 
     def _fail(self, key: ModuleKey, error: SmileError) -> None:
         for failed in self._dispatch.fail(key, error):

@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 from services.processor.admission import Permit
 from services.processor.answers import Question, check_bytes, predict_all, size_of
 from services.processor.demand import Demand, LoadTime
+from services.processor.rentals import Rentals
 from services.processor.requests import (
     Answered,
     Asked,
@@ -28,7 +29,7 @@ from services.processor.requests import (
     estimate,
 )
 from services.processor.resolver import Resolver
-from smile.errors import InvalidArgument, SmileError
+from smile.errors import Cancelled, InvalidArgument, SmileError
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TokenizedText
 from smile.resources import FanoutAnswer, FanoutResult, Prediction, Timings
@@ -65,6 +66,7 @@ class Ways(Generic[Module]):
     engine: Serving
     resolver: Resolver
     demand: Demand[Module]
+    rentals: Rentals
     pool: Executor
     tokenize: Callable[[str, str, bool], Awaitable[TokenizedText]]
     outcomes: Callable[[int, Sequence[Chunk]], Awaitable[Sequence[Answered | BaseException]]]
@@ -134,7 +136,7 @@ class Fanouts(Generic[Module]):
         try:
             for key, target in targets.items():
                 try:
-                    entered[key] = self._ways.demand.enter(number, target)
+                    entered[key] = self._enter(number, target)
                 except SmileError as error:
                     outcomes[key] = error
             chunks = [self._chunk(request, number, targets[key], tokens) for key in entered]
@@ -145,7 +147,29 @@ class Fanouts(Generic[Module]):
         finally:
             for key in entered:
                 self._ways.demand.leave(number, key)
+                self._end(targets[key], outcomes.get(key))
         return outcomes, list(entered.values())
+
+    def _enter(self, number: int, target: Target) -> LoadTime:
+        """Raises `SmileError` where the vPLM comes faster than was rented, or cannot be loaded."""
+        ways = self._ways
+        if (rental := ways.rentals.of(target.name.vplm)) is None:
+            return ways.demand.enter(number, target)
+        ways.rentals.begin(rental, 1, ways.clock())
+        try:
+            load = ways.demand.enter(number, target)
+        except SmileError as error:
+            ways.rentals.end(rental, 1, error)
+            raise
+        rental.serves(target)
+        rental.found(waited=load.since is not None)
+        return load
+
+    def _end(self, target: Target, outcome: Answered | SmileError | None) -> None:
+        if (rental := self._ways.rentals.of(target.name.vplm)) is not None:
+            if isinstance(outcome, Answered):
+                return self._ways.rentals.end(rental, 1, None)
+            self._ways.rentals.end(rental, 1, outcome or Cancelled("the caller went away"))
 
     def _chunk(
         self, request: FanoutRequest, number: int, target: Target, tokens: TokenizedText
@@ -160,6 +184,8 @@ class Fanouts(Generic[Module]):
             deadline=request.deadline,
             texts=(tokens,),
             tokens=len(tokens),
+            kind=target.spec.pet.kind,
+            vplm=target.name.vplm,
         )
 
     async def _predictions(

@@ -22,7 +22,10 @@ from services.processor.demand import Demand, LoadTime
 from services.processor.device import Report
 from services.processor.dispatch import Dispatch
 from services.processor.fanout import Fanouts, Ways
+from services.processor.gathering import Gathering
+from services.processor.latency import Latencies
 from services.processor.loader import Loader
+from services.processor.rentals import Rentals
 from services.processor.requests import (
     Answered,
     Asked,
@@ -30,7 +33,6 @@ from services.processor.requests import (
     Failed,
     FanoutRequest,
     InferenceRequest,
-    Outcome,
     Ride,
     Target,
     estimate,
@@ -38,7 +40,9 @@ from services.processor.requests import (
     slices,
 )
 from services.processor.resolver import Resolver
+from services.processor.sequence import Turnstile
 from services.processor.stats import Counters
+from services.processor.trace import Facts, Gauge, Lane, Trace
 from smile.errors import DeadlineExceeded, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TextTokenizer, TokenizedText
@@ -47,7 +51,9 @@ from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStat
 
 STOPPING = "the processor is stopping"
 JOIN_S = 30.0
+SLICES_MAX = 4
 INLINE_NUMBERS_MAX = 4_096  # more than these are turned into answers beside the event loop
+INLINE_CHARS_MAX = 500  # more than these are tokenised beside it; a hop costs about as much as 100
 
 Module = TypeVar("Module")
 
@@ -90,7 +96,7 @@ class ChunkLimits:
     answer_bytes_max: int
     slice_texts_max: int = 256
     slice_tokens_max: int = 8_192
-    slices_max: int = 4
+    slices_max: int = SLICES_MAX
     due_s_max: float = 30.0
 
 
@@ -104,8 +110,12 @@ class Collaborators(Generic[Module]):
     dispatch: Dispatch[Module]
     lanes: Computing[Module]
     admission: Admission
+    rentals: Rentals
     pool: Executor
     clock: Callable[[], float]
+    trace: Trace
+    latencies: Latencies = field(default_factory=Latencies)
+    turnstile: Turnstile | None = None  # of sequential execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,6 @@ class _Ticket:
     request: InferenceRequest
     target: Target
     permit: Permit
-    window: asyncio.Semaphore
     load: LoadTime
     rides: dict[int, Ride] = field(default_factory=dict)
 
@@ -150,8 +159,10 @@ class Pipeline(Generic[Module]):
         self._limits = limits
         self._counters = Counters()
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Answered]] = {}
-        self._demand = Demand(parts.dispatch, parts.loader, parts.clock, self._settle)
+        self._gathering = Gathering()
+        self._demand = Demand(
+            parts.dispatch, parts.loader, parts.clock, self._gathering.settle, parts.trace
+        )
         self._fanouts = Fanouts(self._ways())
         self._started = False
 
@@ -171,11 +182,16 @@ class Pipeline(Generic[Module]):
         """Admit nothing more, refuse what is queued, answer what was taken, end the lanes."""
         self._parts.admission.close(STOPPING)
         for chunk in self._parts.dispatch.close():
-            self._settle(Failed(chunk, Unavailable(STOPPING, retry_after=1.0)))
+            self._gathering.settle(Failed(chunk, Unavailable(STOPPING, retry_after=1.0)))
         await self._demand.close()
         await self._parts.resolver.close()
         if self._started:
             await asyncio.to_thread(self._parts.lanes.join, JOIN_S)
+
+    @property
+    def demand(self) -> Demand[Module]:
+        """Who brings modules into memory."""
+        return self._demand
 
     def stats(self) -> ProcessorStats:
         """How the processor is doing."""
@@ -190,7 +206,8 @@ class Pipeline(Generic[Module]):
         """The answers to a request's texts.
 
         Raises:
-            Overloaded: the queue is full; refused before any work is done.
+            Overloaded: the queue is full, or the vPLM is asked for faster than was rented; refused
+                before any work is done.
             NotFound: there is no such vPLM, alias or version.
             TextTooLong: a text has too many tokens and is not to be truncated.
             FailedPrecondition: the vPLM's backbone is not served here.
@@ -199,12 +216,30 @@ class Pipeline(Generic[Module]):
             Unavailable: storage is away and what is needed was not kept, or the processor is
                 stopping.
         """
+        rentals = self._parts.rentals
+        if (rental := rentals.of(request.vplm)) is None:
+            return await self._infer(request)
+        rentals.begin(rental, len(request.texts), self._parts.clock())
+        error: BaseException | None = None
+        try:
+            return await self._infer(request)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            rentals.end(rental, len(request.texts), error)
+
+    async def _infer(self, request: InferenceRequest) -> InferResult:
         tokens = request.tokens_estimate(self._parts.engine.text_tokens_max)
         ask = _Ask(request.vplm.tenant, len(request.texts), tokens)
+        number = next(self._numbers)
         async with self._admitted(ask, request.arrived, request.deadline) as permit:
+            self._mark(Lane.ADMIT, request.arrived, number)
+            started = self._parts.clock()
             asked = Asked(request.vplm, request.alias, request.version)
             target = await self._parts.resolver.target(asked, request.routing_key)
-            return await self.submit(request, target, permit)
+            self._mark(Lane.RESOLVE, started, number)
+            return await self.submit(number, request, target, permit)
 
     async def infer_fanout(self, request: FanoutRequest) -> FanoutResult:
         """What each of many vPLMs says of one text.
@@ -222,11 +257,16 @@ class Pipeline(Generic[Module]):
         """Room for what is asked, until the deadline. Raises as admission, and
         `DeadlineExceeded`.
         """
-        with self._parts.admission.admit(ask.tenant, ask.texts, ask.tokens) as permit:
+        left_s = deadline - self._parts.clock()
+        with self._parts.admission.admit(ask.tenant, ask.texts, ask.tokens, left_s) as permit:
             self._counters.asked(ask.texts)
             try:
                 async with asyncio.timeout(max(deadline - self._parts.clock(), 0.0)):
-                    yield permit
+                    if self._parts.turnstile is None:
+                        yield permit
+                        return
+                    async with self._parts.turnstile.turn(permit):
+                        yield permit
             except TimeoutError:
                 waited = self._parts.clock() - arrived
                 raise DeadlineExceeded(
@@ -234,16 +274,17 @@ class Pipeline(Generic[Module]):
                 ) from None
 
     async def submit(
-        self, request: InferenceRequest, target: Target, permit: Permit
+        self, number: int, request: InferenceRequest, target: Target, permit: Permit
     ) -> InferResult:
         """The answers of one version to an admitted request."""
         self._parts.engine.check(target.spec)
         hidden = self._parts.engine.shape(target.spec.backbone).hidden
         check_size(request, target.spec.head, hidden, self._limits.answer_bytes_max)
-        window = asyncio.Semaphore(self._limits.slices_max)
-        number = next(self._numbers)
         load = self._demand.enter(number, target)
-        ticket = _Ticket(number, request, target, permit, window, load)
+        if (rental := self._parts.rentals.of(request.vplm)) is not None:
+            rental.serves(target)
+            rental.found(waited=load.since is not None)
+        ticket = _Ticket(number, request, target, permit, load)
         try:
             predictions = await self._predictions(ticket)
         finally:
@@ -264,7 +305,13 @@ class Pipeline(Generic[Module]):
         )
         if len(spans) == 1:
             return tuple(await self._slice(ticket, spans[0]))
-        tasks = [asyncio.create_task(self._slice(ticket, span)) for span in spans]
+        window = asyncio.Semaphore(self._limits.slices_max)
+
+        async def in_window(span: tuple[int, int]) -> list[Prediction]:
+            async with window:
+                return await self._slice(ticket, span)
+
+        tasks = [asyncio.create_task(in_window(span)) for span in spans]
         try:
             parts = await asyncio.gather(*tasks)
         finally:
@@ -274,12 +321,25 @@ class Pipeline(Generic[Module]):
         return tuple(itertools.chain.from_iterable(parts))
 
     async def _slice(self, ticket: _Ticket, span: tuple[int, int]) -> list[Prediction]:
-        async with ticket.window:
-            texts = ticket.request.texts[slice(*span)]
-            tokens = await self._tokenize(ticket, texts, span[0])
-            chunks = [self._chunk(ticket, run) for run in self._runs(tokens)]
-            answered = await self._answered(chunks)
+        texts = ticket.request.texts[slice(*span)]
+        started = self._parts.clock()
+        tokens = await self._tokenize(ticket, texts, span[0])
+        self._mark(Lane.TOKENISE, started, ticket.number, len(texts))
+        chunks = [self._chunk(ticket, run) for run in self._runs(tokens)]
+        answered = await self._gathering.answers(chunks, self._parts.dispatch.put)
         ticket.rides |= {answer.ride.number: answer.ride for answer in answered}
+        started = self._parts.clock()
+        predictions = await self._predicted(ticket, texts, tokens, answered)
+        self._mark(Lane.ANSWER, started, ticket.number, len(texts))
+        return predictions
+
+    async def _predicted(
+        self,
+        ticket: _Ticket,
+        texts: Sequence[str],
+        tokens: Sequence[TokenizedText],
+        answered: Sequence[Answered],
+    ) -> list[Prediction]:
         head, top_k = ticket.target.spec.head, ticket.request.top_k
         outputs = [output for answer in answered for output in answer.outputs]
         questions = [
@@ -293,13 +353,15 @@ class Pipeline(Generic[Module]):
     async def _tokenize(
         self, ticket: _Ticket, texts: Sequence[str], first: int
     ) -> list[TokenizedText]:
-        tokenizer = self._parts.engine.tokenizer(ticket.target.spec.backbone)
+        encode = self._parts.engine.tokenizer(ticket.target.spec.backbone).encode
         truncate = ticket.request.truncate
-        loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(
-            self._parts.pool,
-            lambda: tokenizer.encode(list(texts), truncate=truncate, first_index=first),
-        )
+        if sum(map(len, texts)) <= INLINE_CHARS_MAX:
+            tokens = encode(texts, truncate=truncate, first_index=first)
+        else:
+            loop = asyncio.get_running_loop()
+            tokens = await loop.run_in_executor(
+                self._parts.pool, lambda: encode(texts, truncate=truncate, first_index=first)
+            )
         longest = self._parts.engine.text_tokens_max
         ticket.permit.settle(
             sum(estimate(text, longest) for text in texts), sum(len(text) for text in tokens)
@@ -324,6 +386,8 @@ class Pipeline(Generic[Module]):
             deadline=request.deadline,
             texts=texts,
             tokens=sum(len(text) for text in texts),
+            kind=ticket.target.spec.pet.kind,
+            vplm=request.vplm,
         )
 
     def _ways(self) -> Ways[Module]:
@@ -341,6 +405,7 @@ class Pipeline(Generic[Module]):
             engine=parts.engine,
             resolver=parts.resolver,
             demand=self._demand,
+            rentals=parts.rentals,
             pool=parts.pool,
             tokenize=tokenize,
             outcomes=self._outcomes,
@@ -354,51 +419,31 @@ class Pipeline(Generic[Module]):
         self, request: int, chunks: Sequence[Chunk]
     ) -> Sequence[Answered | BaseException]:
         """What came of each chunk of a request, queued together; left early, none is computed."""
-        loop = asyncio.get_running_loop()
-        answers: dict[int, asyncio.Future[Answered]] = {
-            chunk.number: loop.create_future() for chunk in chunks
-        }
-        self._answers |= answers
         try:
-            self._parts.dispatch.put(chunks)
-            return await asyncio.gather(*answers.values(), return_exceptions=True)
+            outcomes = await self._gathering.outcomes(chunks, self._parts.dispatch.put)
         finally:
             self._parts.dispatch.drop(request)
-            for number in answers:
-                self._answers.pop(number, None)
+        return [one.error if isinstance(one, Failed) else one for one in outcomes]
 
-    async def _answered(self, chunks: Sequence[Chunk]) -> list[Answered]:
-        loop = asyncio.get_running_loop()
-        answers: dict[int, asyncio.Future[Answered]] = {
-            chunk.number: loop.create_future() for chunk in chunks
-        }
-        self._answers |= answers
-        try:
-            self._parts.dispatch.put(chunks)
-            return await asyncio.gather(*answers.values())
-        finally:
-            for number in answers:
-                self._answers.pop(number, None)
+    def _mark(self, lane: Lane, started: float, request: int, texts: int = 0) -> None:
+        if self._parts.trace.on:
+            now = self._parts.clock()
+            self._parts.trace.span(lane, started, now, Facts(request=request, texts=texts))
+            self._parts.trace.level(Gauge.QUEUE_TEXTS, now, self._parts.admission.inside.texts)
 
     def _hear(self, report: Report[Module]) -> None:
         """What the device thread told."""
         for key in report.taken.wanted:
             self._demand.want(key)
         for failed in report.taken.failed:
-            self._settle(failed)
+            self._gathering.settle(failed)
         for outcome in report.outcomes:
-            self._settle(outcome)
+            self._gathering.settle(outcome)
         if (work := report.taken.work) is not None:
             self._counters.computed(work.batch, report.compute_s)
             self._parts.admission.computed(work.batch.tokens, report.compute_s)
+            now = self._parts.clock()
+            self._parts.latencies.observe(
+                work.batch.backbone, work.predicted_s, report.compute_s, now
+            )
             self._demand.room_made()
-
-    def _settle(self, outcome: Outcome) -> None:
-        """Hand an outcome to who waits for it, if anyone still does."""
-        future = self._answers.pop(outcome.chunk.number, None)
-        if future is None or future.done():
-            return
-        if isinstance(outcome, Failed):
-            future.set_exception(outcome.error)
-        else:
-            future.set_result(outcome)

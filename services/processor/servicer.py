@@ -6,11 +6,13 @@ import time
 from typing import Any, Protocol, TypeAlias
 
 import grpc
+from google.protobuf import empty_pb2
 
 from services.processor.requests import Asked, FanoutRequest, InferenceRequest
 from smile import codec
 from smile.errors import DeadlineRequired, InvalidArgument, NotFound
-from smile.names import VersionName, VplmName
+from smile.names import ProcessorName, TenantId, TenantName, VersionName, VplmName
+from smile.processors import Processor, ProcessorTerms
 from smile.resources import SERVING, FanoutResult, InferResult, ProcessorStats
 from smile.rpc.auth import current_principal, own
 from smile.rpc.context import current_request_id, remaining_s
@@ -29,11 +31,21 @@ class Answering(Protocol):
     def stats(self) -> ProcessorStats: ...
 
 
+class Letting(Protocol):
+    """What rents processors."""
+
+    async def rent(self, vplm: VplmName, terms: ProcessorTerms, *, wait: bool) -> Processor: ...
+    def release(self, name: ProcessorName) -> None: ...
+    def get(self, name: ProcessorName) -> Processor: ...
+    def page(self, tenant: TenantId, size: int, token: str) -> tuple[list[Processor], str]: ...
+
+
 class ProcessorServicer(processor_pb2_grpc.ProcessorServiceServicer):
     """Answers tenants about their texts."""
 
-    def __init__(self, pipeline: Answering) -> None:
+    def __init__(self, pipeline: Answering, renting: Letting) -> None:
         self._pipeline = pipeline
+        self._renting = renting
 
     async def Infer(
         self, request: processor_pb2.InferRequest, context: _Context
@@ -44,6 +56,34 @@ class ProcessorServicer(processor_pb2_grpc.ProcessorServiceServicer):
         self, request: processor_pb2.InferFanoutRequest, context: _Context
     ) -> processor_pb2.InferFanoutResponse:
         return codec.fanout_to_pb(await self._pipeline.infer_fanout(_decoded_fanout(request)))
+
+    async def RentProcessor(
+        self, request: processor_pb2.RentProcessorRequest, context: _Context
+    ) -> processor_pb2.Processor:
+        vplm = own(request.vplm, VplmName.parse, current_principal())
+        terms = codec.terms_from_pb(request.terms)
+        return codec.processor_to_pb(await self._renting.rent(vplm, terms, wait=request.wait))
+
+    async def ReleaseProcessor(
+        self, request: processor_pb2.ReleaseProcessorRequest, context: _Context
+    ) -> empty_pb2.Empty:
+        self._renting.release(own(request.name, ProcessorName.parse, current_principal()))
+        return empty_pb2.Empty()
+
+    async def GetProcessor(
+        self, request: processor_pb2.GetProcessorRequest, context: _Context
+    ) -> processor_pb2.Processor:
+        name = own(request.name, ProcessorName.parse, current_principal())
+        return codec.processor_to_pb(self._renting.get(name))
+
+    async def ListProcessors(
+        self, request: processor_pb2.ListProcessorsRequest, context: _Context
+    ) -> processor_pb2.ListProcessorsResponse:
+        parent = own(request.parent, TenantName.parse, current_principal())
+        found, token = self._renting.page(parent.tenant, request.page_size, request.page_token)
+        return processor_pb2.ListProcessorsResponse(
+            processors=[codec.processor_to_pb(each) for each in found], next_page_token=token
+        )
 
     async def GetStats(
         self, request: processor_pb2.GetStatsRequest, context: _Context

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from services.processor.admission import Admission
@@ -16,10 +19,17 @@ from services.processor.device import Lanes
 from services.processor.dispatch import Dispatch
 from services.processor.engine import Engine
 from services.processor.handoff import Handoff
+from services.processor.latency import Latencies
 from services.processor.loader import Bytes, Loader
+from services.processor.memory import Hierarchy
 from services.processor.pipeline import Collaborators, Pipeline
+from services.processor.probe import learn
+from services.processor.rentals import Rentals
+from services.processor.renting import Estate, Renting
 from services.processor.residency import Residency
 from services.processor.resolver import Resolver, Versions
+from services.processor.scheduler import Terms
+from services.processor.sequence import Turnstile
 from services.processor.trace import Trace
 from smile.logs import get_logger
 from smile.model.loaded import LoadedModule
@@ -41,7 +51,10 @@ class Processor:
 
     engine: Engine
     pipeline: Pipeline[LoadedModule]
+    renting: Renting[LoadedModule]
     pool: ThreadPoolExecutor
+    trace: Trace
+    measure: Callable[[], None]
 
     @classmethod
     def build(cls, settings: ProcessorSettings, storage: Storage) -> Processor:
@@ -49,39 +62,98 @@ class Processor:
         engine = Engine(settings.engine_options)
         pool = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenize")
         clock = time.monotonic
-        residency = Residency[LoadedModule](settings.modules_bytes_max, settings.module_failed_s)
+        hierarchy = Hierarchy.build(settings.memory_options, settings.device)
+        residency = Residency(hierarchy.memory, settings.module_failed_s)
+        rentals = Rentals(settings.rental_limits)
+        latencies = Latencies()
+        terms = Terms(rentals.weight_of, rentals.requests_max_of, latencies.of)
         wait_s = settings.batch_wait_ms_max / 1e3
-        dispatch = Dispatch(settings.batch_limits, residency, wait_s=wait_s, clock=clock)
+        dispatch = Dispatch(
+            settings.batch_limits, residency, wait_s=wait_s, clock=clock, terms=terms
+        )
         trace = Trace(settings.trace, clock=clock)
         parts = Collaborators(
             engine=engine,
             resolver=Resolver(storage, ttl_s=settings.resolve_ttl_s, clock=clock),
-            loader=Loader(storage, engine, pool, loads_max=settings.module_loads_max),
+            loader=Loader(
+                storage,
+                engine,
+                pool,
+                rows_of=hierarchy.host.rows,
+                loads_max=settings.module_loads_max,
+            ),
             dispatch=dispatch,
-            lanes=Lanes(dispatch, engine, Handoff(settings.batches_in_flight, clock, trace), trace),
-            admission=Admission(settings.queue_limits),
+            lanes=Lanes(dispatch, engine, Handoff(settings.in_flight_max, clock, trace), trace),
+            admission=Admission(
+                settings.queue_limits,
+                bulk_s=latencies.bulk_s,
+                weight_of=rentals.weight_of,
+                slack_tokens=settings.ahead_tokens_max,
+                on_unmeetable=lambda: latencies.doubt(clock()),
+            ),
+            latencies=latencies,
+            rentals=rentals,
             pool=pool,
             clock=clock,
+            trace=trace,
+            turnstile=_turnstile(settings, dispatch) if settings.sequential else None,
         )
-        return cls(engine, Pipeline(parts, settings.chunk_limits), pool)
+        pipeline = Pipeline(parts, settings.chunk_limits)
+        estate = Estate(
+            rentals=rentals,
+            resolver=parts.resolver,
+            demand=pipeline.demand,
+            dispatch=dispatch,
+            check=engine.check,
+            clock=clock,
+            sweep_s=settings.module_idle_s,
+        )
+        measure = partial(learn, engine, latencies, settings.latency_folder, settings.calibration_s)
+        return cls(engine, pipeline, Renting(estate), pool, trace, measure)
 
     @asynccontextmanager
     async def running(self, readiness: Readiness) -> AsyncIterator[None]:
         """Backbones loaded and warmed up beside the server, then requests answered until left."""
         starting = asyncio.create_task(self._start(readiness))
         try:
-            yield
+            with self._trace_on_signal():
+                yield
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+            await self.renting.close()
             await self.pipeline.close()
             self.pool.shutdown(wait=False, cancel_futures=True)
+            await asyncio.to_thread(self._write_trace)
+
+    @contextmanager
+    def _trace_on_signal(self) -> Iterator[None]:
+        """Where a trace is kept, SIGUSR1 writes it as far as it goes."""
+        if not self.trace.on or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(
+            signal.SIGUSR1, lambda: loop.run_in_executor(None, self._write_trace)
+        )
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGUSR1)
+
+    def _write_trace(self) -> None:
+        try:
+            if (path := self.trace.write()) is not None:
+                get_logger().info("trace written", path=str(path))
+        except OSError as error:
+            get_logger().error("the trace cannot be written", why=str(error))
 
     async def _start(self, readiness: Readiness) -> None:
         wait_s = RETRY_S_FIRST
         while True:
             try:
                 await asyncio.to_thread(self.engine.load)
+                await asyncio.to_thread(self.measure)
             except Exception as error:
                 get_logger().exception("a backbone cannot be served", retry_s=wait_s)
                 readiness.set_unready(BACKBONES_CHECK, str(error))
@@ -89,5 +161,18 @@ class Processor:
                 wait_s = min(2 * wait_s, RETRY_S_MAX)
             else:
                 self.pipeline.start()
+                self.renting.start()
                 readiness.set_ready(BACKBONES_CHECK)
                 return
+
+
+def _turnstile(settings: ProcessorSettings, dispatch: Dispatch[LoadedModule]) -> Turnstile:
+    """Micro-batches of the size that pipelined execution forms."""
+    limits = settings.batch_limits
+    return Turnstile(
+        tokens_max=limits.tokens_max,
+        texts_max=limits.texts_max,
+        wait_s=settings.batch_wait_ms_max / 1e3,
+        expect=dispatch.expect,
+        leave=dispatch.leave,
+    )

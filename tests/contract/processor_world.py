@@ -19,11 +19,12 @@ from services.processor.config import ProcessorSettings
 from services.processor.servicer import FULL_NAME, ProcessorServicer
 from services.processor.serving import BACKBONES_CHECK, Processor
 from smile import codec
+from smile.client.client import AsyncClient
 from smile.client.version_reader import VersionReader
 from smile.errors import Unavailable
-from smile.model import layout, weights
+from smile.model import layout, toy_modules, weights
 from smile.model.backbone import Backbone
-from smile.model.initial import NUMPY_DTYPES, FloatArray
+from smile.model.initial import NUMPY_DTYPES, StoredArray
 from smile.model.packing import pack
 from smile.model.reference import VplmModule
 from smile.model.specs import (
@@ -56,6 +57,8 @@ PETS = {
     "houlsby": PetSpec(PetKind.HOULSBY, 1, rank=4),
     "lora": PetSpec(PetKind.LORA, 0, rank=3, alpha=6.0, targets=tuple(Projection)[:3]),
     "bitfit": PetSpec(PetKind.BITFIT, 2),
+    "diff-pruning": PetSpec(PetKind.DIFF_PRUNING, 1, density=0.03),
+    "mask-bert": PetSpec(PetKind.MASK_BERT, 2, density=0.05),
     "none": PetSpec(PetKind.NONE, 2),
 }
 HEADS = {
@@ -70,13 +73,15 @@ def module_spec(backbone: Backbone, pet: str = "pfeiffer", head: str = "topic") 
     return ModuleSpec(backbone.name, backbone.digest, PETS[pet], HEADS[head], DType.FLOAT32)
 
 
-def random_tensors(spec: ModuleSpec, backbone: Backbone, seed: int) -> dict[str, FloatArray]:
+def random_tensors(spec: ModuleSpec, backbone: Backbone, seed: int) -> dict[str, StoredArray]:
     """Weights that change every answer."""
     random = np.random.default_rng(seed)
-    return {
-        name: (0.2 * random.standard_normal(tensor.shape)).astype(NUMPY_DTYPES[tensor.dtype])
-        for name, tensor in layout.tensors(spec, backbone.shape).items()
-    }
+    found = toy_modules.random_tensors(spec, backbone.shape, seed=seed)
+    for name, tensor in layout.tensors(spec, backbone.shape).items():
+        if isinstance(tensor.dtype, DType):
+            values = 0.2 * random.standard_normal(tensor.shape)
+            found[name] = values.astype(NUMPY_DTYPES[tensor.dtype])
+    return found
 
 
 class StorageFake(storage_pb2_grpc.StorageServiceServicer):
@@ -218,6 +223,13 @@ class World:
             with calling():
                 return codec.fanout_from_pb(await stub.InferFanout(request, timeout=timeout_s))
 
+    @asynccontextmanager
+    async def client(self, tenant: str) -> AsyncIterator[AsyncClient]:
+        """The SDK with a tenant's key; services other than the processor are not there."""
+        endpoints = f"processor={self.address}"
+        async with AsyncClient(self.keys.tenant(tenant), endpoints=endpoints) as client:
+            yield client
+
     @property
     def stats(self) -> ProcessorStats:
         return self.processor.pipeline.stats()
@@ -259,7 +271,7 @@ async def processor_world(backbone: Path, **changes: Any) -> AsyncIterator[World
         reader = VersionReader(channel, resolve_timeout_s=1.0)
         processor = Processor.build(settings, reader)
         await stack.enter_async_context(processor.running(readiness))
-        servicer = ProcessorServicer(processor.pipeline)
+        servicer = ProcessorServicer(processor.pipeline, processor.renting)
         server = await stack.enter_async_context(
             serving(
                 [Service(servicer, add_processor, FULL_NAME)],

@@ -193,7 +193,7 @@ async def test_nothing_is_left_behind(world: World) -> None:
     world.add("acme", "last", seed=1)
     await world.infer_fanout("acme", TEXT, [name("last"), name("absent")])
     pipeline = world.processor.pipeline
-    assert (pipeline._answers, pipeline._demand._waiters) == ({}, {})
+    assert (pipeline._gathering._groups, pipeline._demand._waiters) == ({}, {})
     assert pipeline._parts.admission.inside.texts == 0
     assert world.stats.queue_texts == 0
 

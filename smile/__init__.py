@@ -22,8 +22,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smile.client.account import NewApiKey, NewTenant
     from smile.client.client import AsyncClient
-    from smile.client.options import FanoutOptions, InferOptions, TrainOptions, VplmOptions
-    from smile.client.pets import BitFit, Houlsby, LoRA, NoPet, Pfeiffer
+    from smile.client.options import (
+        FanoutOptions,
+        InferOptions,
+        RentOptions,
+        TrainOptions,
+        VplmOptions,
+    )
+    from smile.client.pets import (
+        BitFit,
+        DiffPruning,
+        Houlsby,
+        LoRA,
+        MaskBert,
+        NoPet,
+        Pfeiffer,
+    )
     from smile.client.settings import Endpoints
     from smile.client.sync import Client
     from smile.client.training import JobFailed
@@ -62,6 +76,7 @@ if TYPE_CHECKING:
         Projection,
         Task,
     )
+    from smile.processors import Processor, ProcessorCounters, ProcessorState, ProcessorTerms
     from smile.resources import (
         SERVING,
         ApiKey,
@@ -105,8 +120,22 @@ __version__ = "0.1.0"
 _HOMES: dict[str, tuple[str, ...]] = {
     "smile.client.account": ("NewApiKey", "NewTenant"),
     "smile.client.client": ("AsyncClient",),
-    "smile.client.options": ("FanoutOptions", "InferOptions", "TrainOptions", "VplmOptions"),
-    "smile.client.pets": ("BitFit", "Houlsby", "LoRA", "NoPet", "Pfeiffer"),
+    "smile.client.options": (
+        "FanoutOptions",
+        "InferOptions",
+        "RentOptions",
+        "TrainOptions",
+        "VplmOptions",
+    ),
+    "smile.client.pets": (
+        "BitFit",
+        "DiffPruning",
+        "Houlsby",
+        "LoRA",
+        "MaskBert",
+        "NoPet",
+        "Pfeiffer",
+    ),
     "smile.client.settings": ("Endpoints",),
     "smile.client.sync": ("Client",),
     "smile.client.training": ("JobFailed",),
@@ -144,6 +173,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Pooling",
         "Projection",
         "Task",
+    ),
+    "smile.processors": (
+        "Processor",
+        "ProcessorCounters",
+        "ProcessorState",
+        "ProcessorTerms",
     ),
     "smile.resources": (
         "SERVING",
@@ -207,6 +242,7 @@ __all__ = [
     "DatasetReport",
     "DeadlineExceeded",
     "DeadlineRequired",
+    "DiffPruning",
     "Embedding",
     "Endpoints",
     "FailedPrecondition",
@@ -228,6 +264,7 @@ __all__ = [
     "JobState",
     "LabelScore",
     "LoRA",
+    "MaskBert",
     "Metric",
     "ModuleSpec",
     "NewApiKey",
@@ -242,9 +279,14 @@ __all__ = [
     "Pfeiffer",
     "Pooling",
     "Prediction",
+    "Processor",
+    "ProcessorCounters",
+    "ProcessorState",
     "ProcessorStats",
+    "ProcessorTerms",
     "Projection",
     "QuotaExceeded",
+    "RentOptions",
     "RowProblem",
     "Schedule",
     "SmileError",

@@ -74,6 +74,26 @@ class VersionName:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessorName:
+    """`tenants/{tenant}/processors/{vplm}`: what is rented for the vPLM of that id."""
+
+    tenant: TenantId
+    vplm: str
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/processors/{self.vplm}"
+
+    @property
+    def vplm_name(self) -> VplmName:
+        return VplmName(self.tenant, self.vplm)
+
+    @classmethod
+    def parse(cls, name: str) -> ProcessorName:
+        tenant, vplm = _split(name, "tenants", "processors")
+        return cls(tenant_id(tenant), check_id(vplm, "vPLM"))
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetName:
     """`tenants/{tenant}/datasets/{dataset}`."""
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from services.storage import keys, pages
+from services.storage import keys
 from services.storage.blobs import ByteBudget, Declared, received
 from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
@@ -26,6 +26,7 @@ from services.storage.records import (
     derived_uid,
     now,
 )
+from smile import pages
 from smile.errors import (
     Aborted,
     AlreadyExists,

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from services.storage import keys, pages
+from services.storage import keys
 from services.storage.blobs import Declared, checked, verified
 from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger
 from services.storage.records import DatasetRecord, Deletion, derived_uid, now
+from smile import pages
 from smile.errors import Aborted, AlreadyExists, NotFound, QuotaExceeded, SmileError
 from smile.limits import DATASET_BYTES_MAX, TENANT_DATASETS_MAX
 from smile.logs import get_logger

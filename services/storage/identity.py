@@ -8,10 +8,11 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.storage import keys, pages
+from services.storage import keys
 from services.storage.documents import Documents, Stored, load_page
 from services.storage.quota import every_object
 from services.storage.records import KeyRecord, TenantRecord, now
+from smile import pages
 from smile.errors import AlreadyExists, InvalidArgument, NotFound, QuotaExceeded
 from smile.limits import TENANT_API_KEYS_MAX, TENANT_BYTES_MAX
 from smile.names import ApiKeyName, TenantId

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import datetime
 
-from services.storage import keys, pages
+from services.storage import keys
 from services.storage.documents import Documents, Stored, load_page
 from services.storage.identity import Identity
 from services.storage.records import JobRecord, now
+from smile import pages
 from smile.errors import Aborted, DataCorrupted, FailedPrecondition, InvalidArgument, NotFound
 from smile.names import JobName, TenantId
 from smile.resources import Metric, TrainingJob, TrainingRecord

@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.storage import keys, pages
+from services.storage import keys
 from services.storage.documents import Documents, load_page
 from services.storage.identity import Identity
 from services.storage.quota import every_object
 from services.storage.records import VersionManifest, VplmRecord
+from smile import pages
 from smile.model.specs import Task
 from smile.names import TenantId, VplmName
 from smile.resources import SERVING, Usage, VplmUsage

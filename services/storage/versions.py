@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from services.storage import keys, pages
+from services.storage import keys
 from services.storage.blobs import ByteBudget, Declared, received, verified
 from services.storage.catalog import Catalog, check_module, live
 from services.storage.documents import Documents, Stored, load_page, stored_bytes
@@ -18,6 +18,7 @@ from services.storage.records import (
     VplmRecord,
     now,
 )
+from smile import pages
 from smile.errors import AlreadyExists, DataCorrupted, InvalidArgument, NotFound
 from smile.model.specs import ModuleSpec
 from smile.names import JobName, VersionName, VplmName

@@ -11,6 +11,7 @@ MODULES = (
     "smile.cli.datasets",
     "smile.cli.training",
     "smile.cli.inference",
+    "smile.cli.renting",
     "smile.cli.versions",
     "smile.cli.account",
     "smile.cli.platform",

@@ -9,6 +9,7 @@ from smile.client.account import AccountCalls
 from smile.client.calls import Connection
 from smile.client.datasets import DatasetCalls
 from smile.client.inference import InferenceCalls
+from smile.client.renting import RentingCalls
 from smile.client.scope import Scope
 from smile.client.settings import ClientSettings, Endpoints
 from smile.client.training import TrainingCalls
@@ -17,7 +18,13 @@ from smile.client.vplms import VplmCalls
 
 
 class AsyncClient(
-    VplmCalls, VersionCalls, DatasetCalls, TrainingCalls, InferenceCalls, AccountCalls
+    VplmCalls,
+    VersionCalls,
+    DatasetCalls,
+    TrainingCalls,
+    InferenceCalls,
+    RentingCalls,
+    AccountCalls,
 ):
     """SMILE, for one key.
 

@@ -122,6 +122,24 @@ class FanoutOptions(TypedDict, total=False):
     timeout: float
 
 
+class RentOptions(TypedDict, total=False):
+    """Keywords of `rent`: the fields of `ProcessorTerms`, and
+
+    Attributes:
+        wait: Return once the module is in memory, or with why it cannot be.
+        timeout: Seconds.
+    """
+
+    weight: float
+    concurrency_max: int
+    texts_per_s: float
+    burst_texts: int
+    pinned: bool
+    idle_s: float
+    wait: bool
+    timeout: float
+
+
 def known(options: Mapping[str, object], kind: type) -> None:
     """Raise `TypeError`, as Python does, for a keyword that `kind` (a `TypedDict`) has not:
     `Unpack` is for type checkers alone, and a misspelt option must not become the default."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from smile.codec.modules import ADAPTER_RANK_DEFAULT, LORA_RANK_DEFAULT
+from smile.codec.modules import ADAPTER_RANK_DEFAULT, DENSITIES_DEFAULT, LORA_RANK_DEFAULT
 from smile.errors import InvalidSpec
 from smile.model.specs import PetKind, PetSpec, Projection
 
@@ -54,3 +54,19 @@ def LoRA(
 def BitFit(*, first_layer: int | None = None) -> PetSpec:
     """Bias terms only. Ben Zaken et al. 2022."""
     return PetSpec(PetKind.BITFIT, first_layer)
+
+
+def DiffPruning(
+    density: float = DENSITIES_DEFAULT[PetKind.DIFF_PRUNING], *, first_layer: int | None = None
+) -> PetSpec:
+    """Sparse updates of a share `density` of every projection's weights, drawn at creation, and
+    bias terms. After Guo et al. 2021."""
+    return PetSpec(PetKind.DIFF_PRUNING, first_layer, density=density)
+
+
+def MaskBert(
+    density: float = DENSITIES_DEFAULT[PetKind.MASK_BERT], *, first_layer: int | None = None
+) -> PetSpec:
+    """Every projection's weights as they are, but for a share of at most `density` that training
+    masks to zero. Zhao et al. 2020."""
+    return PetSpec(PetKind.MASK_BERT, first_layer, density=density)

@@ -12,6 +12,7 @@ from smile.client.calls import PAGE_ROWS
 from smile.client.datasets import Rows
 from smile.client.sync_base import SyncBase
 from smile.model.specs import PetSpec
+from smile.processors import Processor
 from smile.resources import (
     ApiKey,
     Backbone,
@@ -358,6 +359,37 @@ class Client(SyncBase):
     def stats(self, *, timeout: float | None = None) -> ProcessorStats:
         """How the processor is doing: counts since its start and levels now."""
         return self._loop.call(lambda _: self._client.stats(timeout=timeout))
+
+    def rent(self, vplm: str, **options: Unpack[o.RentOptions]) -> Processor:
+        """Rents a processor for a vPLM, or changes the terms of the one that is rented; the same
+        call again has no further effect. Keywords: `RentOptions`.
+
+        The processor keeps what is rented in its memory: after a restart of it, rent again.
+
+        Raises:
+            NotFound: there is no such vPLM.
+            QuotaExceeded: the tenant has rented as many as it may.
+            Overloaded: all tenants together have, or what is pinned takes its share of the device.
+        """
+        return self._loop.call(lambda _: self._client.rent(vplm, **options))
+
+    def release(self, vplm: str, *, timeout: float | None = None) -> None:
+        """Gives a vPLM's processor back; its module leaves memory once no request uses it. Raises
+        `NotFound` where none is rented.
+        """
+        return self._loop.call(lambda _: self._client.release(vplm, timeout=timeout))
+
+    def processor(self, vplm: str, *, timeout: float | None = None) -> Processor:
+        """A vPLM's processor. Raises `NotFound` where none is rented."""
+        return self._loop.call(lambda _: self._client.processor(vplm, timeout=timeout))
+
+    def processors(
+        self, *, page_size: int = PAGE_ROWS, timeout: float | None = None
+    ) -> Iterator[Processor]:
+        """The tenant's rented processors by id, read page by page; `timeout` is for a page."""
+        return self._loop.iterate(
+            lambda: self._client.processors(page_size=page_size, timeout=timeout)
+        )
 
     def usage(self, tenant: str | None = None, *, timeout: float | None = None) -> Usage:
         """Bytes stored, with one row per vPLM beside the size of the full model, all pages."""

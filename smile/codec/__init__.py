@@ -29,6 +29,12 @@ from smile.codec.modules import (
     spec_from_pb,
     spec_to_pb,
 )
+from smile.codec.processors import (
+    processor_from_pb,
+    processor_to_pb,
+    terms_from_pb,
+    terms_to_pb,
+)
 from smile.codec.stored import (
     api_key_from_pb,
     api_key_to_pb,
@@ -121,6 +127,8 @@ __all__ = [
     "pet_to_pb",
     "prediction_from_pb",
     "prediction_to_pb",
+    "processor_from_pb",
+    "processor_to_pb",
     "record_from_pb",
     "record_to_pb",
     "report_from_pb",
@@ -131,6 +139,8 @@ __all__ = [
     "stats_to_pb",
     "tenant_from_pb",
     "tenant_to_pb",
+    "terms_from_pb",
+    "terms_to_pb",
     "time_from_pb",
     "time_to_pb",
     "usage_from_pb",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from smile import resources as r
 from smile.codec.tables import KINDS, POOLINGS, PRECISIONS, PROJECTIONS, TASKS
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Projection
@@ -10,6 +12,10 @@ from smile.v1 import resources_pb2
 
 ADAPTER_RANK_DEFAULT = 24
 LORA_RANK_DEFAULT = 8
+DENSITIES_DEFAULT: Mapping[PetKind, float] = {
+    PetKind.DIFF_PRUNING: 0.005,  # as Guo et al. 2021 report it
+    PetKind.MASK_BERT: 0.05,  # as Zhao et al. 2020 start
+}
 
 
 def backbone_to_pb(backbone: r.Backbone) -> resources_pb2.Backbone:
@@ -48,6 +54,7 @@ def pet_to_pb(pet: PetSpec) -> resources_pb2.PetSpec:
         rank=pet.rank,
         alpha=pet.alpha,
         targets=[PROJECTIONS.to_pb(target) for target in pet.targets],
+        density=pet.density,
     )
 
 
@@ -65,7 +72,8 @@ def pet_from_pb(message: resources_pb2.PetSpec) -> PetSpec:
         alpha = alpha or 2.0 * rank
         targets = targets or (Projection.QUERY, Projection.VALUE)
     first_layer = message.first_layer if message.HasField("first_layer") else None
-    return PetSpec(kind, first_layer, rank, alpha, targets)
+    density = message.density or DENSITIES_DEFAULT.get(kind, 0.0)
+    return PetSpec(kind, first_layer, rank, alpha, targets, density)
 
 
 def _projection_order(projection: Projection) -> int:

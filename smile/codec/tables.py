@@ -12,7 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from smile import resources as r
 from smile.errors import InvalidArgument, InvalidSpec
 from smile.model.specs import DType, PetKind, Pooling, Projection, Task
-from smile.v1 import resources_pb2, trainer_pb2
+from smile.processors import ProcessorState
+from smile.v1 import processor_pb2, resources_pb2, trainer_pb2
 
 E = TypeVar("E", bound=enum.StrEnum)
 
@@ -48,6 +49,7 @@ OPTIMIZERS = _Table(r.Optimizer, "OPTIMIZER", trainer_pb2.Optimizer, r.Optimizer
 SCHEDULES = _Table(
     r.Schedule, "LEARNING_RATE_SCHEDULE", trainer_pb2.LearningRateSchedule, r.Schedule.LINEAR
 )
+PROCESSOR_STATES = _Table(ProcessorState, "PROCESSOR_STATE", processor_pb2.ProcessorState)
 STATES = _Table(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
 
 

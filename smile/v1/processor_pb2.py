@@ -24,12 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 from smile.v1 import resources_pb2 as smile_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smile/v1/processor.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\"\xbf\x01\n\x0cInferRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\r\n\x05texts\x18\x02 \x03(\t\x12:\n\x05\x61lias\x18\x03 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x19\n\x05top_k\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1d\n\x0brouting_key\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\xa8\x01\n\rInferResponse\x12)\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x14.smile.v1.Prediction\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x06origin\x18\x04 \x01(\x0e\x32\x17.smile.v1.VersionOrigin\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.smile.v1.Timings\"d\n\x0c\x46\x61noutTarget\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"\xa4\x01\n\x12InferFanoutRequest\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32\x16.smile.v1.FanoutTargetB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08truncate\x18\x03 \x01(\x08\x12\x19\n\x05top_k\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1d\n\x0brouting_key\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x82\x01\n\x0c\x46\x61noutAnswer\x12(\n\nprediction\x18\x01 \x01(\x0b\x32\x14.smile.v1.Prediction\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x06origin\x18\x04 \x01(\x0e\x32\x17.smile.v1.VersionOrigin\"g\n\x0b\x46\x61noutEntry\x12(\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x16.smile.v1.FanoutAnswerH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"a\n\x13InferFanoutResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.smile.v1.FanoutEntry\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.smile.v1.Timings\"\xdf\x01\n\nPrediction\x12\x38\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1e.smile.v1.ClassificationResultH\x00\x12\x35\n\x06tokens\x18\x02 \x01(\x0b\x32#.smile.v1.TokenClassificationResultH\x00\x12.\n\tembedding\x18\x03 \x01(\x0b\x32\x19.smile.v1.EmbeddingResultH\x00\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x13\n\x0btoken_count\x18\x05 \x01(\x05\x42\x08\n\x06result\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"Z\n\x14\x43lassificationResult\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12$\n\x06scores\x18\x03 \x03(\x0b\x32\x14.smile.v1.LabelScore\"T\n\nTokenLabel\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\"A\n\x19TokenClassificationResult\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.smile.v1.TokenLabel\"!\n\x0f\x45mbeddingResult\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xdc\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62\x61tch_texts\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61tch_vplms\x18\x06 \x01(\x05\"\x11\n\x0fGetStatsRequest\"\xab\x03\n\x0eProcessorStats\x12\x11\n\tbackbones\x18\x01 \x03(\t\x12\x13\n\x0bqueue_texts\x18\x02 \x01(\x03\x12\x17\n\x0fqueue_texts_max\x18\x03 \x01(\x03\x12\x18\n\x10modules_resident\x18\x04 \x01(\x03\x12\x15\n\rmodules_bytes\x18\x05 \x01(\x03\x12\x19\n\x11modules_bytes_max\x18\x06 \x01(\x03\x12\x16\n\x0erequests_total\x18\x07 \x01(\x03\x12\x13\n\x0btexts_total\x18\x08 \x01(\x03\x12\x15\n\rbatches_total\x18\t \x01(\x03\x12\x1e\n\x16requests_refused_total\x18\n \x01(\x03\x12\x19\n\x11module_hits_total\x18\x0b \x01(\x03\x12\x1a\n\x12module_loads_total\x18\x0c \x01(\x03\x12\x1e\n\x16module_evictions_total\x18\r \x01(\x03\x12\x18\n\x10\x62\x61tch_texts_mean\x18\x0e \x01(\x01\x12\x18\n\x10\x62\x61tch_vplms_mean\x18\x0f \x01(\x01\x12\x1d\n\x15\x63ompute_seconds_total\x18\x10 \x01(\x01\x32\xf5\x01\n\x10ProcessorService\x12\x41\n\x05Infer\x12\x16.smile.v1.InferRequest\x1a\x17.smile.v1.InferResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12S\n\x0bInferFanout\x12\x1c.smile.v1.InferFanoutRequest\x1a\x1d.smile.v1.InferFanoutResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12I\n\x08GetStats\x12\x19.smile.v1.GetStatsRequest\x1a\x18.smile.v1.ProcessorStats\"\x08\xaa\xd4\x18\x04\n\x02\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smile/v1/processor.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\"\xbf\x01\n\x0cInferRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\r\n\x05texts\x18\x02 \x03(\t\x12:\n\x05\x61lias\x18\x03 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x19\n\x05top_k\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1d\n\x0brouting_key\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\xa8\x01\n\rInferResponse\x12)\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x14.smile.v1.Prediction\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x06origin\x18\x04 \x01(\x0e\x32\x17.smile.v1.VersionOrigin\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.smile.v1.Timings\"d\n\x0c\x46\x61noutTarget\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"\xa4\x01\n\x12InferFanoutRequest\x12\x34\n\x07targets\x18\x01 \x03(\x0b\x32\x16.smile.v1.FanoutTargetB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x10\n\x08truncate\x18\x03 \x01(\x08\x12\x19\n\x05top_k\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1d\n\x0brouting_key\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x82\x01\n\x0c\x46\x61noutAnswer\x12(\n\nprediction\x18\x01 \x01(\x0b\x32\x14.smile.v1.Prediction\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x06origin\x18\x04 \x01(\x0e\x32\x17.smile.v1.VersionOrigin\"g\n\x0b\x46\x61noutEntry\x12(\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x16.smile.v1.FanoutAnswerH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"a\n\x13InferFanoutResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.smile.v1.FanoutEntry\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.smile.v1.Timings\"\xdf\x01\n\nPrediction\x12\x38\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x1e.smile.v1.ClassificationResultH\x00\x12\x35\n\x06tokens\x18\x02 \x01(\x0b\x32#.smile.v1.TokenClassificationResultH\x00\x12.\n\tembedding\x18\x03 \x01(\x0b\x32\x19.smile.v1.EmbeddingResultH\x00\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x13\n\x0btoken_count\x18\x05 \x01(\x05\x42\x08\n\x06result\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"Z\n\x14\x43lassificationResult\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12$\n\x06scores\x18\x03 \x03(\x0b\x32\x14.smile.v1.LabelScore\"T\n\nTokenLabel\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\"A\n\x19TokenClassificationResult\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.smile.v1.TokenLabel\"!\n\x0f\x45mbeddingResult\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xdc\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x62\x61tch_texts\x18\x05 \x01(\x05\x12\x13\n\x0b\x62\x61tch_vplms\x18\x06 \x01(\x05\"\x84\x02\n\x0eProcessorTerms\x12)\n\x06weight\x18\x01 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00$@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12$\n\x0f\x63oncurrency_max\x18\x02 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\x12\x33\n\x10texts_per_second\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x80\x84.A)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12 \n\x0b\x62urst_texts\x18\x04 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\xc0\x84=(\x00\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x12:\n\x04idle\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\x0b\"\x05\x08\x80\x9a\x9e\x01\x32\x02\x08\x01\"\x80\x01\n\x11ProcessorCounters\x12\x10\n\x08requests\x18\x01 \x01(\x03\x12\r\n\x05texts\x18\x02 \x01(\x03\x12\x0f\n\x07refused\x18\x03 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x04 \x01(\x03\x12\x13\n\x0bmodule_hits\x18\x05 \x01(\x03\x12\x14\n\x0cmodule_loads\x18\x06 \x01(\x03\"\x8d\x02\n\tProcessor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04vplm\x18\x02 \x01(\t\x12\'\n\x05terms\x18\x03 \x01(\x0b\x32\x18.smile.v1.ProcessorTerms\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.smile.v1.ProcessorState\x12-\n\x08\x63ounters\x18\x05 \x01(\x0b\x32\x1b.smile.v1.ProcessorCounters\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"g\n\x14RentProcessorRequest\x12\x18\n\x04vplm\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\'\n\x05terms\x18\x02 \x01(\x0b\x32\x18.smile.v1.ProcessorTerms\x12\x0c\n\x04wait\x18\x03 \x01(\x08\"3\n\x17ReleaseProcessorRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"/\n\x13GetProcessorRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"m\n\x15ListProcessorsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Z\n\x16ListProcessorsResponse\x12\'\n\nprocessors\x18\x01 \x03(\x0b\x32\x13.smile.v1.Processor\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x11\n\x0fGetStatsRequest\"\xab\x03\n\x0eProcessorStats\x12\x11\n\tbackbones\x18\x01 \x03(\t\x12\x13\n\x0bqueue_texts\x18\x02 \x01(\x03\x12\x17\n\x0fqueue_texts_max\x18\x03 \x01(\x03\x12\x18\n\x10modules_resident\x18\x04 \x01(\x03\x12\x15\n\rmodules_bytes\x18\x05 \x01(\x03\x12\x19\n\x11modules_bytes_max\x18\x06 \x01(\x03\x12\x16\n\x0erequests_total\x18\x07 \x01(\x03\x12\x13\n\x0btexts_total\x18\x08 \x01(\x03\x12\x15\n\rbatches_total\x18\t \x01(\x03\x12\x1e\n\x16requests_refused_total\x18\n \x01(\x03\x12\x19\n\x11module_hits_total\x18\x0b \x01(\x03\x12\x1a\n\x12module_loads_total\x18\x0c \x01(\x03\x12\x1e\n\x16module_evictions_total\x18\r \x01(\x03\x12\x18\n\x10\x62\x61tch_texts_mean\x18\x0e \x01(\x01\x12\x18\n\x10\x62\x61tch_vplms_mean\x18\x0f \x01(\x01\x12\x1d\n\x15\x63ompute_seconds_total\x18\x10 \x01(\x01*~\n\x0eProcessorState\x12\x1f\n\x1bPROCESSOR_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14PROCESSOR_STATE_COLD\x10\x01\x12\x18\n\x14PROCESSOR_STATE_WARM\x10\x02\x12\x17\n\x13PROCESSOR_STATE_HOT\x10\x03\x32\xc7\x04\n\x10ProcessorService\x12\x41\n\x05Infer\x12\x16.smile.v1.InferRequest\x1a\x17.smile.v1.InferResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12S\n\x0bInferFanout\x12\x1c.smile.v1.InferFanoutRequest\x1a\x1d.smile.v1.InferFanoutResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12M\n\rRentProcessor\x12\x1e.smile.v1.RentProcessorRequest\x1a\x13.smile.v1.Processor\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12V\n\x10ReleaseProcessor\x12!.smile.v1.ReleaseProcessorRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12K\n\x0cGetProcessor\x12\x1d.smile.v1.GetProcessorRequest\x1a\x13.smile.v1.Processor\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12\\\n\x0eListProcessors\x12\x1f.smile.v1.ListProcessorsRequest\x1a .smile.v1.ListProcessorsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12I\n\x08GetStats\x12\x19.smile.v1.GetStatsRequest\x1a\x18.smile.v1.ProcessorStats\"\x08\xaa\xd4\x18\x04\n\x02\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,44 +56,92 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERFANOUTREQUEST'].fields_by_name['top_k']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_INFERFANOUTREQUEST'].fields_by_name['routing_key']._loaded_options = None
   _globals['_INFERFANOUTREQUEST'].fields_by_name['routing_key']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_PROCESSORTERMS'].fields_by_name['weight']._loaded_options = None
+  _globals['_PROCESSORTERMS'].fields_by_name['weight']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000$@)\000\000\000\000\000\000\000\000@\001'
+  _globals['_PROCESSORTERMS'].fields_by_name['concurrency_max']._loaded_options = None
+  _globals['_PROCESSORTERMS'].fields_by_name['concurrency_max']._serialized_options = b'\272H\010\032\006\030\300\204=(\000'
+  _globals['_PROCESSORTERMS'].fields_by_name['texts_per_second']._loaded_options = None
+  _globals['_PROCESSORTERMS'].fields_by_name['texts_per_second']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\200\204.A)\000\000\000\000\000\000\000\000@\001'
+  _globals['_PROCESSORTERMS'].fields_by_name['burst_texts']._loaded_options = None
+  _globals['_PROCESSORTERMS'].fields_by_name['burst_texts']._serialized_options = b'\272H\010\"\006\030\300\204=(\000'
+  _globals['_PROCESSORTERMS'].fields_by_name['idle']._loaded_options = None
+  _globals['_PROCESSORTERMS'].fields_by_name['idle']._serialized_options = b'\272H\016\252\001\013\"\005\010\200\232\236\0012\002\010\001'
+  _globals['_RENTPROCESSORREQUEST'].fields_by_name['vplm']._loaded_options = None
+  _globals['_RENTPROCESSORREQUEST'].fields_by_name['vplm']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
+  _globals['_RELEASEPROCESSORREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RELEASEPROCESSORREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
+  _globals['_GETPROCESSORREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETPROCESSORREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
+  _globals['_LISTPROCESSORSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTPROCESSORSREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_LISTPROCESSORSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTPROCESSORSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTPROCESSORSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTPROCESSORSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_PROCESSORSERVICE'].methods_by_name['Infer']._loaded_options = None
   _globals['_PROCESSORSERVICE'].methods_by_name['Infer']._serialized_options = b'\252\324\030\003\n\001\001'
   _globals['_PROCESSORSERVICE'].methods_by_name['InferFanout']._loaded_options = None
   _globals['_PROCESSORSERVICE'].methods_by_name['InferFanout']._serialized_options = b'\252\324\030\003\n\001\001'
+  _globals['_PROCESSORSERVICE'].methods_by_name['RentProcessor']._loaded_options = None
+  _globals['_PROCESSORSERVICE'].methods_by_name['RentProcessor']._serialized_options = b'\252\324\030\003\n\001\001'
+  _globals['_PROCESSORSERVICE'].methods_by_name['ReleaseProcessor']._loaded_options = None
+  _globals['_PROCESSORSERVICE'].methods_by_name['ReleaseProcessor']._serialized_options = b'\252\324\030\003\n\001\001'
+  _globals['_PROCESSORSERVICE'].methods_by_name['GetProcessor']._loaded_options = None
+  _globals['_PROCESSORSERVICE'].methods_by_name['GetProcessor']._serialized_options = b'\252\324\030\003\n\001\001'
+  _globals['_PROCESSORSERVICE'].methods_by_name['ListProcessors']._loaded_options = None
+  _globals['_PROCESSORSERVICE'].methods_by_name['ListProcessors']._serialized_options = b'\252\324\030\003\n\001\001'
   _globals['_PROCESSORSERVICE'].methods_by_name['GetStats']._loaded_options = None
   _globals['_PROCESSORSERVICE'].methods_by_name['GetStats']._serialized_options = b'\252\324\030\004\n\002\002\001'
-  _globals['_INFERREQUEST']._serialized_start=175
-  _globals['_INFERREQUEST']._serialized_end=366
-  _globals['_INFERRESPONSE']._serialized_start=369
-  _globals['_INFERRESPONSE']._serialized_end=537
-  _globals['_FANOUTTARGET']._serialized_start=539
-  _globals['_FANOUTTARGET']._serialized_end=639
-  _globals['_INFERFANOUTREQUEST']._serialized_start=642
-  _globals['_INFERFANOUTREQUEST']._serialized_end=806
-  _globals['_FANOUTANSWER']._serialized_start=809
-  _globals['_FANOUTANSWER']._serialized_end=939
-  _globals['_FANOUTENTRY']._serialized_start=941
-  _globals['_FANOUTENTRY']._serialized_end=1044
-  _globals['_INFERFANOUTRESPONSE']._serialized_start=1046
-  _globals['_INFERFANOUTRESPONSE']._serialized_end=1143
-  _globals['_PREDICTION']._serialized_start=1146
-  _globals['_PREDICTION']._serialized_end=1369
-  _globals['_LABELSCORE']._serialized_start=1371
-  _globals['_LABELSCORE']._serialized_end=1413
-  _globals['_CLASSIFICATIONRESULT']._serialized_start=1415
-  _globals['_CLASSIFICATIONRESULT']._serialized_end=1505
-  _globals['_TOKENLABEL']._serialized_start=1507
-  _globals['_TOKENLABEL']._serialized_end=1591
-  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_start=1593
-  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_end=1658
-  _globals['_EMBEDDINGRESULT']._serialized_start=1660
-  _globals['_EMBEDDINGRESULT']._serialized_end=1693
-  _globals['_TIMINGS']._serialized_start=1696
-  _globals['_TIMINGS']._serialized_end=1916
-  _globals['_GETSTATSREQUEST']._serialized_start=1918
-  _globals['_GETSTATSREQUEST']._serialized_end=1935
-  _globals['_PROCESSORSTATS']._serialized_start=1938
-  _globals['_PROCESSORSTATS']._serialized_end=2365
-  _globals['_PROCESSORSERVICE']._serialized_start=2368
-  _globals['_PROCESSORSERVICE']._serialized_end=2613
+  _globals['_PROCESSORSTATE']._serialized_start=3505
+  _globals['_PROCESSORSTATE']._serialized_end=3631
+  _globals['_INFERREQUEST']._serialized_start=237
+  _globals['_INFERREQUEST']._serialized_end=428
+  _globals['_INFERRESPONSE']._serialized_start=431
+  _globals['_INFERRESPONSE']._serialized_end=599
+  _globals['_FANOUTTARGET']._serialized_start=601
+  _globals['_FANOUTTARGET']._serialized_end=701
+  _globals['_INFERFANOUTREQUEST']._serialized_start=704
+  _globals['_INFERFANOUTREQUEST']._serialized_end=868
+  _globals['_FANOUTANSWER']._serialized_start=871
+  _globals['_FANOUTANSWER']._serialized_end=1001
+  _globals['_FANOUTENTRY']._serialized_start=1003
+  _globals['_FANOUTENTRY']._serialized_end=1106
+  _globals['_INFERFANOUTRESPONSE']._serialized_start=1108
+  _globals['_INFERFANOUTRESPONSE']._serialized_end=1205
+  _globals['_PREDICTION']._serialized_start=1208
+  _globals['_PREDICTION']._serialized_end=1431
+  _globals['_LABELSCORE']._serialized_start=1433
+  _globals['_LABELSCORE']._serialized_end=1475
+  _globals['_CLASSIFICATIONRESULT']._serialized_start=1477
+  _globals['_CLASSIFICATIONRESULT']._serialized_end=1567
+  _globals['_TOKENLABEL']._serialized_start=1569
+  _globals['_TOKENLABEL']._serialized_end=1653
+  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_start=1655
+  _globals['_TOKENCLASSIFICATIONRESULT']._serialized_end=1720
+  _globals['_EMBEDDINGRESULT']._serialized_start=1722
+  _globals['_EMBEDDINGRESULT']._serialized_end=1755
+  _globals['_TIMINGS']._serialized_start=1758
+  _globals['_TIMINGS']._serialized_end=1978
+  _globals['_PROCESSORTERMS']._serialized_start=1981
+  _globals['_PROCESSORTERMS']._serialized_end=2241
+  _globals['_PROCESSORCOUNTERS']._serialized_start=2244
+  _globals['_PROCESSORCOUNTERS']._serialized_end=2372
+  _globals['_PROCESSOR']._serialized_start=2375
+  _globals['_PROCESSOR']._serialized_end=2644
+  _globals['_RENTPROCESSORREQUEST']._serialized_start=2646
+  _globals['_RENTPROCESSORREQUEST']._serialized_end=2749
+  _globals['_RELEASEPROCESSORREQUEST']._serialized_start=2751
+  _globals['_RELEASEPROCESSORREQUEST']._serialized_end=2802
+  _globals['_GETPROCESSORREQUEST']._serialized_start=2804
+  _globals['_GETPROCESSORREQUEST']._serialized_end=2851
+  _globals['_LISTPROCESSORSREQUEST']._serialized_start=2853
+  _globals['_LISTPROCESSORSREQUEST']._serialized_end=2962
+  _globals['_LISTPROCESSORSRESPONSE']._serialized_start=2964
+  _globals['_LISTPROCESSORSRESPONSE']._serialized_end=3054
+  _globals['_GETSTATSREQUEST']._serialized_start=3056
+  _globals['_GETSTATSREQUEST']._serialized_end=3073
+  _globals['_PROCESSORSTATS']._serialized_start=3076
+  _globals['_PROCESSORSTATS']._serialized_end=3503
+  _globals['_PROCESSORSERVICE']._serialized_start=3634
+  _globals['_PROCESSORSERVICE']._serialized_end=4217
 # @@protoc_insertion_point(module_scope)

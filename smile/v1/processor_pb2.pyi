@@ -7,7 +7,9 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from smile.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
@@ -20,6 +22,32 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ProcessorState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProcessorStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProcessorState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROCESSOR_STATE_UNSPECIFIED: _ProcessorState.ValueType  # 0
+    PROCESSOR_STATE_COLD: _ProcessorState.ValueType  # 1
+    """In storage only."""
+    PROCESSOR_STATE_WARM: _ProcessorState.ValueType  # 2
+    """In host memory."""
+    PROCESSOR_STATE_HOT: _ProcessorState.ValueType  # 3
+    """On the device."""
+
+class ProcessorState(_ProcessorState, metaclass=_ProcessorStateEnumTypeWrapper):
+    """How near the device a vPLM's module is."""
+
+PROCESSOR_STATE_UNSPECIFIED: ProcessorState.ValueType  # 0
+PROCESSOR_STATE_COLD: ProcessorState.ValueType  # 1
+"""In storage only."""
+PROCESSOR_STATE_WARM: ProcessorState.ValueType  # 2
+"""In host memory."""
+PROCESSOR_STATE_HOT: ProcessorState.ValueType  # 3
+"""On the device."""
+Global___ProcessorState: _TypeAlias = ProcessorState  # noqa: Y015
 
 @_typing.final
 class InferRequest(_message.Message):
@@ -477,6 +505,264 @@ class Timings(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Timings: _TypeAlias = Timings  # noqa: Y015
+
+@_typing.final
+class ProcessorTerms(_message.Message):
+    """What is rented."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_MAX_FIELD_NUMBER: _builtins.int
+    TEXTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    BURST_TEXTS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """Share of the device against other tenants' weights while they compete, 0.1 to 10. Default 1. A tenant's rentals add
+    up, to at most 16; a tenant without any has 1.
+    """
+    concurrency_max: _builtins.int
+    """Requests computed at a time, others wait. Default 0: any number."""
+    texts_per_second: _builtins.float
+    """Texts answered per second in the long run, others are refused. Default 0: any number."""
+    burst_texts: _builtins.int
+    """Texts that may come at once. Default 0: as many as in a second."""
+    pinned: _builtins.bool
+    """Keep the module on the device, also after the alias `serving` has moved."""
+    @_builtins.property
+    def idle(self) -> _duration_pb2.Duration:
+        """Without a request for so long, the module leaves memory, 1 s to 30 days. Default: 10 minutes."""
+
+    def __init__(
+        self,
+        *,
+        weight: _builtins.float = ...,
+        concurrency_max: _builtins.int = ...,
+        texts_per_second: _builtins.float = ...,
+        burst_texts: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+        idle: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_texts", b"burst_texts", "concurrency_max", b"concurrency_max", "idle", b"idle", "pinned", b"pinned", "texts_per_second", b"texts_per_second", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessorTerms: _TypeAlias = ProcessorTerms  # noqa: Y015
+
+@_typing.final
+class ProcessorCounters(_message.Message):
+    """Counts since it was rented."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    MODULE_HITS_FIELD_NUMBER: _builtins.int
+    MODULE_LOADS_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    """Requests asked, refused ones included."""
+    texts: _builtins.int
+    """Texts answered."""
+    refused: _builtins.int
+    """Requests refused for rate or queue."""
+    errors: _builtins.int
+    """Requests that failed for another reason."""
+    module_hits: _builtins.int
+    """Requests that found the module in memory."""
+    module_loads: _builtins.int
+    """Requests that waited for it."""
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        texts: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        module_hits: _builtins.int = ...,
+        module_loads: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "module_hits", b"module_hits", "module_loads", b"module_loads", "refused", b"refused", "requests", b"requests", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessorCounters: _TypeAlias = ProcessorCounters  # noqa: Y015
+
+@_typing.final
+class Processor(_message.Message):
+    """A vPLM's rented processor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VPLM_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_USED_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/processors/{vplm}`."""
+    vplm: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}`."""
+    state: Global___ProcessorState.ValueType
+    """Of the versions that answered lately, the nearest."""
+    @_builtins.property
+    def terms(self) -> Global___ProcessorTerms: ...
+    @_builtins.property
+    def counters(self) -> Global___ProcessorCounters: ...
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_used_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset until a request has come."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        vplm: _builtins.str = ...,
+        terms: Global___ProcessorTerms | None = ...,
+        state: Global___ProcessorState.ValueType = ...,
+        counters: Global___ProcessorCounters | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        last_used_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "create_time", b"create_time", "last_used_time", b"last_used_time", "terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "create_time", b"create_time", "last_used_time", b"last_used_time", "name", b"name", "state", b"state", "terms", b"terms", "vplm", b"vplm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Processor: _TypeAlias = Processor  # noqa: Y015
+
+@_typing.final
+class RentProcessorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VPLM_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    vplm: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}`."""
+    wait: _builtins.bool
+    """Answer once the module is in memory, or with why it cannot be, instead of at once."""
+    @_builtins.property
+    def terms(self) -> Global___ProcessorTerms:
+        """Default: the defaults of each."""
+
+    def __init__(
+        self,
+        *,
+        vplm: _builtins.str = ...,
+        terms: Global___ProcessorTerms | None = ...,
+        wait: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms", "vplm", b"vplm", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RentProcessorRequest: _TypeAlias = RentProcessorRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseProcessorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/processors/{vplm}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseProcessorRequest: _TypeAlias = ReleaseProcessorRequest  # noqa: Y015
+
+@_typing.final
+class GetProcessorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/processors/{vplm}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProcessorRequest: _TypeAlias = GetProcessorRequest  # noqa: Y015
+
+@_typing.final
+class ListProcessorsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`tenants/{tenant}`."""
+    page_size: _builtins.int
+    """At most this many; default 50, larger than 1,000 means 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProcessorsRequest: _TypeAlias = ListProcessorsRequest  # noqa: Y015
+
+@_typing.final
+class ListProcessorsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESSORS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def processors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Processor]: ...
+    def __init__(
+        self,
+        *,
+        processors: _abc.Iterable[Global___Processor] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "processors", b"processors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProcessorsResponse: _TypeAlias = ListProcessorsResponse  # noqa: Y015
 
 @_typing.final
 class GetStatsRequest(_message.Message):

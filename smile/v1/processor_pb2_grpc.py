@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from smile.v1 import processor_pb2 as smile_dot_v1_dot_processor__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -45,6 +46,26 @@ class ProcessorServiceStub:
                 request_serializer=smile_dot_v1_dot_processor__pb2.InferFanoutRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_processor__pb2.InferFanoutResponse.FromString,
                 _registered_method=True)
+        self.RentProcessor = channel.unary_unary(
+                '/smile.v1.ProcessorService/RentProcessor',
+                request_serializer=smile_dot_v1_dot_processor__pb2.RentProcessorRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_processor__pb2.Processor.FromString,
+                _registered_method=True)
+        self.ReleaseProcessor = channel.unary_unary(
+                '/smile.v1.ProcessorService/ReleaseProcessor',
+                request_serializer=smile_dot_v1_dot_processor__pb2.ReleaseProcessorRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.GetProcessor = channel.unary_unary(
+                '/smile.v1.ProcessorService/GetProcessor',
+                request_serializer=smile_dot_v1_dot_processor__pb2.GetProcessorRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_processor__pb2.Processor.FromString,
+                _registered_method=True)
+        self.ListProcessors = channel.unary_unary(
+                '/smile.v1.ProcessorService/ListProcessors',
+                request_serializer=smile_dot_v1_dot_processor__pb2.ListProcessorsRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_processor__pb2.ListProcessorsResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/smile.v1.ProcessorService/GetStats',
                 request_serializer=smile_dot_v1_dot_processor__pb2.GetStatsRequest.SerializeToString,
@@ -71,6 +92,35 @@ class ProcessorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RentProcessor(self, request, context):
+        """Rents a processor for a vPLM: from now on its terms hold, and its module is brought into memory. Renting again
+        changes the terms. Lives in the processor's memory: after a restart, rent again. What is not rented answers, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseProcessor(self, request, context):
+        """Gives a processor back; its module leaves memory once no request uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProcessor(self, request, context):
+        """Gets one rented processor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProcessors(self, request, context):
+        """Lists a tenant's rented processors by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStats(self, request, context):
         """Tells how the processor is doing.
         """
@@ -90,6 +140,26 @@ def add_ProcessorServiceServicer_to_server(servicer, server):
                     servicer.InferFanout,
                     request_deserializer=smile_dot_v1_dot_processor__pb2.InferFanoutRequest.FromString,
                     response_serializer=smile_dot_v1_dot_processor__pb2.InferFanoutResponse.SerializeToString,
+            ),
+            'RentProcessor': grpc.unary_unary_rpc_method_handler(
+                    servicer.RentProcessor,
+                    request_deserializer=smile_dot_v1_dot_processor__pb2.RentProcessorRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_processor__pb2.Processor.SerializeToString,
+            ),
+            'ReleaseProcessor': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseProcessor,
+                    request_deserializer=smile_dot_v1_dot_processor__pb2.ReleaseProcessorRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'GetProcessor': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProcessor,
+                    request_deserializer=smile_dot_v1_dot_processor__pb2.GetProcessorRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_processor__pb2.Processor.SerializeToString,
+            ),
+            'ListProcessors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProcessors,
+                    request_deserializer=smile_dot_v1_dot_processor__pb2.ListProcessorsRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_processor__pb2.ListProcessorsResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -152,6 +222,114 @@ class ProcessorService:
             '/smile.v1.ProcessorService/InferFanout',
             smile_dot_v1_dot_processor__pb2.InferFanoutRequest.SerializeToString,
             smile_dot_v1_dot_processor__pb2.InferFanoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RentProcessor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.ProcessorService/RentProcessor',
+            smile_dot_v1_dot_processor__pb2.RentProcessorRequest.SerializeToString,
+            smile_dot_v1_dot_processor__pb2.Processor.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseProcessor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.ProcessorService/ReleaseProcessor',
+            smile_dot_v1_dot_processor__pb2.ReleaseProcessorRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProcessor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.ProcessorService/GetProcessor',
+            smile_dot_v1_dot_processor__pb2.GetProcessorRequest.SerializeToString,
+            smile_dot_v1_dot_processor__pb2.Processor.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProcessors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.ProcessorService/ListProcessors',
+            smile_dot_v1_dot_processor__pb2.ListProcessorsRequest.SerializeToString,
+            smile_dot_v1_dot_processor__pb2.ListProcessorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 Inference: one device shared by all tenants' vPLMs."""
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from smile.v1 import processor_pb2 as _processor_pb2
 import abc as _abc_1
@@ -39,6 +40,16 @@ class ProcessorServiceStub:
     """Answers one text with up to 1,000 vPLMs of one backbone; what lies below their modules is computed once. Each
     gets an answer or an error of its own; a bad text refuses all.
     """
+    RentProcessor: _grpc.UnaryUnaryMultiCallable[_processor_pb2.RentProcessorRequest, _processor_pb2.Processor]
+    """Rents a processor for a vPLM: from now on its terms hold, and its module is brought into memory. Renting again
+    changes the terms. Lives in the processor's memory: after a restart, rent again. What is not rented answers, too.
+    """
+    ReleaseProcessor: _grpc.UnaryUnaryMultiCallable[_processor_pb2.ReleaseProcessorRequest, _empty_pb2.Empty]
+    """Gives a processor back; its module leaves memory once no request uses it."""
+    GetProcessor: _grpc.UnaryUnaryMultiCallable[_processor_pb2.GetProcessorRequest, _processor_pb2.Processor]
+    """Gets one rented processor."""
+    ListProcessors: _grpc.UnaryUnaryMultiCallable[_processor_pb2.ListProcessorsRequest, _processor_pb2.ListProcessorsResponse]
+    """Lists a tenant's rented processors by id."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_processor_pb2.GetStatsRequest, _processor_pb2.ProcessorStats]
     """Tells how the processor is doing."""
 
@@ -53,6 +64,16 @@ class ProcessorServiceAsyncStub(ProcessorServiceStub):
     """Answers one text with up to 1,000 vPLMs of one backbone; what lies below their modules is computed once. Each
     gets an answer or an error of its own; a bad text refuses all.
     """
+    RentProcessor: _aio.UnaryUnaryMultiCallable[_processor_pb2.RentProcessorRequest, _processor_pb2.Processor]  # type: ignore[assignment]
+    """Rents a processor for a vPLM: from now on its terms hold, and its module is brought into memory. Renting again
+    changes the terms. Lives in the processor's memory: after a restart, rent again. What is not rented answers, too.
+    """
+    ReleaseProcessor: _aio.UnaryUnaryMultiCallable[_processor_pb2.ReleaseProcessorRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Gives a processor back; its module leaves memory once no request uses it."""
+    GetProcessor: _aio.UnaryUnaryMultiCallable[_processor_pb2.GetProcessorRequest, _processor_pb2.Processor]  # type: ignore[assignment]
+    """Gets one rented processor."""
+    ListProcessors: _aio.UnaryUnaryMultiCallable[_processor_pb2.ListProcessorsRequest, _processor_pb2.ListProcessorsResponse]  # type: ignore[assignment]
+    """Lists a tenant's rented processors by id."""
     GetStats: _aio.UnaryUnaryMultiCallable[_processor_pb2.GetStatsRequest, _processor_pb2.ProcessorStats]  # type: ignore[assignment]
     """Tells how the processor is doing."""
 
@@ -76,6 +97,40 @@ class ProcessorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers one text with up to 1,000 vPLMs of one backbone; what lies below their modules is computed once. Each
         gets an answer or an error of its own; a bad text refuses all.
         """
+
+    @_abc_1.abstractmethod
+    def RentProcessor(
+        self,
+        request: _processor_pb2.RentProcessorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_processor_pb2.Processor, _abc.Awaitable[_processor_pb2.Processor]]:
+        """Rents a processor for a vPLM: from now on its terms hold, and its module is brought into memory. Renting again
+        changes the terms. Lives in the processor's memory: after a restart, rent again. What is not rented answers, too.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseProcessor(
+        self,
+        request: _processor_pb2.ReleaseProcessorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Gives a processor back; its module leaves memory once no request uses it."""
+
+    @_abc_1.abstractmethod
+    def GetProcessor(
+        self,
+        request: _processor_pb2.GetProcessorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_processor_pb2.Processor, _abc.Awaitable[_processor_pb2.Processor]]:
+        """Gets one rented processor."""
+
+    @_abc_1.abstractmethod
+    def ListProcessors(
+        self,
+        request: _processor_pb2.ListProcessorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_processor_pb2.ListProcessorsResponse, _abc.Awaitable[_processor_pb2.ListProcessorsResponse]]:
+        """Lists a tenant's rented processors by id."""
 
     @_abc_1.abstractmethod
     def GetStats(

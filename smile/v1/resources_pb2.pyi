@@ -37,6 +37,10 @@ class _PetKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PetKind.Value
     """Low-rank updates of chosen projections."""
     PET_KIND_BITFIT: _PetKind.ValueType  # 5
     """Bias terms only."""
+    PET_KIND_DIFF_PRUNING: _PetKind.ValueType  # 6
+    """Sparse updates of every projection, and bias terms."""
+    PET_KIND_MASK_BERT: _PetKind.ValueType  # 7
+    """Frozen weights, some of them masked to zero."""
 
 class PetKind(_PetKind, metaclass=_PetKindEnumTypeWrapper):
     """A parameter-efficient tuning method."""
@@ -52,6 +56,10 @@ PET_KIND_LORA: PetKind.ValueType  # 4
 """Low-rank updates of chosen projections."""
 PET_KIND_BITFIT: PetKind.ValueType  # 5
 """Bias terms only."""
+PET_KIND_DIFF_PRUNING: PetKind.ValueType  # 6
+"""Sparse updates of every projection, and bias terms."""
+PET_KIND_MASK_BERT: PetKind.ValueType  # 7
+"""Frozen weights, some of them masked to zero."""
 Global___PetKind: _TypeAlias = PetKind  # noqa: Y015
 
 class _Projection:
@@ -271,6 +279,7 @@ class PetSpec(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     ALPHA_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    DENSITY_FIELD_NUMBER: _builtins.int
     kind: Global___PetKind.ValueType
     """Method. Required."""
     first_layer: _builtins.int
@@ -283,6 +292,10 @@ class PetSpec(_message.Message):
     """
     alpha: _builtins.float
     """LoRA scaling numerator: updates are scaled by alpha / rank. Default: twice the rank. 0 for other kinds."""
+    density: _builtins.float
+    """Share of each matrix's entries, at most 0.05: those that diff-pruning updates (default 0.005), or the most that
+    mask-bert may mask (default 0.05). 0 for other kinds.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[Global___Projection.ValueType]:
         """LoRA targets. Default: query and value. Empty for other kinds."""
@@ -295,10 +308,11 @@ class PetSpec(_message.Message):
         rank: _builtins.int = ...,
         alpha: _builtins.float = ...,
         targets: _abc.Iterable[Global___Projection.ValueType] | None = ...,
+        density: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_layer", b"_first_layer", "first_layer", b"first_layer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_layer", b"_first_layer", "alpha", b"alpha", "first_layer", b"first_layer", "kind", b"kind", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_layer", b"_first_layer", "alpha", b"alpha", "density", b"density", "first_layer", b"first_layer", "kind", b"kind", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_layer: _TypeAlias = _typing.Literal["first_layer"]  # noqa: Y015
     _WhichOneofArgType__first_layer: _TypeAlias = _typing.Literal["_first_layer", b"_first_layer"]  # noqa: Y015

@@ -199,6 +199,9 @@ class Belongings:
     def vplm(self, name: str = "topic") -> str:
         return f"{self.parent}/vplms/{name}"
 
+    def processor(self, name: str = "topic") -> str:
+        return f"{self.parent}/processors/{name}"
+
     def dataset(self, name: str = "rows") -> str:
         return f"{self.parent}/datasets/{name}"
 
@@ -218,6 +221,8 @@ async def furnish(platform: Platform, tenant: str) -> Belongings:
         await client.cancel(own.jobs[2])
         own.keys = [(await client.create_key(f"key {n}")).api_key.name for n in range(2)]
         await client.infer("topic", "a good day")
+        for name in ("topic", "second", "doomed"):
+            await client.rent(name, wait=True)
     return own
 
 
@@ -347,6 +352,18 @@ REQUESTS: dict[str, Callable[[Belongings, bytes], Requests]] = {
     "ProcessorService.InferFanout": lambda own, _: processor_pb2.InferFanoutRequest(
         targets=[processor_pb2.FanoutTarget(name=own.vplm())], text="a good day"
     ),
+    "ProcessorService.RentProcessor": lambda own, _: processor_pb2.RentProcessorRequest(
+        vplm=own.vplm(), terms=processor_pb2.ProcessorTerms(weight=2)
+    ),
+    "ProcessorService.ReleaseProcessor": lambda own, _: processor_pb2.ReleaseProcessorRequest(
+        name=own.processor("doomed")
+    ),
+    "ProcessorService.GetProcessor": lambda own, _: processor_pb2.GetProcessorRequest(
+        name=own.processor()
+    ),
+    "ProcessorService.ListProcessors": lambda own, _: processor_pb2.ListProcessorsRequest(
+        parent=own.parent
+    ),
     "ProcessorService.GetStats": lambda own, _: processor_pb2.GetStatsRequest(),
     "StorageService.PutVersion": lambda own, weights: put_version(own.vplm(), weights),
     "StorageService.GetVersion": lambda own, _: storage_pb2.GetVersionRequest(
@@ -390,7 +407,8 @@ NAMES = frozenset(
         *("GetDatasetRequest.name", "ListDatasetsRequest.parent", "DownloadDatasetRequest.name"),
         *("DeleteDatasetRequest.name", "CreateApiKeyRequest.parent", "ListApiKeysRequest.parent"),
         *("RevokeApiKeyRequest.name", "InferRequest.name", "PutVersionHeader.parent"),
-        "FanoutTarget.name",
+        *("FanoutTarget.name", "RentProcessorRequest.vplm", "ReleaseProcessorRequest.name"),
+        *("GetProcessorRequest.name", "ListProcessorsRequest.parent"),
         *("GetVersionRequest.name", "ResolveAliasRequest.name", "ListVersionsRequest.parent"),
         *("DownloadVersionRequest.name", "SetAliasRequest.name", "GetUsageRequest.name"),
         *("CreateTrainingJobRequest.parent", "TrainingJob.vplm", "TrainingJob.dataset"),

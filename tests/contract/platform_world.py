@@ -339,7 +339,13 @@ async def _serve_processor(platform: Platform, stack: AsyncExitStack) -> None:
     add = processor_pb2_grpc.add_ProcessorServiceServicer_to_server
     platform.servers["processor"] = await stack.enter_async_context(
         serving(
-            [Service(ProcessorServicer(platform.processor.pipeline), add, PROCESSOR)],
+            [
+                Service(
+                    ProcessorServicer(platform.processor.pipeline, platform.processor.renting),
+                    add,
+                    PROCESSOR,
+                )
+            ],
             authenticator=authenticator,
             server_settings=settings,
             readiness=readiness,

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smile import codec
+from smile import processors as p
 from smile import resources as r
-from smile.codec.modules import ADAPTER_RANK_DEFAULT, LORA_RANK_DEFAULT
+from smile.codec.modules import ADAPTER_RANK_DEFAULT, DENSITIES_DEFAULT, LORA_RANK_DEFAULT
 from smile.errors import InvalidName, InvalidSpec, NotFound
 from smile.model.specs import (
     BackboneShape,
@@ -41,6 +42,12 @@ RANK = st.integers(1, 1024)
 PETS = st.one_of(
     st.builds(PetSpec, st.sampled_from([PetKind.NONE, PetKind.BITFIT]), FIRST),
     st.builds(PetSpec, st.sampled_from([PetKind.PFEIFFER, PetKind.HOULSBY]), FIRST, RANK),
+    st.builds(
+        PetSpec,
+        st.sampled_from([PetKind.DIFF_PRUNING, PetKind.MASK_BERT]),
+        FIRST,
+        density=st.floats(1e-9, 0.05),
+    ),
     st.builds(
         PetSpec,
         st.just(PetKind.LORA),
@@ -147,6 +154,14 @@ FANOUT_ANSWERS = st.builds(
     r.FanoutAnswer, PREDICTIONS, TEXT, TEXT, st.sampled_from(r.VersionOrigin)
 )
 FANOUTS = st.builds(r.FanoutResult, st.lists(FANOUT_ANSWERS, max_size=3).map(tuple), TIMINGS)
+PLAIN_TERMS = st.builds(
+    p.ProcessorTerms, st.floats(0.1, 10), COUNT, pinned=st.booleans(), idle_s=SECONDS
+)
+RATES = st.builds(
+    p.ProcessorTerms, st.just(1.0), COUNT, st.floats(0.001, 1e6), BIG, st.booleans(), SECONDS
+)
+TERMS = PLAIN_TERMS | RATES
+COUNTERS = st.builds(p.ProcessorCounters, *[BIG] * 6)
 ALIASES = st.dictionaries(TEXT, BIG, max_size=2)
 TAGS = st.dictionaries(TEXT, TEXT, max_size=2)
 CANARIES = st.dictionaries(TEXT, st.builds(r.Canary, BIG, REAL), max_size=2)
@@ -180,6 +195,14 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[
         codec.backbone_from_pb,
     ),
     "fanout": (FANOUTS, codec.fanout_to_pb, codec.fanout_from_pb),
+    "terms": (TERMS, codec.terms_to_pb, codec.terms_from_pb),
+    "processor": (
+        st.builds(
+            p.Processor, TEXT, TEXT, TERMS, st.sampled_from(p.ProcessorState), COUNTERS, TIME, TIME
+        ),
+        codec.processor_to_pb,
+        codec.processor_from_pb,
+    ),
     "canary": (st.builds(r.Canary, BIG, REAL), codec.canary_to_pb, codec.canary_from_pb),
     "pet": (PETS, codec.pet_to_pb, codec.pet_from_pb),
     "head": (HEADS, codec.head_to_pb, codec.head_from_pb),
@@ -277,6 +300,12 @@ def test_unset_fields_take_the_platforms_defaults() -> None:
     lora = codec.pet_from_pb(resources_pb2.PetSpec(kind=kinds.PET_KIND_LORA))
     targets = (Projection.QUERY, Projection.VALUE)
     assert lora == PetSpec(PetKind.LORA, None, LORA_RANK_DEFAULT, 16.0, targets)
+    for kind, number in (
+        (PetKind.DIFF_PRUNING, kinds.PET_KIND_DIFF_PRUNING),
+        (PetKind.MASK_BERT, kinds.PET_KIND_MASK_BERT),
+    ):
+        sparse = codec.pet_from_pb(resources_pb2.PetSpec(kind=number))
+        assert sparse == PetSpec(kind, density=DENSITIES_DEFAULT[kind])
     zero = codec.pet_from_pb(resources_pb2.PetSpec(kind=kinds.PET_KIND_BITFIT, first_layer=0))
     assert zero.first_layer == 0
     assert codec.hyper_parameters_from_pb(trainer_pb2.HyperParameters()) == r.HyperParameters()
@@ -299,6 +328,16 @@ def test_what_makes_no_sense_is_refused() -> None:
         (message(kind=kinds.PET_KIND_BITFIT, rank=4), "kind 'bitfit' has no rank, got 4"),
         (message(kind=kinds.PET_KIND_PFEIFFER, rank=2000), "between 1 and 1024"),
         (message(kind=kinds.PET_KIND_PFEIFFER, alpha=2), "kind 'pfeiffer' has no alpha"),
+        (message(kind=kinds.PET_KIND_BITFIT, density=0.01), "kind 'bitfit' has no density"),
+        (
+            message(kind=kinds.PET_KIND_MASK_BERT, density=0.051),
+            "at most 0.05 for kind 'mask-bert'",
+        ),
+        (
+            message(kind=kinds.PET_KIND_DIFF_PRUNING, density=float("nan")),
+            "density must be above 0",
+        ),
+        (message(kind=kinds.PET_KIND_DIFF_PRUNING, rank=2), "kind 'diff-pruning' has no rank"),
     ):
         with pytest.raises(InvalidSpec, match=text):
             codec.pet_from_pb(pet)

@@ -9,10 +9,10 @@ import grpc
 from google.protobuf import empty_pb2
 
 from services.storage.identity import Identity, KeySecret, NewTenant, key_id_for
-from services.storage.pages import page_size
 from services.storage.servicer.authenticator import LocalAuthenticator
 from smile import codec
 from smile.names import ApiKeyName, TenantName, tenant_id
+from smile.pages import page_size
 from smile.rpc.auth import Role, current_principal, own
 from smile.rpc.keys import KeyKind, KeyParts, new_tenant_key, unauthenticated
 from smile.v1 import identity_pb2, identity_pb2_grpc, options_pb2

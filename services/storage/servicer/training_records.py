@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 import grpc
 
-from services.storage.pages import page_size
 from services.storage.training_records import TrainingRecords
 from smile import codec
 from smile.errors import InvalidArgument
 from smile.names import JobName, TenantName
+from smile.pages import page_size
 from smile.resources import Metric
 from smile.rpc.auth import current_principal, own
 from smile.v1 import training_records_pb2, training_records_pb2_grpc

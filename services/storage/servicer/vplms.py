@@ -10,13 +10,13 @@ from google.protobuf import empty_pb2
 
 from services.storage.blobs import Declared
 from services.storage.catalog import AliasMove, Catalog, NewVplm, VplmChange
-from services.storage.pages import page_size
 from services.storage.servicer.streams import opened
 from services.storage.usage import UsageReports
 from services.storage.versions import NewVersion, Versions
 from smile import codec
 from smile.errors import InvalidArgument, PermissionDenied
 from smile.names import TenantName, VersionName, VplmName
+from smile.pages import page_size
 from smile.resources import VersionOrigin
 from smile.rpc.auth import Principal, Role, current_principal, own
 from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc

@@ -6,5 +6,5 @@ from smile import AsyncClient
 
 
 async def register(client: AsyncClient, vplm: str) -> None:
-    """Have the processor load a vPLM; comes back when it is loaded."""
-    await client.infer(vplm, ("warm",))
+    """Rent a processor for a vPLM; comes back when its module is loaded."""
+    await client.rent(vplm, wait=True)

@@ -1,0 +1,195 @@
+"""One picture for each benchmark, drawn from its recorded result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.harness.json_types import Json, number
+
+mpl.use("Agg")
+
+Plot = Callable[[Mapping[str, Json], Path], None]
+OURS, THEIRS, BOUND = "#1b6ca8", "#b0b7bd", "#c0392b"
+SIZE = (7.0, 3.2)  # inches
+PEERS = {
+    "peft_switch": "PEFT, switching",
+    "polylora": "PolyLoRA",
+    "adapters_batchsplit": "AdapterHub BatchSplit",
+    "peft_mixed": "PEFT, mixed batch",
+    "hf_one_model": "Hugging Face, one model",
+    "hf_sorted": "Hugging Face, sorted by length",
+    "hf_bfloat16": "Hugging Face, bfloat16",
+    "smile_float32": "SMILE, float32",
+    "smile_bfloat16": "SMILE, bfloat16",
+}
+
+
+def peers(result: Mapping[str, Json], path: Path) -> None:
+    """Texts a second of every program."""
+    rates = {PEERS[key]: value for key in PEERS if (value := number(result.get(key))) is not None}
+    colours = [OURS if name.startswith("SMILE") else THEIRS for name in rates]
+    _, axes = plt.subplots(figsize=SIZE)
+    bars = axes.barh(list(rates), list(rates.values()), color=colours)
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_xlabel(f"texts a second; SMILE with {result.get('vplms')} vPLMs, each text another")
+    axes.margins(x=0.1)
+    _save(axes, path)
+
+
+def density(result: Mapping[str, Json], path: Path) -> None:
+    """What registering and creating cost as vPLMs become more; throughput of one and of all."""
+    _, (left, right) = plt.subplots(1, 2, figsize=SIZE, width_ratios=(2, 1))
+    vplms = number(result.get("vplms")) or 1.0
+    for name, colour in (("register", OURS), ("create", THEIRS)):
+        values = _numbers(result.get(f"{name}_ms_by_tenth"))
+        if values:
+            counts = [vplms * (tenth + 0.5) / len(values) for tenth in range(len(values))]
+            left.plot(counts, values, marker="o", color=colour, label=name)
+    left.set_xlabel("vPLMs already there")
+    left.set_ylabel("ms, median of a tenth")
+    left.set_ylim(bottom=0)
+    left.legend()
+    pair = [number(result.get(f"throughput_{who}_per_s")) or 0.0 for who in ("one", "mixed")]
+    bars = right.bar(["one vPLM", "all mixed"], pair, color=[THEIRS, OURS])
+    right.bar_label(bars, fmt="%.0f")
+    right.set_ylabel("requests a second")
+    _save(left, path)
+
+
+def cliff(result: Mapping[str, Json], path: Path) -> None:
+    """p95 over that of the smallest working set, for each tier and distribution, and PEFT's."""
+    _, axes = plt.subplots(figsize=SIZE)
+    factors = (1, 2, 8)
+    ours = result.get("p95_ratios")
+    if isinstance(ours, Mapping):
+        for name, ratios in ours.items():
+            if isinstance(ratios, Mapping):
+                values = [number(ratios.get(f"{factor}x")) or 0.0 for factor in factors]
+                axes.plot(factors, values, marker="o", label=name.replace("_", ", "))
+    theirs = result.get("peer_p95_ratios")
+    if isinstance(theirs, Mapping):
+        for kind in ("uniform", "zipf"):
+            values = [number(theirs.get(f"{kind}_{factor}x")) or 0.0 for factor in factors]
+            label = f"PEFT hot-swap, {kind}"
+            axes.plot(factors, values, marker="s", linestyle="--", color=THEIRS, label=label)
+    axes.axhline(1.5, color=BOUND, linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_xticks(factors, [f"{factor}x" for factor in factors])
+    axes.set_xlabel("working set over the tier")
+    axes.set_ylabel("p95 over that at 1x")
+    axes.legend(fontsize="small")
+    _save(axes, path)
+
+
+def pipeline(result: Mapping[str, Json], path: Path) -> None:
+    """Requests a second of both modes, by texts of a request."""
+    rates = result.get("rates")
+    sizes = sorted(rates, key=int) if isinstance(rates, Mapping) else []
+    _, axes = plt.subplots(figsize=SIZE)
+    for shift, (mode, colour) in enumerate((("sequential", THEIRS), ("pipelined", OURS))):
+        values = [
+            number(result.get(f"{mode}_requests_per_s_{size}_texts")) or 0.0 for size in sizes
+        ]
+        places = [place + 0.4 * shift - 0.2 for place in range(len(sizes))]
+        bars = axes.bar(places, values, width=0.38, color=colour, label=mode)
+        axes.bar_label(bars, fmt="%.0f")
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set_xlabel("texts of a request")
+    axes.set_ylabel("cold requests a second")
+    axes.legend()
+    _save(axes, path)
+
+
+def fairness(result: Mapping[str, Json], path: Path) -> None:
+    """The others' latencies, alone and beside the flood."""
+    _, axes = plt.subplots(figsize=SIZE)
+    for shift, (who, colour) in enumerate((("alone", THEIRS), ("flooded", OURS))):
+        values = [number(result.get(f"{share}_{who}_ms")) or 0.0 for share in ("p50", "p99")]
+        bars = axes.bar(
+            [0.4 * shift - 0.2, 1 + 0.4 * shift - 0.2], values, 0.38, color=colour, label=who
+        )
+        axes.bar_label(bars, fmt="%.1f")
+    axes.set_xticks((0, 1), ("p50", "p99"))
+    axes.set_ylabel("the others' latency, ms")
+    axes.legend()
+    _save(axes, path)
+
+
+def smile_demo(result: Mapping[str, Json], path: Path) -> None:
+    """Latency by percentile, against the target."""
+    found = result.get("latencies")
+    assert isinstance(found, Mapping), "recorded with the result"
+    shares = ("p50", "p95", "p99", "p999", "max")
+    values = [number(found.get("max_ms" if s == "max" else f"{s}_ms")) or 0.0 for s in shares]
+    _, axes = plt.subplots(figsize=SIZE)
+    bars = axes.bar(("p50", "p95", "p99", "p99.9", "max"), values, color=OURS)
+    axes.bar_label(bars, fmt="%.0f")
+    axes.axhline(250.0, color=BOUND, linewidth=0.8)
+    rate = number(result.get("achieved_rps")) or 0.0
+    axes.set_ylabel("ms from the scheduled time")
+    axes.set_xlabel(f"{rate:.0f} requests a second over {result.get('vplms')} vPLMs")
+    _save(axes, path)
+
+
+def rpc(result: Mapping[str, Json], path: Path) -> None:
+    """Texts a second with and without the network between."""
+    keys = {
+        "engine in process": "engine_texts_per_s",
+        "1 text a request": "texts_per_s_1",
+        "8 texts a request": "texts_per_s_8",
+    }
+    values = [number(result.get(key)) or 0.0 for key in keys.values()]
+    _, axes = plt.subplots(figsize=SIZE)
+    bars = axes.bar(list(keys), values, color=[THEIRS, OURS, OURS])
+    axes.bar_label(bars, fmt="%.0f")
+    axes.set_ylabel("texts a second")
+    _save(axes, path)
+
+
+def eviction(result: Mapping[str, Json], path: Path) -> None:
+    """Mean hit rate of every policy, by requests and by bytes."""
+    means = result.get("means")
+    assert isinstance(means, Mapping), "recorded with the result"
+    _, axes = plt.subplots(figsize=SIZE)
+    for shift, (what, colour) in enumerate((("by requests", OURS), ("by bytes", THEIRS))):
+        values = [_numbers(pair)[shift] for pair in means.values()]
+        places = [place + 0.4 * shift - 0.2 for place in range(len(values))]
+        bars = axes.bar(places, values, width=0.38, color=colour, label=what)
+        axes.bar_label(bars, fmt="%.3f", fontsize="small")
+    axes.set_xticks(range(len(means)), list(means))
+    axes.set_ylabel("mean hit rate")
+    axes.legend()
+    _save(axes, path)
+
+
+PLOTS: Mapping[str, Plot] = {
+    "density": density,
+    "peers": peers,
+    "cliff": cliff,
+    "pipeline": pipeline,
+    "fairness": fairness,
+    "smile_demo": smile_demo,
+    "rpc": rpc,
+    "eviction": eviction,
+}
+
+
+def _numbers(value: Json) -> list[float]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return []
+    return [found for item in value if (found := number(item)) is not None]
+
+
+def _save(axes: Axes, path: Path) -> None:
+    """The same bytes for the same figures: no date, no random ids."""
+    figure = axes.figure
+    assert isinstance(figure, Figure), "axes of a whole figure"
+    with mpl.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(str(path), bbox_inches="tight", metadata={"Date": None})
+    plt.close("all")

@@ -1,0 +1,227 @@
+"""Writes `benchmarks/REPORT.md` and its plots from the recorded results: one command, no figures by
+hand.
+
+What was learned is prose, and lies in `benchmarks/story/NAME.md`; everything else here comes from
+`benchmarks/results/NAME.json`, or `NAME.quick.json` where there is no full run (and says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.all import ENTRIES
+from benchmarks.harness.json_types import Json, number
+from benchmarks.harness.result import RESULTS, figures_of, read_result
+from benchmarks.plots import PLOTS
+
+FOLDER = Path(__file__).resolve().parent
+STORY = FOLDER / "story"
+REPORT = FOLDER / "REPORT.md"
+MARKS = {True: "met", False: "**missed**", None: "not measured"}
+DETAILS_MAX = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """What is told of a benchmark besides its figures."""
+
+    question: str
+    method: str
+
+
+CHAPTERS: Mapping[str, Chapter] = {
+    "density": Chapter(
+        "Can ten thousand vPLMs of a thousand tenants share one processor as cheaply as one?",
+        "All are created through the API by their tenants' own keys (40 % Pfeiffer, 30 % LoRA, "
+        "20 % BitFit, 10 % Houlsby, the SDK's default sizes) and registered with the processor, "
+        "the first and the last hundred one at a time. The same texts (BBC sentences of natural "
+        "length, one a request) are then asked of one vPLM, or each of another drawn from all: "
+        "by 64 callers without pause, and on a Poisson schedule at 60 % of what one vPLM "
+        "answered; the two take turns. A new vPLM's PET module changes nothing, which costs the "
+        "same; so that answers can be told apart, a sample is given random weights, and its "
+        "answers amid everybody's requests are compared to those alone.",
+    ),
+    "peers": Chapter(
+        "How many texts a second do SMILE and its alternatives answer on the same machine?",
+        "Every program is loaded at once in a process and an environment of its own, and they "
+        "take turns over the same token ids. Peers pad batches of 32 and hold 32 adapters of the "
+        "one kind they know, the same layers and sizes as SMILE's; each must first answer a batch "
+        "as its adapters do alone. SMILE answers every text with another vPLM of all that are "
+        "loaded, of four kinds, one weight set each. The roofline divides the time that the "
+        "backbone's matrix products take alone (`F.linear` with bias, the same numbers of "
+        "tokens, the same dtype, in the same process) by the time of the whole answer.",
+    ),
+    "cliff": Chapter(
+        "What does a working set larger than memory do to latency?",
+        "A processor's host tier, or its device tier, is set to the smallest size it takes. "
+        "Working sets of one, two and eight times as many vPLMs as fit are asked uniformly and by "
+        "Zipf's law (exponent 1), at 30 % of the rate that the resident set reaches, on a Poisson "
+        "schedule; p95 counts from the schedule. The headline is the worst of the four. PEFT's "
+        "hot-swapping (eight slots, adapters on disk, the same number of weights) takes the same "
+        "test at 30 % of its own rate.",
+    ),
+    "pipeline": Chapter(
+        "What does overlapping look-up, loading and computing gain?",
+        "Two processors on one storage differ in `SMILE_PROCESSOR_EXECUTION`. In turns each is "
+        "asked once for every vPLM of a set that neither has seen, 32 requests at a time, so that "
+        "every module is found, fetched, checked and loaded before it computes. Headline: four "
+        "texts a request; one and eight are beside it.",
+    ),
+    "smile_demo": Chapter(
+        "Does the paper's load run: 10,000 vPLMs, each asking once a minute?",
+        "Every vPLM asks at a random time in each minute, with its tenant's key over its tenant's "
+        "own connection: 167 requests a second of one BBC sentence. Latency counts from the "
+        "scheduled time. Client and all services share the machine.",
+    ),
+    "fairness": Chapter(
+        "What do tenants notice of one that floods the processor?",
+        "Twenty tenants ask a quarter of the capacity between them, alone and while one more "
+        "offers ten times the capacity, 32 texts a request, from a process of its own. The two "
+        "take turns, the queue is empty in between.",
+    ),
+    "rpc": Chapter(
+        "What do client, gRPC and service cost against calling the engine?",
+        "The same texts for 64 vPLMs in memory, within the same limits of a batch: 128 callers "
+        "through the SDK with one text a request (beside it eight), and the engine in one process, "
+        "tokenising included. The two take turns on the same cores.",
+    ),
+    "eviction": Chapter(
+        "Which policy shall decide what leaves memory?",
+        "Traces of module uses (see `benchmarks/eviction.py`) over caches that hold a part of the "
+        "modules' bytes; every policy sees the same trace.",
+    ),
+    "forming": Chapter(
+        "How shall batches be formed?",
+        "The same queues (see `benchmarks/forming.py`) through every strategy, with the latency "
+        "model measured on this machine.",
+    ),
+}
+
+
+def main() -> None:
+    """Write the report and its plots."""
+    console = Console(stderr=True, highlight=False)
+    found = {entry.name: read_result(entry.name) for entry in ENTRIES}
+    parts = [_head(found)]
+    for name, result in found.items():
+        if result is None:
+            console.print(f"{name}: nothing recorded")
+            continue
+        plot = PLOTS.get(name)
+        if plot is not None:
+            plot(result, RESULTS / f"{name}.svg")
+        parts.append(_chapter(name, result, plotted=plot is not None))
+    REPORT.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    console.print(f"wrote {REPORT}")
+
+
+def _head(found: Mapping[str, dict[str, Json] | None]) -> str:
+    rows = [
+        (f"[{name}](#{name})", *_target_row(target))
+        for name, result in found.items()
+        for target in _targets(result)
+    ]
+    machines = {_machine_text(_machine(result)) for result in found.values() if result}
+    table = _table(("benchmark", "key", "target", "measured", ""), rows)
+    return (
+        "# What was measured\n\n"
+        "Written by `python -m benchmarks.report` from the results recorded beside it; run "
+        "`make bench` on an idle machine for your own. Figures are medians of several "
+        "repetitions in which the compared variants took turns; ratios are medians of the ratios "
+        "within a repetition.\n\n"
+        f"{table}\n\n{_story('overview')}## Machine\n\n" + "\n\n".join(sorted(machines))
+    ).rstrip()
+
+
+def _chapter(name: str, result: dict[str, Json], *, plotted: bool) -> str:
+    chapter = CHAPTERS[name]
+    quick = " (a quick run: nothing better is recorded)" if result["quick"] else ""
+    figures = figures_of(result)
+    plot = f"\n\n![{name}](results/{name}.svg)" if plotted else ""
+    rows = [_target_row(target) for target in _targets(result)]
+    targets = _table(("key", "target", "measured", ""), rows) + "\n\n" if rows else ""
+    details = _table(("key", "value"), _scalars(figures))
+    machine = _machine(result)
+    return (
+        f"## {name}\n\n**{chapter.question}**{quick}\n\n{chapter.method}\n\n"
+        f"`python -m benchmarks.{name}{' --quick' if result['quick'] else ''}`, "
+        f"{result['recorded']}, {result['seconds']} s, revision `{machine.get('revision')}`, load "
+        f"average at the start {machine.get('load')}"
+        f"{'' if machine.get('idle') else ' (**not idle**)'}.\n\n"
+        f"{targets}{_story(name)}<details><summary>All figures</summary>\n\n{details}\n\n"
+        f"</details>{plot}"
+    )
+
+
+def _story(name: str) -> str:
+    path = STORY / f"{name}.md"
+    return f"{path.read_text(encoding='utf-8').strip()}\n\n" if path.exists() else ""
+
+
+def _targets(result: dict[str, Json] | None) -> list[Mapping[str, Json]]:
+    targets = result.get("targets") if result else None
+    assert targets is None or isinstance(targets, Sequence), "a list of targets"
+    return [target for target in targets or () if isinstance(target, Mapping)]
+
+
+def _target_row(target: Mapping[str, Json]) -> tuple[str, ...]:
+    met = target["met"]
+    assert met is None or isinstance(met, bool), "met or not"
+    bound = f"{target['bound']} {_shown(target['value'])}"
+    return f"`{target['key']}`", bound, _shown(target["measured"]), MARKS[met]
+
+
+def _scalars(figures: Mapping[str, Json]) -> list[tuple[str, str]]:
+    """Figures that are no lists or tables; those one level down as `outer.inner`."""
+    rows: list[tuple[str, str]] = []
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            inner = ((f"{key}.{name}", item) for name, item in value.items())
+            rows += [(f"`{name}`", _shown(item)) for name, item in inner if _is_scalar(item)]
+        elif _is_scalar(value):
+            rows.append((f"`{key}`", _shown(value)))
+    return rows[:DETAILS_MAX]
+
+
+def _is_scalar(value: Json) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _machine(result: dict[str, Json]) -> Mapping[str, Json]:
+    machine = result["machine"]
+    assert isinstance(machine, Mapping), "a result has its machine"
+    return machine
+
+
+def _machine_text(machine: Mapping[str, Json]) -> str:
+    flags = machine["flags"]
+    packages = machine["packages"]
+    assert isinstance(flags, Sequence) and isinstance(packages, Mapping), "as described"
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(map(str, flags))}), "
+        f"{machine['ram_gib']} GiB; {machine['system']}; Python {machine['python']}; "
+        f"{', '.join(f'{name} {version}' for name, version in packages.items())}; "
+        f"{machine['threads']} threads; {machine['compiler'] or 'no compiler'}."
+    )
+
+
+def _shown(value: Json) -> str:
+    if value is None:
+        return "-"
+    found = number(value)
+    if found is None:
+        return str(value)
+    return f"{found:,.0f}" if abs(found) >= 1_000 else f"{found:.4g}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeAlias
 
 from smile.errors import DataCorrupted
 from smile.model.specs import PetKind
@@ -26,7 +27,10 @@ RATIO_MIN, RATIO_MAX = 0.25, 4.0  # what one batch may say against what is belie
 FACTOR_SMOOTHING = 0.1  # weight of the newest batch
 DOUBT_S = 1.0  # without a batch, after which a refusal is itself a reason for doubt
 DOUBT_FACTOR = 0.8
+EFFICIENT = 2.0  # of the least seconds per token; a batch that takes no more uses the device well
 POINTS_MAX = 1_000
+
+Json: TypeAlias = "float | Sequence[Json] | Mapping[str, Json]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,13 @@ class Curve:
         """Seconds per token where the device does best."""
         return min(value / count for count, value in zip(self.tokens, self.seconds, strict=True))
 
+    @property
+    def efficient_s(self) -> float:
+        """Seconds of the smallest measured size that uses the device well."""
+        enough = EFFICIENT * self.per_token
+        points = zip(self.tokens, self.seconds, strict=True)
+        return next(value for count, value in points if value <= enough * count)
+
 
 @dataclass(frozen=True, slots=True)
 class LatencyTables:
@@ -99,7 +110,7 @@ class LatencyTables:
         if not (math.isfinite(self.text_s) and self.text_s >= 0):
             raise ValueError(f"expected text_s of 0 or more, got {self.text_s}")
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """For a file; `from_json` gives it back."""
         return {
             "alpha": _curve_json(self.alpha),
@@ -118,7 +129,7 @@ class LatencyTables:
             raise DataCorrupted(f"these are no latency tables: {error!r}") from error
 
 
-def _curve_json(curve: Curve) -> dict[str, object]:
+def _curve_json(curve: Curve) -> dict[str, Json]:
     return {"tokens": list(curve.tokens), "seconds": list(curve.seconds)}
 
 
@@ -137,6 +148,7 @@ class LatencyModel:
         self.factor = 1.0
         self._observed_at = -math.inf
         self._bulk_s = tables.alpha.per_token
+        self._efficient_s = tables.alpha.efficient_s
 
     def seconds(self, tokens: int, texts: int, kind: PetKind = PetKind.NONE) -> float:
         """What a batch of one kind takes."""
@@ -148,6 +160,14 @@ class LatencyModel:
     def bulk_s(self, tokens: int, texts: int) -> float:
         """The least that so much work takes, in batches of whatever size suits the device best."""
         return self.factor * (self._bulk_s * tokens + self.tables.text_s * texts)
+
+    @property
+    def efficient_s(self) -> float:
+        """What a batch takes that uses the device well. Where a device needs long for however
+        little, no limit of time should make its batches smaller than this: it would spend itself
+        on starting them.
+        """
+        return self.factor * self._efficient_s
 
     def observe(self, predicted_s: float, observed_s: float, now: float) -> None:
         """A batch took `observed_s` where `predicted_s` had been predicted, factor included.

@@ -8,7 +8,8 @@ How many seconds: large batches suit the device, small ones whoever comes next, 
 the batch that is being computed. So a batch may take `seconds_max` while nobody else comes, and for
 as long as newcomers have been coming, tenants with a backlog fill it up to `shared_seconds_max`
 only. What newcomers bring may always fill `seconds_max`: under a load of many small tenants batches
-grow with it.
+grow with it. Neither limit makes batches so small that the device spends itself on starting them
+(`LatencyModel.efficient_s`), so a machine slower than the limits foresee loses latency alone.
 
 A chunk whose module is not in memory is parked, its module reported as wanted, and others overtake
 it; one whose vPLM computes as many requests as it may is held likewise. Both come back to their
@@ -308,6 +309,7 @@ class _Room:
 
     limits: BatchLimits
     tally: Tally | None
+    least_s: float = 0.0  # that no limit of seconds goes below
     tokens: int = 0
     texts: int = 0
 
@@ -321,6 +323,8 @@ class _Room:
         if self.tally is None:
             return None
         seconds = self.tally.seconds_with(chunk.tokens, texts, chunk.kind)
+        if seconds <= self.least_s:
+            return None
         if seconds > limits.seconds_max:
             return Closed.SECONDS
         return Closed.SHARED if shared and seconds > limits.shared_seconds_max else None
@@ -341,7 +345,11 @@ class _Forming:
         self._lane = waiting.lane(backbone)
         self._question = question
         self._model = question.terms.latency_of(backbone)
-        self._room = _Room(question.limits, Tally(self._model) if self._model else None)
+        if self._model is None:
+            self._room = _Room(question.limits, None)
+        else:
+            tally, least_s = Tally(self._model), self._model.efficient_s
+            self._room = _Room(question.limits, tally, least_s)
         guest_until = self._lane.guest_at + question.limits.shared_for_s
         self._guests = question.now < guest_until
         self.taken: list[Chunk] = []

@@ -253,6 +253,17 @@ def test_batches_are_bounded_by_predicted_seconds(make: Maker) -> None:
     assert plan.predicted_s == pytest.approx(0.06)
 
 
+def test_a_device_that_takes_long_for_little_gets_large_batches_all_the_same(make: Maker) -> None:
+    """A second for anything up to 64 tokens: limits of milliseconds must not cost throughput."""
+    model = LatencyModel(LatencyTables(Curve((10, 64, 640), (1.0, 1.0, 5.0))))
+    terms, waiting = Terms(latency_of=lambda _: model), Waiting()
+    for _ in range(40):
+        waiting.add(make.chunk(tokens=10))
+    plan = next_batch(waiting, ready, Timed.limits, 0.0, terms)
+    assert (len(taken(plan)), plan.closed) == (6, Closed.SECONDS)
+    assert len(taken(plan)) * 10 / plan.predicted_s >= 0.5 * 1 / model.tables.alpha.per_token * 0.9
+
+
 def test_backlogs_keep_batches_short_while_newcomers_are_about(make: Maker) -> None:
     waiting, timed = Waiting(), Timed()
     for _ in range(100):

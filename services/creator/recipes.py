@@ -55,7 +55,7 @@ def module_spec(recipe: Recipe, backbone: Backbone) -> ModuleSpec:
     if size > MODULE_BYTES_MAX:
         raise InvalidSpec(
             f"a module takes at most {MODULE_BYTES_MAX} bytes, this one would take about {size}: "
-            "choose a lower rank, a higher first layer, or fewer targets",
+            "choose a lower rank or density, a higher first layer, or fewer targets",
             metadata={"limit": str(MODULE_BYTES_MAX), "value": str(size)},
         )
     return spec

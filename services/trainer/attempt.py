@@ -21,7 +21,7 @@ from services.trainer.storage import Storage
 from smile.logs import get_logger
 from smile.model import weights
 from smile.model.backbone import Backbone
-from smile.model.initial import FloatArray
+from smile.model.initial import StoredArray
 from smile.names import DatasetName, VersionName, VplmName
 from smile.resources import TrainingJob, Vplm
 
@@ -106,7 +106,7 @@ class Attempt:
             raise dataset_invalid(dataset, read.report)
         return read
 
-    async def _base_tensors(self, vplm: Vplm, backbone: Backbone) -> dict[str, FloatArray] | None:
+    async def _base_tensors(self, vplm: Vplm, backbone: Backbone) -> dict[str, StoredArray] | None:
         if not self._job.base_version:
             return None
         name = VersionName(VplmName.parse(vplm.name), self._job.base_version)

@@ -22,7 +22,7 @@ from services.trainer.objectives import Data, NothingFinite, Score, objective
 from services.trainer.schedule import build_optimizer, learning_rate
 from services.trainer.states import BoundaryStates
 from smile.model.backbone import Backbone
-from smile.model.initial import FloatArray, initial_tensors
+from smile.model.initial import StoredArray, initial_tensors
 from smile.model.reference import VplmModule
 from smile.model.specs import ModuleSpec
 from smile.resources import HyperParameters
@@ -47,7 +47,7 @@ class TrainingInput:
     values: HyperParameters
     examples: Sequence[Example]
     validation: Sequence[Example] | None = None
-    tensors: Mapping[str, FloatArray] | None = None
+    tensors: Mapping[str, StoredArray] | None = None
     states_bytes_max: int = 1 << 30
 
 
@@ -99,7 +99,7 @@ LoopEvent: TypeAlias = Encoding | Planned | StepDone | EpochDone
 class Trained:
     """The weights of the best epoch in their stored dtype, and what was measured with them."""
 
-    tensors: Mapping[str, FloatArray]
+    tensors: Mapping[str, StoredArray]
     metrics: Mapping[str, float]
 
 
@@ -131,7 +131,7 @@ class _Best:
     epoch: int
     score: Score | None
     loss: float
-    tensors: Mapping[str, FloatArray]
+    tensors: Mapping[str, StoredArray]
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +13,10 @@ from smile.cli.command import Session, command
 from smile.cli.labels import labels_of
 from smile.cli.output import facts, pointed, short, size, table, when, write_json
 from smile.client.options import VplmOptions
-from smile.client.pets import BitFit, Houlsby, LoRA, NoPet, Pfeiffer
-from smile.codec.modules import ADAPTER_RANK_DEFAULT, LORA_RANK_DEFAULT
+from smile.client.pets import BitFit, DiffPruning, Houlsby, LoRA, MaskBert, NoPet, Pfeiffer
+from smile.codec.modules import ADAPTER_RANK_DEFAULT, DENSITIES_DEFAULT, LORA_RANK_DEFAULT
 from smile.errors import InvalidSpec
-from smile.model.specs import DType, PetKind, PetSpec, Pooling, Task
+from smile.model.specs import RANKED, SPARSE, DType, PetKind, PetSpec, Pooling, Task
 from smile.resources import Vplm
 
 
@@ -36,6 +37,14 @@ class PetOptions:
     ] = None
     targets: Annotated[
         str | None, typer.Option(help="LoRA's projections, by comma. Default: query,value.")
+    ] = None
+    density: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the weights that diff-pruning updates (default: "
+            f"{DENSITIES_DEFAULT[PetKind.DIFF_PRUNING]}) or mask-bert may mask (default: "
+            f"{DENSITIES_DEFAULT[PetKind.MASK_BERT]}), at most 0.05."
+        ),
     ] = None
     first_layer: Annotated[
         int | None, typer.Option(help="Lowest layer with the module. Default: the upper half.")
@@ -160,26 +169,43 @@ def delete(
 
 def pet_spec(options: PetOptions) -> PetSpec:
     """The PET spec that the options describe. Raises `InvalidSpec` for options not of the kind."""
+    _refuse_options_of_other_kinds(options)
+    return _MAKERS[options.pet](options)
+
+
+def _refuse_options_of_other_kinds(options: PetOptions) -> None:
     lora_only = options.alpha is not None or options.targets is not None
     if options.pet is not PetKind.LORA and lora_only:
         raise InvalidSpec(f"--alpha and --targets are for kind 'lora', got kind '{options.pet}'")
-    first = options.first_layer
-    match options.pet:
-        case PetKind.PFEIFFER:
-            return Pfeiffer(_rank(options, ADAPTER_RANK_DEFAULT), first_layer=first)
-        case PetKind.HOULSBY:
-            return Houlsby(_rank(options, ADAPTER_RANK_DEFAULT), first_layer=first)
-        case PetKind.LORA:
-            rank = _rank(options, LORA_RANK_DEFAULT)
-            targets = (options.targets or "query,value").split(",")
-            return LoRA(rank, alpha=options.alpha, targets=targets, first_layer=first)
-    if options.rank is not None:
+    if options.pet not in RANKED and options.rank is not None:
         raise InvalidSpec(f"kind '{options.pet}' has no rank, got {options.rank}")
-    return BitFit(first_layer=first) if options.pet is PetKind.BITFIT else NoPet()
+    if options.pet not in SPARSE and options.density is not None:
+        raise InvalidSpec(f"kind '{options.pet}' has no density, got {options.density}")
 
 
-def _rank(options: PetOptions, default: int) -> int:
+def _lora(options: PetOptions) -> PetSpec:
+    rank = _rank(options, LORA_RANK_DEFAULT)
+    targets = (options.targets or "query,value").split(",")
+    return LoRA(rank, alpha=options.alpha, targets=targets, first_layer=options.first_layer)
+
+
+def _rank(options: PetOptions, default: int = ADAPTER_RANK_DEFAULT) -> int:
     return default if options.rank is None else options.rank
+
+
+def _density(options: PetOptions) -> float:
+    return DENSITIES_DEFAULT[options.pet] if options.density is None else options.density
+
+
+_MAKERS: Mapping[PetKind, Callable[[PetOptions], PetSpec]] = {
+    PetKind.NONE: lambda _: NoPet(),
+    PetKind.PFEIFFER: lambda o: Pfeiffer(_rank(o), first_layer=o.first_layer),
+    PetKind.HOULSBY: lambda o: Houlsby(_rank(o), first_layer=o.first_layer),
+    PetKind.LORA: _lora,
+    PetKind.BITFIT: lambda o: BitFit(first_layer=o.first_layer),
+    PetKind.DIFF_PRUNING: lambda o: DiffPruning(_density(o), first_layer=o.first_layer),
+    PetKind.MASK_BERT: lambda o: MaskBert(_density(o), first_layer=o.first_layer),
+}
 
 
 def _labels(options: HeadOptions) -> list[str]:
@@ -196,6 +222,8 @@ def pet_text(pet: PetSpec) -> str:
     words = [str(pet.kind)]
     if pet.rank:
         words.append(f"r{pet.rank}")
+    if pet.density:
+        words.append(f"{100 * pet.density:g} %")
     if pet.targets:
         words.append(f"({', '.join(pet.targets)})")
     if pet.first_layer is not None and pet.kind is not PetKind.NONE:

@@ -10,7 +10,12 @@ Every layer `i` from the spec's `first_layer` upwards has:
 - lora, for each target: `layers.{i}.{projection}.lora.a` [r, inputs] and `.b` [outputs, r];
 - bitfit: `layers.{i}.{projection}.bias` [outputs] for all six projections, and
   `layers.{i}.{attention_norm,output_norm}.bias` [H]. These are *deltas*, added to the backbone's
-  own frozen bias, so zero is the identity.
+  own frozen bias, so zero is the identity;
+- diff-pruning: bitfit's, and for all six projections `layers.{i}.{projection}.delta.indices`
+  (int32) and `.delta.values`, both [n]: which entries change and by how much. n is the spec's
+  density times the matrix's entries, rounded down, at least 1;
+- mask-bert: for all six projections `layers.{i}.{projection}.mask.bits` (uint8), a bit per entry,
+  set where the entry counts as zero. At most n are.
 
 Heads: `head.weight` [L, H] and `head.bias` [L]; an embedding head has none.
 """
@@ -18,10 +23,13 @@ Heads: `head.weight` [L, H] and `head.bias` [L]; an embedding head has none.
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Callable, Mapping
 
 from smile.errors import InvalidSpec
 from smile.model.specs import (
     BackboneShape,
+    Choice,
     DType,
     ModuleSpec,
     PetKind,
@@ -33,6 +41,15 @@ from smile.model.specs import (
 
 HEAD_WEIGHT = "head.weight"
 HEAD_BIAS = "head.bias"
+INDICES_SUFFIX = ".delta.indices"
+BITS_SUFFIX = ".mask.bits"
+DTYPE_BYTES: Mapping[DType | Choice, int] = {
+    DType.FLOAT16: 2,
+    DType.FLOAT32: 4,
+    Choice.INDICES: 4,
+    Choice.BITS: 1,
+}
+SERVED_PERMILLE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50)  # ascending, up to DENSITY_MAX
 
 
 class Block(enum.StrEnum):
@@ -70,6 +87,16 @@ def bias_name(layer: int, place: Projection | Norm) -> str:
     return f"layers.{layer}.{place}.bias"
 
 
+def delta_name(layer: int, projection: Projection) -> str:
+    """Prefix of a sparse update's tensors; `.indices` and `.values` follow."""
+    return f"layers.{layer}.{projection}.delta"
+
+
+def mask_name(layer: int, projection: Projection) -> str:
+    """Name of a mask."""
+    return f"layers.{layer}.{projection}{BITS_SUFFIX}"
+
+
 def projection_shape(projection: Projection, shape: BackboneShape) -> tuple[int, int]:
     """(outputs, inputs) of one of the backbone's dense products."""
     if projection is Projection.INTERMEDIATE:
@@ -77,6 +104,30 @@ def projection_shape(projection: Projection, shape: BackboneShape) -> tuple[int,
     if projection is Projection.OUTPUT:
         return shape.hidden, shape.intermediate
     return shape.hidden, shape.hidden
+
+
+def chosen_count(pet: PetSpec, entries: int) -> int:
+    """How many entries of a matrix of so many a sparse kind chooses, or may at most."""
+    return max(1, int(pet.density * entries))
+
+
+def served_permille(pet: PetSpec) -> int:
+    """The step that a sparse kind's density is padded to for serving; 0 for other kinds."""
+    if pet.density == 0:
+        return 0
+    return next(step for step in SERVED_PERMILLE if pet.density <= step / 1000)
+
+
+def served_count(pet: PetSpec, entries: int) -> int:
+    """`chosen_count` padded: specs of near densities are served in tensors of one length."""
+    return max(1, math.ceil(served_permille(pet) * entries / 1000))
+
+
+def dtype_of(name: str, precision: DType) -> DType | Choice:
+    """What a stored tensor holds, by its name."""
+    if name.endswith(INDICES_SUFFIX):
+        return Choice.INDICES
+    return Choice.BITS if name.endswith(BITS_SUFFIX) else precision
 
 
 def pet_layers(pet: PetSpec, shape: BackboneShape) -> range:
@@ -100,19 +151,20 @@ def tensors(spec: ModuleSpec, shape: BackboneShape) -> dict[str, TensorSpec]:
     Raises:
         InvalidSpec: the PET spec is not placed, or does not fit the backbone.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, TensorSpec] = {}
     for layer in pet_layers(spec.pet, shape):
-        shapes |= _layer_shapes(spec.pet, shape, layer)
+        found |= _LAYER_TENSORS[spec.pet.kind](spec, shape, layer)
     if spec.head.task is not Task.EMBEDDING:
-        shapes[HEAD_WEIGHT] = (len(spec.head.labels), shape.hidden)
-        shapes[HEAD_BIAS] = (len(spec.head.labels),)
-    return {name: TensorSpec(size, spec.dtype) for name, size in shapes.items()}
+        labels = len(spec.head.labels)
+        found[HEAD_WEIGHT] = TensorSpec((labels, shape.hidden), spec.dtype)
+        found[HEAD_BIAS] = TensorSpec((labels,), spec.dtype)
+    return found
 
 
 def bytes_total(spec: ModuleSpec, shape: BackboneShape) -> int:
     """Bytes of a module's tensors, without the file's header."""
-    width = {DType.FLOAT16: 2, DType.FLOAT32: 4}[spec.dtype]
-    return width * sum(elements(tensor) for tensor in tensors(spec, shape).values())
+    found = tensors(spec, shape).values()
+    return sum(DTYPE_BYTES[tensor.dtype] * elements(tensor) for tensor in found)
 
 
 def elements(tensor: TensorSpec) -> int:
@@ -123,38 +175,65 @@ def elements(tensor: TensorSpec) -> int:
     return count
 
 
-def _layer_shapes(pet: PetSpec, shape: BackboneShape, layer: int) -> dict[str, tuple[int, ...]]:
-    if pet.kind is PetKind.LORA:
-        return _lora_shapes(pet, shape, layer)
-    if pet.kind is PetKind.BITFIT:
-        return _bias_shapes(shape, layer)
-    return _adapter_shapes(pet, shape, layer)
+_Tensors = dict[str, TensorSpec]
 
 
-def _adapter_shapes(pet: PetSpec, shape: BackboneShape, layer: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for block in ADAPTED_BLOCKS[pet.kind]:
+def _adapter_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+    rank, found = spec.pet.rank, _Tensors()
+    for block in ADAPTED_BLOCKS[spec.pet.kind]:
         prefix = adapter_name(layer, block)
-        shapes[f"{prefix}.down.weight"] = (pet.rank, shape.hidden)
-        shapes[f"{prefix}.down.bias"] = (pet.rank,)
-        shapes[f"{prefix}.up.weight"] = (shape.hidden, pet.rank)
-        shapes[f"{prefix}.up.bias"] = (shape.hidden,)
-    return shapes
+        found[f"{prefix}.down.weight"] = TensorSpec((rank, shape.hidden), spec.dtype)
+        found[f"{prefix}.down.bias"] = TensorSpec((rank,), spec.dtype)
+        found[f"{prefix}.up.weight"] = TensorSpec((shape.hidden, rank), spec.dtype)
+        found[f"{prefix}.up.bias"] = TensorSpec((shape.hidden,), spec.dtype)
+    return found
 
 
-def _lora_shapes(pet: PetSpec, shape: BackboneShape, layer: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for projection in pet.targets:
+def _lora_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+    rank, found = spec.pet.rank, _Tensors()
+    for projection in spec.pet.targets:
         outputs, inputs = projection_shape(projection, shape)
-        shapes[f"{lora_name(layer, projection)}.a"] = (pet.rank, inputs)
-        shapes[f"{lora_name(layer, projection)}.b"] = (outputs, pet.rank)
-    return shapes
+        found[f"{lora_name(layer, projection)}.a"] = TensorSpec((rank, inputs), spec.dtype)
+        found[f"{lora_name(layer, projection)}.b"] = TensorSpec((outputs, rank), spec.dtype)
+    return found
 
 
-def _bias_shapes(shape: BackboneShape, layer: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def _bias_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+    found = _Tensors()
     for projection in Projection:
-        shapes[bias_name(layer, projection)] = (projection_shape(projection, shape)[0],)
+        outputs = projection_shape(projection, shape)[0]
+        found[bias_name(layer, projection)] = TensorSpec((outputs,), spec.dtype)
     for norm in Norm:
-        shapes[bias_name(layer, norm)] = (shape.hidden,)
-    return shapes
+        found[bias_name(layer, norm)] = TensorSpec((shape.hidden,), spec.dtype)
+    return found
+
+
+def _delta_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+    found = _Tensors()
+    for projection in Projection:
+        entries = math.prod(projection_shape(projection, shape))
+        count = chosen_count(spec.pet, entries)
+        prefix = delta_name(layer, projection)
+        found[f"{prefix}.indices"] = TensorSpec((count,), Choice.INDICES, entries, count)
+        found[f"{prefix}.values"] = TensorSpec((count,), spec.dtype)
+    return found | _bias_tensors(spec, shape, layer)
+
+
+def _mask_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+    found = _Tensors()
+    for projection in Projection:
+        entries = math.prod(projection_shape(projection, shape))
+        found[mask_name(layer, projection)] = TensorSpec(
+            (math.ceil(entries / 8),), Choice.BITS, entries, chosen_count(spec.pet, entries)
+        )
+    return found
+
+
+_LAYER_TENSORS: Mapping[PetKind, Callable[[ModuleSpec, BackboneShape, int], _Tensors]] = {
+    PetKind.PFEIFFER: _adapter_tensors,
+    PetKind.HOULSBY: _adapter_tensors,
+    PetKind.LORA: _lora_tensors,
+    PetKind.BITFIT: _bias_tensors,
+    PetKind.DIFF_PRUNING: _delta_tensors,
+    PetKind.MASK_BERT: _mask_tensors,
+}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smile.model import stored
 from smile.model.backbone import Backbone
-from smile.model.initial import FloatArray
+from smile.model.initial import StoredArray
 from smile.model.kernels.grouped import padded_width, zero_padded
 from smile.model.kernels.rows import Row, RowLayout, own_row
 from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT, pet_layers
@@ -86,7 +86,7 @@ class LoadedModule:
 
     @classmethod
     def load(
-        cls, spec: ModuleSpec, tensors: Mapping[str, FloatArray], backbone: Backbone
+        cls, spec: ModuleSpec, tensors: Mapping[str, StoredArray], backbone: Backbone
     ) -> LoadedModule:
         """A module in memory of its own, in float32; see `Decoder.decode` for what it raises."""
         decoded = Decoder(backbone, torch.float32).decode(spec, tensors)
@@ -160,7 +160,7 @@ class Decoder:
         self._dtype = dtype
         self._layouts: dict[ShapeClass | HeadClass, RowLayout] = {}
 
-    def decode(self, spec: ModuleSpec, tensors: Mapping[str, FloatArray]) -> DecodedModule:
+    def decode(self, spec: ModuleSpec, tensors: Mapping[str, StoredArray]) -> DecodedModule:
         """Stored tensors, as `weights.decode` gives them, in serving form.
 
         Raises:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from smile.errors import FailedPrecondition
 from smile.model import heads, stored
 from smile.model.backbone import Backbone, LayerOps
-from smile.model.initial import FloatArray
+from smile.model.initial import StoredArray
 from smile.model.layout import pet_layers
+from smile.model.masking import scores_of
 from smile.model.packing import PackedTokens
 from smile.model.pet import METHODS
 from smile.model.specs import ModuleSpec
@@ -20,7 +21,8 @@ from smile.model.specs import ModuleSpec
 class VplmModule(nn.Module):
     """A PET module and a head over a frozen backbone.
 
-    `parameters()` are the PET module's and the head's alone, in float32. Layers below the first PET
+    `parameters()` are the PET module's and the head's alone, in float32: of a mask its scores, of a
+    sparse update its values; which entries those belong to is fixed. Layers below the first PET
     layer are never differentiated: `boundary_states` computes them without autograd, so a trainer
     may compute them once for a whole data set and call `forward_from` in every epoch.
 
@@ -35,7 +37,7 @@ class VplmModule(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, spec: ModuleSpec, tensors: Mapping[str, FloatArray]
+        self, backbone: Backbone, spec: ModuleSpec, tensors: Mapping[str, StoredArray]
     ) -> None:
         super().__init__()
         check_backbone(spec, backbone)
@@ -43,12 +45,12 @@ class VplmModule(nn.Module):
         self.spec = spec
         self._weights: dict[str, Tensor] = {}
         for name, tensor in stored.to_torch(tensors, spec, backbone.shape).items():
-            weight = nn.Parameter(tensor)
-            self.register_parameter(name.replace(".", "/"), weight)  # torch allows no dots
-            self._weights[name] = weight
+            self._weights[name] = self._registered(name.replace(".", "/"), tensor)  # no dots
         self._layers = pet_layers(spec.pet, backbone.shape)
         self._ops: dict[int, LayerOps] = {
-            layer: METHODS[spec.pet.kind].reference(spec.pet, layer, self._weights)
+            layer: METHODS[spec.pet.kind].reference(
+                spec.pet, layer, self._weights, backbone.layers[layer]
+            )
             for layer in self._layers
         }
 
@@ -73,9 +75,18 @@ class VplmModule(nn.Module):
         """The head's output; see `heads.answer` for its shape."""
         return self.forward_from(self.boundary_states(packed), packed)
 
-    def export(self) -> dict[str, FloatArray]:
-        """Tensors by the layout's names, rounded to the spec's dtype."""
-        return stored.to_stored(self._weights, self.spec.dtype)
+    def export(self) -> dict[str, StoredArray]:
+        """Tensors by the layout's names as they are stored, numbers rounded to the spec's dtype."""
+        return stored.to_stored(self._weights, self.spec, self.backbone.shape)
+
+    def _registered(self, name: str, tensor: Tensor) -> Tensor:
+        """A stored tensor as training knows it: moved, or if it holds indices, only kept."""
+        if tensor.dtype is torch.int64:
+            self.register_buffer(name, tensor)
+            return tensor
+        weight = nn.Parameter(scores_of(tensor) if tensor.dtype is torch.bool else tensor)
+        self.register_parameter(name, weight)
+        return weight
 
 
 def check_backbone(spec: ModuleSpec, backbone: Backbone) -> None:

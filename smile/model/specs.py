@@ -7,11 +7,13 @@ so do the creator (which must not need torch) and the SDK.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smile.errors import InvalidSpec
 
 RANK_MAX = 1024
+DENSITY_MAX = 0.05
+SPARSE_WIDTH_MAX = 32_767  # an entry of a matrix must fit an int32, input << 16 | output
 LABELS_MAX = 1000
 LABEL_CHARS_MAX = 128
 
@@ -26,6 +28,12 @@ class PetKind(enum.StrEnum):
     )
     LORA = "lora"  # low-rank updates of chosen projections (Hu et al. 2022)
     BITFIT = "bitfit"  # bias terms only (Ben Zaken et al. 2022)
+    DIFF_PRUNING = "diff-pruning"  # sparse updates and bias terms (Guo et al. 2021)
+    MASK_BERT = "mask-bert"  # frozen weights, some of them masked (Zhao et al. 2020)
+
+
+RANKED = frozenset({PetKind.PFEIFFER, PetKind.HOULSBY, PetKind.LORA})
+SPARSE = frozenset({PetKind.DIFF_PRUNING, PetKind.MASK_BERT})
 
 
 class Task(enum.StrEnum):
@@ -44,7 +52,7 @@ class Pooling(enum.StrEnum):
 
 
 class Projection(enum.StrEnum):
-    """The dense products of one transformer layer that LoRA may target."""
+    """The dense products of one transformer layer: those that LoRA may target."""
 
     QUERY = "query"
     KEY = "key"
@@ -59,6 +67,16 @@ class DType(enum.StrEnum):
 
     FLOAT16 = "float16"
     FLOAT32 = "float32"
+
+
+class Choice(enum.StrEnum):
+    """How a tensor of integers chooses entries of a matrix [outputs, inputs].
+
+    Entries are numbered row by row: `output * inputs + input`.
+    """
+
+    INDICES = "int32"  # the chosen entries, strictly ascending
+    BITS = "uint8"  # a bit per entry, set if chosen, first entry first; spare bits at the end are 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +103,8 @@ class PetSpec:
         rank: Bottleneck width (Pfeiffer, Houlsby) or rank (LoRA). 0 for kinds without one.
         alpha: LoRA scaling numerator: the update is scaled by `alpha / rank`. 0 elsewhere.
         targets: LoRA's target projections, in the order of `Projection`. Empty elsewhere.
+        density: Share of each matrix's entries: those diff-pruning updates, or the most that
+            mask-bert may mask. 0 elsewhere.
 
     Raises:
         InvalidSpec: a field is out of range or has no meaning for the kind.
@@ -95,15 +115,30 @@ class PetSpec:
     rank: int = 0
     alpha: float = 0.0
     targets: tuple[Projection, ...] = ()
+    density: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind in (PetKind.NONE, PetKind.BITFIT):
-            _require(self.rank == 0, f"kind '{self.kind}' has no rank, got {self.rank}")
-        else:
+        if self.first_layer is not None:
+            _require(self.first_layer >= 0, f"first_layer must be >= 0, got {self.first_layer}")
+        if self.kind in RANKED:
             _require(
                 1 <= self.rank <= RANK_MAX,
                 f"rank must be between 1 and {RANK_MAX} for kind '{self.kind}', got {self.rank}",
             )
+        else:
+            _require(self.rank == 0, f"kind '{self.kind}' has no rank, got {self.rank}")
+        if self.kind in SPARSE:
+            _require(
+                0 < self.density <= DENSITY_MAX,
+                f"density must be above 0 and at most {DENSITY_MAX} for kind '{self.kind}', "
+                f"got {self.density}",
+            )
+        else:
+            _require(self.density == 0, f"kind '{self.kind}' has no density, got {self.density}")
+        self._require_lora_alone()
+
+    def _require_lora_alone(self) -> None:
+        """Alpha and targets are LoRA's."""
         if self.kind is PetKind.LORA:
             _require(self.alpha > 0, f"alpha must be positive for kind 'lora', got {self.alpha}")
             _require(len(self.targets) > 0, "kind 'lora' needs at least one target projection")
@@ -113,8 +148,6 @@ class PetSpec:
         else:
             _require(self.alpha == 0, f"kind '{self.kind}' has no alpha, got {self.alpha}")
             _require(not self.targets, f"kind '{self.kind}' has no target projections")
-        if self.first_layer is not None:
-            _require(self.first_layer >= 0, f"first_layer must be >= 0, got {self.first_layer}")
 
     def placed(self, shape: BackboneShape) -> PetSpec:
         """This spec with `first_layer` decided for a backbone: the upper half unless chosen."""
@@ -123,12 +156,18 @@ class PetSpec:
             first < shape.layers,
             f"first_layer must be below the backbone's {shape.layers} layers, got {first}",
         )
-        if self.kind in (PetKind.PFEIFFER, PetKind.HOULSBY, PetKind.LORA):
+        if self.kind in RANKED:
             _require(
                 self.rank <= shape.hidden,
                 f"rank must be at most the hidden width {shape.hidden}, got {self.rank}",
             )
-        return PetSpec(self.kind, first, self.rank, self.alpha, self.targets)
+        if self.kind in SPARSE:
+            width = max(shape.hidden, shape.intermediate)
+            _require(
+                width <= SPARSE_WIDTH_MAX,
+                f"kind '{self.kind}' needs widths of at most {SPARSE_WIDTH_MAX}, got {width}",
+            )
+        return replace(self, first_layer=first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +200,19 @@ class HeadSpec:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of a stored module."""
+    """One tensor of a stored module.
+
+    Attributes:
+        shape: Its sizes as stored.
+        dtype: Numbers, or a choice of entries of a matrix.
+        entries: Of a choice: entries of the matrix.
+        chosen_max: Of a choice: how many it may choose. `INDICES` choose exactly as many.
+    """
 
     shape: tuple[int, ...]
-    dtype: DType
+    dtype: DType | Choice
+    entries: int = 0
+    chosen_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

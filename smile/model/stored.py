@@ -1,22 +1,24 @@
-"""Stored tensors into torch, checked against the layout; and back, rounded to the stored dtype."""
+"""Stored tensors into torch, checked against the layout; and back, as they are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smile.errors import DataCorrupted
 from smile.model import layout
-from smile.model.initial import NUMPY_DTYPES, FloatArray
-from smile.model.specs import BackboneShape, DType, ModuleSpec
+from smile.model.initial import NUMPY_DTYPES, StoredArray
+from smile.model.masking import masked_of
+from smile.model.specs import BackboneShape, Choice, ModuleSpec, TensorSpec
 
 
 def to_torch(
-    tensors: Mapping[str, FloatArray], spec: ModuleSpec, shape: BackboneShape
+    tensors: Mapping[str, StoredArray], spec: ModuleSpec, shape: BackboneShape
 ) -> dict[str, Tensor]:
-    """Copies in float32, in the layout's order.
+    """Copies in the layout's order: numbers in float32, indices in int64, bits as bool [entries].
 
     Raises:
         DataCorrupted: names or shapes are not those of the spec.
@@ -30,12 +32,27 @@ def to_torch(
             raise DataCorrupted(
                 f"tensor '{name}' must have shape {tensor.shape}, got {tensors[name].shape}"
             )
-    return {name: torch.tensor(tensors[name], dtype=torch.float32) for name in expected}
+    return {name: _to_torch(tensors[name], tensor) for name, tensor in expected.items()}
 
 
-def to_stored(tensors: Mapping[str, Tensor], dtype: DType) -> dict[str, FloatArray]:
-    """Copies in the stored dtype."""
-    return {
-        name: tensor.detach().cpu().numpy().astype(NUMPY_DTYPES[dtype], copy=True)
-        for name, tensor in tensors.items()
-    }
+def to_stored(
+    tensors: Mapping[str, Tensor], spec: ModuleSpec, shape: BackboneShape
+) -> dict[str, StoredArray]:
+    """Copies as they are stored, numbers rounded to the spec's dtype; masks come as scores."""
+    expected = layout.tensors(spec, shape)
+    return {name: _to_stored(tensors[name].detach(), tensor) for name, tensor in expected.items()}
+
+
+def _to_torch(array: StoredArray, tensor: TensorSpec) -> Tensor:
+    if tensor.dtype is Choice.BITS:
+        bits = np.unpackbits(array.astype(np.uint8, copy=False), count=tensor.entries)
+        return torch.from_numpy(bits.astype(np.bool_))
+    dtype = torch.int64 if tensor.dtype is Choice.INDICES else torch.float32
+    return torch.tensor(array, dtype=dtype)
+
+
+def _to_stored(values: Tensor, tensor: TensorSpec) -> StoredArray:
+    if tensor.dtype is Choice.BITS:
+        return np.packbits(masked_of(values, tensor.chosen_max).cpu().numpy())
+    stored: StoredArray = values.cpu().numpy().astype(NUMPY_DTYPES[tensor.dtype], copy=True)
+    return stored

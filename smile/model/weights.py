@@ -1,8 +1,9 @@
 """A module's tensors as bytes: safetensors, checked as input from a stranger.
 
 numpy only. `encode` gives the same bytes for the same tensors, so a module's digest names it.
-`decode` reads the header itself and accepts exactly what the layout says; a flipped bit inside a
-tensor is the digest's to catch, not its.
+`decode` reads the header itself and accepts exactly what the layout says: numbers are finite,
+indices lie strictly ascending inside their matrix, masks mask no more than they may. Any other
+flipped bit inside a tensor is the digest's to catch.
 
 The file: 8 bytes of header length (little-endian), a JSON header of
 `{name: {dtype, shape, data_offsets}}`, then the tensors without gaps.
@@ -22,8 +23,8 @@ from safetensors.numpy import save
 from smile.errors import DataCorrupted, InvalidArgument
 from smile.limits import MIB, MODULE_BYTES_MAX
 from smile.model import layout
-from smile.model.initial import NUMPY_DTYPES, FloatArray
-from smile.model.specs import BackboneShape, DType, ModuleSpec, TensorSpec
+from smile.model.initial import NUMPY_DTYPES, StoredArray
+from smile.model.specs import BackboneShape, Choice, DType, ModuleSpec, TensorSpec
 
 FORMAT = "smile.module.v1"
 METADATA_KEY = "__metadata__"
@@ -31,8 +32,12 @@ METADATA = {"format": FORMAT}  # one key only: safetensors writes several in no 
 LENGTH_BYTES = 8
 HEADER_BYTES_MAX = 1 * MIB
 SHOWN_CHARS_MAX = 80
-STORED_DTYPES: dict[DType, str] = {DType.FLOAT16: "F16", DType.FLOAT32: "F32"}
-DTYPE_BYTES: dict[DType, int] = {DType.FLOAT16: 2, DType.FLOAT32: 4}
+STORED_DTYPES: dict[DType | Choice, str] = {
+    DType.FLOAT16: "F16",
+    DType.FLOAT32: "F32",
+    Choice.INDICES: "I32",
+    Choice.BITS: "U8",
+}
 
 
 def sha256_hex(data: bytes) -> str:
@@ -40,15 +45,15 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def encode(tensors: Mapping[str, FloatArray], spec: ModuleSpec) -> bytes:
+def encode(tensors: Mapping[str, StoredArray], spec: ModuleSpec) -> bytes:
     """Tensors as the bytes of a stored module.
 
     Raises:
-        InvalidArgument: a tensor is not of the spec's dtype or not finite, or they take too many
+        InvalidArgument: a tensor is not of its stored type or not finite, or they take too many
             bytes. Names and shapes are `decode`'s to check, where the backbone is known.
     """
     for name, array in tensors.items():
-        _check_array(name, array, spec.dtype)
+        _check_array(name, array, layout.dtype_of(name, spec.dtype))
     data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, METADATA)
     if len(data) > MODULE_BYTES_MAX:
         raise InvalidArgument(
@@ -58,11 +63,11 @@ def encode(tensors: Mapping[str, FloatArray], spec: ModuleSpec) -> bytes:
     return data
 
 
-def decode(data: bytes, spec: ModuleSpec, shape: BackboneShape) -> dict[str, FloatArray]:
+def decode(data: bytes, spec: ModuleSpec, shape: BackboneShape) -> dict[str, StoredArray]:
     """The tensors of a stored module, in the layout's order; writable copies.
 
     Raises:
-        DataCorrupted: the bytes are anything but the layout's tensors, all finite.
+        DataCorrupted: the bytes are anything but the layout's tensors, all as they must be.
         InvalidSpec: the spec does not fit the backbone.
     """
     wanted = layout.tensors(spec, shape)
@@ -144,7 +149,7 @@ def _span(name: str, entry: object, tensor: TensorSpec) -> _Span:
             f"tensor '{name}' must have shape {list(tensor.shape)}, got {_shown(entry['shape'])}"
         )
     offsets = entry["data_offsets"]
-    size = layout.elements(tensor) * DTYPE_BYTES[tensor.dtype]
+    size = layout.elements(tensor) * layout.DTYPE_BYTES[tensor.dtype]
     if not _integers(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != size:
         raise DataCorrupted(
             f"tensor '{name}' must span {size} bytes, got offsets {_shown(offsets)}"
@@ -168,17 +173,48 @@ def _check_cover(spans: Mapping[str, _Span], size: int) -> None:
         raise DataCorrupted(f"module tensors must take {end} bytes, got {size}")
 
 
-def _array(name: str, body: memoryview, span: _Span, tensor: TensorSpec) -> FloatArray:
+def _array(name: str, body: memoryview, span: _Span, tensor: TensorSpec) -> StoredArray:
     dtype = np.dtype(NUMPY_DTYPES[tensor.dtype]).newbyteorder("<")
     flat = np.frombuffer(body[span.start : span.stop], dtype=dtype)
-    array: FloatArray = flat.reshape(tensor.shape).astype(NUMPY_DTYPES[tensor.dtype], copy=True)
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise DataCorrupted(f"tensor '{name}' has {bad} numbers that are not finite")
+    array: StoredArray = flat.reshape(tensor.shape).astype(NUMPY_DTYPES[tensor.dtype], copy=True)
+    if tensor.dtype is Choice.INDICES:
+        _check_indices(name, array, tensor.entries)
+    elif tensor.dtype is Choice.BITS:
+        _check_bits(name, array, tensor)
+    else:
+        _check_finite(name, array)
     return array
 
 
-def _check_array(name: str, array: FloatArray, stored: DType) -> None:
+def _check_finite(name: str, array: StoredArray) -> None:
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise DataCorrupted(f"tensor '{name}' has {bad} numbers that are not finite")
+
+
+def _check_indices(name: str, array: StoredArray, entries: int) -> None:
+    """Strictly ascending within [0, entries). There is at least one."""
+    first, last = int(array[0]), int(array[-1])
+    if first < 0 or last >= entries:
+        raise DataCorrupted(
+            f"tensor '{name}' must lie between 0 and {entries - 1}, got {first} to {last}"
+        )
+    if not (array[1:] > array[:-1]).all():
+        raise DataCorrupted(f"tensor '{name}' must be strictly ascending")
+
+
+def _check_bits(name: str, array: StoredArray, tensor: TensorSpec) -> None:
+    bits = np.unpackbits(array.astype(np.uint8, copy=False))
+    if bits[tensor.entries :].any():
+        raise DataCorrupted(f"tensor '{name}' has bits beyond its {tensor.entries} entries")
+    chosen = int(np.count_nonzero(bits))
+    if chosen > tensor.chosen_max:
+        raise DataCorrupted(
+            f"tensor '{name}' must mask at most {tensor.chosen_max} entries, got {chosen}"
+        )
+
+
+def _check_array(name: str, array: StoredArray, stored: DType | Choice) -> None:
     dtype = np.dtype(NUMPY_DTYPES[stored])
     if array.dtype != dtype:
         raise InvalidArgument(f"tensor '{name}' must be {dtype}, got {array.dtype}")

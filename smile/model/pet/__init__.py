@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from smile.model.kernels.dense import Activation
 from smile.model.pet.bitfit import BitFit
 from smile.model.pet.bottleneck import Bottleneck
+from smile.model.pet.diff_pruning import DiffPruning
 from smile.model.pet.lora import Lora
+from smile.model.pet.mask import MaskBert
 from smile.model.pet.method import PetMethod
 from smile.model.specs import PetKind
 
@@ -16,4 +18,6 @@ METHODS: Mapping[PetKind, PetMethod] = {
     PetKind.HOULSBY: Bottleneck(PetKind.HOULSBY, Activation.SILU, normed_input=False),
     PetKind.LORA: Lora(),
     PetKind.BITFIT: BitFit(),
+    PetKind.DIFF_PRUNING: DiffPruning(),
+    PetKind.MASK_BERT: MaskBert(),
 }

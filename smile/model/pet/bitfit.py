@@ -18,7 +18,7 @@ from smile.model.specs import PetSpec, Projection
 class BitFit:
     """The method."""
 
-    def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
+    def reference(self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer) -> LayerOps:
         return _ReferenceOps(layer, weights)
 
     def serving(

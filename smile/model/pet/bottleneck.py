@@ -37,7 +37,7 @@ class Bottleneck:
     activation: Activation
     normed_input: bool
 
-    def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
+    def reference(self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer) -> LayerOps:
         return _ReferenceOps(self, layer, weights)
 
     def serving(

@@ -20,7 +20,7 @@ from smile.model.specs import PetSpec, Projection
 class Lora:
     """The method. Serving multiplies alpha / rank into B."""
 
-    def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
+    def reference(self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer) -> LayerOps:
         return _ReferenceOps(pet, layer, weights)
 
     def serving(

@@ -17,6 +17,7 @@ from smile.model.backbone import Layer, LayerOps
 from smile.model.kernels import Kernels
 from smile.model.kernels.grouped import padded_width
 from smile.model.kernels.rows import Members
+from smile.model.layout import served_permille
 from smile.model.specs import PetKind, PetSpec, Projection
 
 Weights: TypeAlias = Mapping[str, Tensor]  # by the layout's names
@@ -24,7 +25,10 @@ Weights: TypeAlias = Mapping[str, Tensor]  # by the layout's names
 
 @dataclass(frozen=True, slots=True)
 class ShapeClass:
-    """What modules must share for one product to serve them all, and to lie in like rows."""
+    """What modules must share for one product to serve them all, and to lie in like rows.
+
+    `width` is the padded rank, or a sparse kind's padded density in thousandths.
+    """
 
     kind: PetKind
     first_layer: int | None
@@ -33,7 +37,7 @@ class ShapeClass:
 
     @classmethod
     def of(cls, pet: PetSpec) -> ShapeClass:
-        width = padded_width(pet.rank) if pet.rank else 0
+        width = padded_width(pet.rank) if pet.rank else served_permille(pet)
         return cls(pet.kind, pet.first_layer, width, frozenset(pet.targets))
 
 
@@ -59,8 +63,11 @@ class LayerGroup:
 class PetMethod(Protocol):
     """One PET kind's mathematics."""
 
-    def reference(self, pet: PetSpec, layer: int, weights: Weights) -> LayerOps:
-        """The method's definition: one vPLM, one layer, differentiable in `weights`."""
+    def reference(self, pet: PetSpec, layer: int, weights: Weights, frozen: Layer) -> LayerOps:
+        """The method's definition: one vPLM, one layer, differentiable in `weights`.
+
+        `frozen` is the backbone's layer.
+        """
         ...
 
     def serving(

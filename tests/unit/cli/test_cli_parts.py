@@ -103,6 +103,7 @@ def test_values_become_json() -> None:
             "rank": 2,
             "alpha": 4.0,
             "targets": ["query", "value"],
+            "density": 0.0,
         },
         "head": {"task": "embedding", "labels": [], "pooling": "mean"},
         "dtype": "float16",
@@ -221,6 +222,19 @@ def test_options_become_pet_specs() -> None:
     assert pet_text(lora) == "lora r8 (key, output)"
     assert pet_spec(PetOptions(kinds.BITFIT)) == smile.BitFit()
     assert pet_spec(PetOptions(kinds.NONE)) == smile.NoPet()
+    assert pet_spec(PetOptions(kinds.DIFF_PRUNING)) == smile.DiffPruning(0.005)
+    assert pet_text(smile.DiffPruning(0.005, first_layer=3)) == "diff-pruning 0.5 % from layer 3"
+    mask = pet_spec(PetOptions(kinds.MASK_BERT, density=0.02, first_layer=1))
+    assert mask == smile.MaskBert(0.02, first_layer=1)
+    for options in (
+        PetOptions(kinds.NONE, rank=1),
+        PetOptions(kinds.MASK_BERT, rank=1),
+        PetOptions(kinds.LORA, density=0.01),
+        PetOptions(kinds.MASK_BERT, targets="query"),
+        PetOptions(kinds.DIFF_PRUNING, density=0.0),
+    ):
+        with pytest.raises(errors.InvalidSpec):
+            pet_spec(options)
     with pytest.raises(errors.InvalidSpec, match="between 1 and 1024 for kind 'pfeiffer', got 0"):
         pet_spec(PetOptions(rank=0))
 

@@ -105,6 +105,10 @@ def test_pet_kinds_have_the_defaults_of_the_platform() -> None:
     assert smile.Houlsby(8, first_layer=1) == smile.PetSpec(smile.PetKind.HOULSBY, 1, 8)
     assert smile.BitFit() == smile.PetSpec(smile.PetKind.BITFIT)
     assert smile.NoPet() == smile.PetSpec(smile.PetKind.NONE)
+    diff = smile.PetSpec(smile.PetKind.DIFF_PRUNING, density=0.005)
+    assert smile.DiffPruning() == diff
+    mask = smile.PetSpec(smile.PetKind.MASK_BERT, 2, density=0.05)
+    assert smile.MaskBert(first_layer=2) == mask
     lora = smile.LoRA(4, targets=["output", "key"])
     assert (lora.alpha, lora.targets) == (8.0, (smile.Projection.KEY, smile.Projection.OUTPUT))
     assert smile.LoRA(4, alpha=3).alpha == 3
@@ -119,6 +123,9 @@ def test_pet_kinds_have_the_defaults_of_the_platform() -> None:
         (lambda: smile.LoRA(0), "between 1 and 1024 for kind 'lora', got 0"),
         (lambda: smile.LoRA(alpha=-1), "alpha must be positive"),
         (lambda: smile.Pfeiffer(1025), "got 1025"),
+        (lambda: smile.MaskBert(0.06), "at most 0.05 for kind 'mask-bert', got 0.06"),
+        (lambda: smile.DiffPruning(0), "above 0"),
+        (lambda: smile.PetSpec(smile.PetKind.BITFIT, density=0.01), "'bitfit' has no density"),
         (lambda: smile.BitFit(first_layer=-1), "first_layer must be >= 0, got -1"),
     ],
 )

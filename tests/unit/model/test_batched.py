@@ -18,12 +18,13 @@ from smile.model.answers import Embedding, Logits, Output, TokenLogits
 from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.batched import BatchedEngine
-from smile.model.initial import FloatArray
+from smile.model.initial import StoredArray
 from smile.model.loaded import Decoder, LoadedModule
 from smile.model.packing import PackedTokens, pack
 from smile.model.reference import VplmModule
 from smile.model.serving import ServingBackbone
 from smile.model.specs import (
+    SPARSE,
     HeadSpec,
     ModuleSpec,
     PetKind,
@@ -48,7 +49,7 @@ class Vplm:
     """One vPLM in both forms."""
 
     spec: ModuleSpec
-    tensors: dict[str, FloatArray]
+    tensors: dict[str, StoredArray]
     loaded: LoadedModule
     reference: VplmModule
 
@@ -110,6 +111,12 @@ PETS = st.one_of(
     ),
     st.builds(PetSpec, st.just(PetKind.BITFIT), st.integers(0, 3)),
     st.builds(
+        PetSpec,
+        st.sampled_from([PetKind.DIFF_PRUNING, PetKind.MASK_BERT]),
+        st.integers(0, 3),
+        density=st.floats(0.001, 0.05),
+    ),
+    st.builds(
         lora_of,
         st.integers(0, 3),
         st.integers(1, 32),
@@ -154,6 +161,8 @@ def test_many_vplms_of_one_shape_class_in_shuffled_order(toy: Backbone, kind: Pe
 def pet_of(kind: PetKind, *, first: int | None = None, rank: int = 4) -> PetSpec:
     if kind in (PetKind.NONE, PetKind.BITFIT):
         return PetSpec(kind, first)
+    if kind in SPARSE:
+        return PetSpec(kind, first, density=min(0.05, rank / 200))
     if kind is PetKind.LORA:
         return PetSpec(kind, first, rank, 8.0, (Projection.QUERY, Projection.OUTPUT))
     return PetSpec(kind, first, rank)
@@ -233,10 +242,10 @@ def test_a_poisoned_module_changes_only_its_own_rows(toy: Backbone, kind: PetKin
     spec = ModuleSpec(
         toy.name, toy.digest, pet_of(kind, first=0).placed(toy.shape), head_of(Task.EMBEDDING, 0)
     )
-    if kind is PetKind.NONE:
+    if kind in (PetKind.NONE, PetKind.MASK_BERT):  # without a number to poison
         spec = ModuleSpec(toy.name, toy.digest, spec.pet, head_of(Task.SEQUENCE_CLASSIFICATION, 3))
     poison = {
-        name: np.full_like(tensor, np.nan)
+        name: np.full_like(tensor, np.nan) if tensor.dtype.kind == "f" else tensor
         for name, tensor in random_tensors(spec, toy.shape, seed=0).items()
     }
     loaded = LoadedModule.load(spec, poison, toy)

@@ -28,6 +28,8 @@ PETS = [
     PetSpec(PetKind.HOULSBY, 1, rank=16),
     PetSpec(PetKind.LORA, 0, 16, 16.0, tuple(Projection)),
     PetSpec(PetKind.BITFIT, 1),
+    PetSpec(PetKind.DIFF_PRUNING, 1, density=0.02),
+    PetSpec(PetKind.MASK_BERT, 1, density=0.05),
 ]
 
 
@@ -39,7 +41,7 @@ def test_tensors_are_the_layouts(pet: PetSpec, dtype: DType) -> None:
     assert list(made) == list(tensors(spec, SHAPE))
     for name, tensor in tensors(spec, SHAPE).items():
         assert made[name].shape == tensor.shape
-        assert made[name].dtype == np.dtype(str(dtype))
+        assert made[name].dtype == np.dtype(str(tensor.dtype))
         assert np.isfinite(made[name]).all()
 
 
@@ -47,7 +49,7 @@ def test_tensors_are_the_layouts(pet: PetSpec, dtype: DType) -> None:
 def test_whatever_would_change_an_answer_is_zero(pet: PetSpec) -> None:
     made = initial_tensors(ModuleSpec("toy", "0" * 64, pet, HEAD), SHAPE, seed=5)
     for name, array in made.items():
-        random = name.endswith((".down.weight", ".lora.a")) or name == "head.weight"
+        random = name.endswith((".down.weight", ".lora.a", ".indices")) or name == "head.weight"
         assert bool(array.any()) == random, name
 
 
@@ -68,6 +70,23 @@ def test_a_seed_decides_the_values_and_each_tensor_has_its_own() -> None:
     assert np.array_equal(first[one], again[one])
     assert not np.array_equal(first[one], other[one])
     assert not np.array_equal(first[one], first[two])
+
+
+def test_diff_pruning_chooses_entries_evenly_and_anew_in_every_matrix() -> None:
+    spec = ModuleSpec("toy", "0" * 64, PetSpec(PetKind.DIFF_PRUNING, 0, density=0.05), HEAD)
+    found = [initial_tensors(spec, SHAPE, seed) for seed in range(40)]
+    names = [name for name in found[0] if name.endswith(".indices")]
+    assert len(names) == 3 * 6
+    for name in names:
+        entries = tensors(spec, SHAPE)[name].entries
+        for made in found:
+            assert (np.diff(made[name]) > 0).all()
+            assert made[name][0] >= 0 and made[name][-1] < entries
+        places = np.concatenate([made[name] for made in found]) / entries
+        assert places.mean() == pytest.approx(0.5, abs=0.02)  # of 8,000 draws: six deviations
+        assert places.std() == pytest.approx(12**-0.5, abs=0.02)
+    assert len({found[0][name].tobytes() for name in names}) == len(names)
+    assert len({made[names[0]].tobytes() for made in found}) == len(found)
 
 
 def test_a_tensor_does_not_depend_on_the_others() -> None:

@@ -9,6 +9,7 @@ from smile.model.kernels.dense import ACTIVATIONS
 from smile.model.pet import METHODS
 from smile.model.pet.bottleneck import Bottleneck
 from smile.model.pet.method import ShapeClass
+from smile.model.pet.sparse import SparseUpdate
 from smile.model.specs import PetKind, PetSpec, Projection
 
 
@@ -33,6 +34,27 @@ def test_modules_of_near_ranks_share_a_shape_class() -> None:
     assert ShapeClass.of(PetSpec(PetKind.PFEIFFER, 0, 8)) != ShapeClass.of(
         PetSpec(PetKind.PFEIFFER, 1, 8)
     )
+
+
+def test_sparse_modules_of_near_densities_share_a_shape_class() -> None:
+    one, near, far = (
+        ShapeClass.of(PetSpec(PetKind.DIFF_PRUNING, 0, density=density))
+        for density in (0.005, 0.004, 0.006)
+    )
+    assert one == near != far
+    assert one != ShapeClass.of(PetSpec(PetKind.MASK_BERT, 0, density=0.005))
+
+
+def test_a_sparse_update_is_served_by_output_and_padded_with_nothing() -> None:
+    entries = torch.tensor([0, 6, 10, 299])  # of 30 outputs and 10 inputs
+    update = SparseUpdate(entries, torch.tensor([1.0, 2.0, 3.0, 4.0]), (30, 10))
+    pet = PetSpec(PetKind.DIFF_PRUNING, 0, density=0.018)  # 5 of 300, padded to 2 %
+    served = update.served(pet, 3, Projection.VALUE)
+    places = [(0, 0), (0, 6), (1, 0), (29, 9)]  # output, input
+    expected = [inputs << 16 | outputs for outputs, inputs in places]
+    indices = served["layers.3.value.sparse.indices"]
+    assert indices.dtype is torch.int32 and indices.tolist() == [*expected, 0, 0]
+    assert served["layers.3.value.sparse.values"].tolist() == [1, 2, 3, 4, 0, 0]
 
 
 def test_the_order_of_lora_targets_and_its_scale_do_not_split_a_shape_class() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from smile.errors import DataCorrupted, InvalidArgument, InvalidSpec
 from smile.limits import MODULE_BYTES_MAX
-from smile.model.initial import FloatArray, initial_tensors
+from smile.model.initial import StoredArray, initial_tensors, packed_bits
 from smile.model.layout import tensors as layout_tensors
 from smile.model.specs import (
     BackboneShape,
@@ -37,6 +38,8 @@ SPECS = [
     replace(SPEC, pet=PetSpec(PetKind.HOULSBY, 0, rank=3), dtype=DType.FLOAT32),
     replace(SPEC, pet=PetSpec(PetKind.LORA, 0, 2, 4.0, (Projection.QUERY, Projection.OUTPUT))),
     replace(SPEC, pet=PetSpec(PetKind.BITFIT, 0)),
+    replace(SPEC, pet=PetSpec(PetKind.DIFF_PRUNING, 0, density=0.05), dtype=DType.FLOAT32),
+    replace(SPEC, pet=PetSpec(PetKind.MASK_BERT, 0, density=0.05)),
     replace(SPEC, pet=PetSpec(PetKind.NONE, 0)),
     replace(SPEC, pet=PetSpec(PetKind.NONE, 0), head=HeadSpec(Task.EMBEDDING)),
 ]
@@ -145,7 +148,7 @@ def test_numbers_that_are_not_finite(bad: float) -> None:
     corrupted(saved(tensors), r"'head\.weight' has 1 numbers that are not finite")
 
 
-def saved(tensors: dict[str, FloatArray]) -> bytes:
+def saved(tensors: dict[str, StoredArray]) -> bytes:
     return safetensors.numpy.save(tensors, METADATA)
 
 
@@ -245,3 +248,85 @@ def test_another_specs_module_is_refused() -> None:
     for other in SPECS[1:]:
         with pytest.raises(DataCorrupted):
             decode(GOOD, other, SHAPE)
+
+
+SPARSE = ModuleSpec(
+    "toy", "0" * 64, PetSpec(PetKind.DIFF_PRUNING, 1, density=0.05), HEAD, DType.FLOAT32
+)
+MASKED = replace(SPARSE, pet=PetSpec(PetKind.MASK_BERT, 1, density=0.05))
+INDICES = "layers.1.intermediate.delta.indices"  # 4 of 96
+BITS = "layers.1.query.mask.bits"  # 3 of 64
+
+
+def with_tensor(spec: ModuleSpec, name: str, array: StoredArray) -> bytes:
+    tensors = initial_tensors(spec, SHAPE, seed=1)
+    assert name in tensors
+    return saved(tensors | {name: array})
+
+
+@pytest.mark.parametrize(
+    ("indices", "match"),
+    [
+        ([0, 1, 2, 96], "between 0 and 95, got 0 to 96"),
+        ([-1, 1, 2, 3], "between 0 and 95, got -1 to 3"),
+        ([-(2**31), 1, 2, 2**31 - 1], "between 0 and 95"),
+        ([0, 1, 1, 3], "strictly ascending"),
+        ([0, 2, 1, 3], "strictly ascending"),
+        ([0, 99, -5, 3], "strictly ascending"),
+        ([5, 4, 3, 2], "strictly ascending"),
+        ([1, 2, 3], r"shape \[4\], got \[3\]"),
+    ],
+)
+def test_indices_that_name_no_entries_are_refused(indices: list[int], match: str) -> None:
+    data = with_tensor(SPARSE, INDICES, np.array(indices, dtype=np.int32))
+    with pytest.raises(DataCorrupted, match=match):
+        decode(data, SPARSE, SHAPE)
+
+
+def test_indices_at_both_ends_are_accepted() -> None:
+    indices = np.array([0, 1, 94, 95], dtype=np.int32)
+    found = decode(with_tensor(SPARSE, INDICES, indices), SPARSE, SHAPE)
+    assert np.array_equal(found[INDICES], indices)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(-2, 97), min_size=4, max_size=4))
+def test_no_indices_outside_the_matrix_escape(indices: list[int]) -> None:
+    data = with_tensor(SPARSE, INDICES, np.array(indices, dtype=np.int32))
+    good = sorted(set(indices)) == indices and indices[0] >= 0 and indices[-1] < 96
+    try:
+        found = decode(data, SPARSE, SHAPE)[INDICES].tolist()
+    except DataCorrupted:
+        assert not good
+    else:
+        assert good and found == indices
+
+
+def test_integers_of_another_type_are_refused() -> None:
+    wide: Any = np.array([0, 1, 2, 3], dtype=np.int64)
+    tensors = initial_tensors(SPARSE, SHAPE, seed=1)
+    with pytest.raises(DataCorrupted, match=r"must be I32, got 'I64'"):
+        decode(saved(tensors | {INDICES: wide}), SPARSE, SHAPE)
+    with pytest.raises(InvalidArgument, match=r"indices' must be int32, got int64"):
+        encode(tensors | {INDICES: wide}, SPARSE)
+    with pytest.raises(InvalidArgument, match=r"bits' must be uint8, got float32"):
+        masks = initial_tensors(MASKED, SHAPE, seed=1)
+        encode(masks | {BITS: masks[BITS].astype(np.float32)}, MASKED)
+
+
+def test_a_mask_of_more_than_it_may_mask_is_refused() -> None:
+    three = packed_bits(np.array([0, 9, 63]), 64)
+    assert np.array_equal(decode(with_tensor(MASKED, BITS, three), MASKED, SHAPE)[BITS], three)
+    four = packed_bits(np.array([0, 9, 10, 63]), 64)
+    with pytest.raises(DataCorrupted, match="at most 3 entries, got 4"):
+        decode(with_tensor(MASKED, BITS, four), MASKED, SHAPE)
+
+
+def test_bits_beyond_a_mask_are_refused() -> None:
+    odd = replace(SHAPE, hidden=9, intermediate=15)  # 81 entries in 11 bytes
+    tensors = initial_tensors(MASKED, odd, seed=1)
+    last = packed_bits(np.array([80]), 81)
+    assert np.array_equal(decode(saved(tensors | {BITS: last}), MASKED, odd)[BITS], last)
+    beyond = packed_bits(np.array([81]), 88)
+    with pytest.raises(DataCorrupted, match="beyond its 81 entries"):
+        decode(saved(tensors | {BITS: beyond}), MASKED, odd)

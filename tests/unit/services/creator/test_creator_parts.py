@@ -114,6 +114,12 @@ PETS = st.one_of(
         st.none() | st.integers(0, 3),
         st.integers(1, 32),
     ),
+    st.builds(
+        PetSpec,
+        st.sampled_from([PetKind.DIFF_PRUNING, PetKind.MASK_BERT]),
+        st.none() | st.integers(0, 3),
+        density=st.floats(1e-4, 0.05),
+    ),
 )
 
 

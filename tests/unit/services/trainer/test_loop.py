@@ -54,11 +54,16 @@ def spec(backbone: Backbone, pet: PetSpec, task: Task, dtype: DType = DType.FLOA
 
 
 PFEIFFER = PetSpec(PetKind.PFEIFFER, rank=8)
+SPARSE_PETS = [
+    PetSpec(PetKind.DIFF_PRUNING, density=0.01),
+    PetSpec(PetKind.MASK_BERT, density=0.05),
+]
 PETS = [
     PFEIFFER,
     PetSpec(PetKind.HOULSBY, rank=8),
     PetSpec(PetKind.LORA, rank=4, alpha=8, targets=(Projection.QUERY, Projection.VALUE)),
     PetSpec(PetKind.BITFIT),
+    *SPARSE_PETS,
     PetSpec(PetKind.NONE),
     PetSpec(PetKind.PFEIFFER, first_layer=0, rank=8),
 ]
@@ -158,6 +163,26 @@ def test_embeddings_are_learned_from_labels_and_from_pairs(backbone: Backbone) -
         pairs.append(TextPair(" ".join(words), " ".join(words[1:])))
     _, paired = consumed(train(given(backbone, pairs, task=Task.EMBEDDING)))
     assert paired.metrics["validation_recall_at_1"] >= 0.5
+
+
+@pytest.mark.parametrize("pet", SPARSE_PETS, ids=lambda pet: str(pet.kind))
+def test_sparse_kinds_learn_without_a_head_and_go_on_from_what_is_stored(
+    backbone: Backbone, pet: PetSpec
+) -> None:
+    """Embeddings have no head: whatever gets better, the module learned."""
+    values = replace(QUICK, epochs=4, batch_size=16)
+    run = given(backbone, texts(), values, pet=pet, task=Task.EMBEDDING)
+    still = replace(values, epochs=1, learning_rate=1e-30)
+    _, before = consumed(train(replace(run, values=still)))
+    _, trained = consumed(train(run))
+    loss, recall = "validation_loss", "validation_recall_at_1"
+    assert trained.metrics[loss] < 0.95 * before.metrics[loss]
+    assert trained.metrics[recall] >= before.metrics[recall]
+    stored = weights.decode(weights.encode(trained.tensors, run.spec), run.spec, backbone.shape)
+    _, again = consumed(train(replace(run, values=still, tensors=stored)))
+    assert again.metrics[loss] == pytest.approx(trained.metrics[loss], abs=1e-6)
+    _, further = consumed(train(replace(run, tensors=stored)))
+    assert further.metrics["train_loss"] < trained.metrics["train_loss"]
 
 
 def test_a_loss_that_is_no_number_ends_the_run(backbone: Backbone) -> None:

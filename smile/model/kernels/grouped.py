@@ -22,7 +22,7 @@ from smile.model.kernels.dense import ACTIVATIONS, Activation
 from smile.model.kernels.rows import Members
 
 WIDTH_MIN = 8
-SPARSE_TERMS_MAX = 1 << 21  # of one eager sparse step: 50 MiB of temporaries at 24 bytes a term
+SPARSE_ELEMENTS_MAX = 1 << 24  # matrices of one eager sparse step: 64 MiB in float32
 GROUPED_STRIDE_BYTES = 16  # torch's grouped product wants rows at multiples of it
 
 
@@ -107,40 +107,42 @@ class TorchGrouped:
         y.add_(_vectors(members, vector, y.dtype))
 
     def add_sparse(self, x: Tensor, y: Tensor, members: Members, indices: str, values: str) -> None:
-        entries = _Entries.of(members, (indices, values), (x.shape[1], y.shape[1]))
-        step = max(1, SPARSE_TERMS_MAX // max(1, entries.values.shape[1]))
-        for start in range(0, x.shape[0], step):
-            block = slice(start, start + step)
-            entries.add(x[block], y[block], members.owners[block])
+        """As dense products, of as many members at a time as there is memory for: a scatter per
+        row would take torch ten times as long."""
+        shape = (x.shape[1], y.shape[1])
+        entries = _Entries.of(members, (indices, values), shape)
+        step = max(1, SPARSE_ELEMENTS_MAX // (shape[0] * shape[1]))
+        begin = 0
+        for first in range(0, len(members.rows), step):
+            part = slice(first, first + step)
+            end = begin + sum(members.counts[part])
+            matrices = entries.dense(part, shape, x.dtype)
+            ends = members.ends[part] - begin
+            y[begin:end].add_(grouped_matmul(x[begin:end], matrices, ends))
+            begin = end
 
 
 @dataclass(frozen=True, slots=True)
 class _Entries:
-    """Every member's sparse matrix, [members, entries] each: inputs and outputs int64, values
-    float32. Entries outside the matrix became zeros at its corner."""
+    """Every member's sparse matrix, [members, entries] each: places in the matrix, int64, and
+    values. Entries outside the matrix became zeros at its corner."""
 
-    inputs: Tensor
-    outputs: Tensor
+    places: Tensor
     values: Tensor
 
     @classmethod
     def of(cls, members: Members, names: tuple[str, str], shape: tuple[int, int]) -> _Entries:
-        indices, values = members.gather(names[0]), members.gather(names[1])
+        indices, values = members.gather(names[0]).to(torch.int64), members.gather(names[1])
         inputs, outputs = (indices >> 16) & 0xFFFF, indices & 0xFFFF
         inside = (inputs < shape[0]) & (outputs < shape[1])
-        return cls(
-            torch.where(inside, inputs, 0).to(torch.int64),
-            torch.where(inside, outputs, 0).to(torch.int64),
-            torch.where(inside, values, 0).to(torch.float32),
-        )
+        places = torch.where(inside, inputs * shape[1] + outputs, 0)
+        return cls(places, torch.where(inside, values, 0))
 
-    def add(self, x: Tensor, y: Tensor, owners: Tensor) -> None:
-        """Adds the products of some rows [rows, widths], which belong to `owners` [rows]."""
-        terms = x.to(torch.float32).gather(1, self.inputs[owners]).mul_(self.values[owners])
-        total = y.to(torch.float32)
-        total.scatter_add_(1, self.outputs[owners], terms)
-        if total is not y:
-            y.copy_(total)
+    def dense(self, part: slice, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """The matrices of some members, [members, *shape]."""
+        places, values = self.places[part], self.values[part].to(dtype)
+        matrices = values.new_zeros(places.shape[0], shape[0] * shape[1])
+        return matrices.scatter_add_(1, places, values).view(-1, *shape)
 
 
 def grouped_matmul(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:

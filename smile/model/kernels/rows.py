@@ -127,13 +127,15 @@ class Members:
 
     Attributes:
         rows: Where each member's weights lie, in order; one entry however many matrix rows it has.
+        counts: [members], how many matrix rows each has; may be 0.
         layout: Of all members.
-        ends: [members] int32, where each member's segment ends; a segment may be empty.
+        ends: [members] int32, where each member's segment ends.
         owners: [matrix rows] int64, the member of each.
         addresses: [members] int64 on the CPU, where each member's weights start.
     """
 
     rows: tuple[Row, ...]
+    counts: tuple[int, ...]
     layout: RowLayout
     ends: Tensor
     owners: Tensor
@@ -153,6 +155,7 @@ class Members:
         lengths = torch.tensor(counts, dtype=torch.int64)
         return cls(
             rows=tuple(rows),
+            counts=tuple(counts),
             layout=layout,
             ends=lengths.cumsum(0).to(device, torch.int32),
             owners=torch.repeat_interleave(torch.arange(len(rows)), lengths).to(device),

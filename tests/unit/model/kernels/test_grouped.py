@@ -117,12 +117,12 @@ def test_vectors(case: Case) -> None:
     )
 
 
-@pytest.mark.parametrize("terms_max", [1, 200, 1 << 20])
+@pytest.mark.parametrize("elements_max", [1, 24 * 32 * 2, 1 << 20])
 @settings(deadline=None, max_examples=15)
 @given(case=CASES)
-def test_sparse_in_steps_of_any_size(terms_max: int, case: Case) -> None:
+def test_sparse_in_steps_of_any_size(elements_max: int, case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouped, "SPARSE_TERMS_MAX", terms_max)
+        patch.setattr(grouped, "SPARSE_ELEMENTS_MAX", elements_max)
         case.check_added(
             lambda x, y: TorchGrouped().add_sparse(x, y, case.members, "indices", "values"),
             cases.sparse,

@@ -106,6 +106,7 @@ def test_segments() -> None:
     slab = torch.zeros(4, layout.row_bytes, dtype=torch.uint8)
     rows = [Row(slab, 2), Row(slab, 0), Row(slab, 3)]
     members = Members.of(rows, [2, 0, 3], layout, CPU)
+    assert members.counts == (2, 0, 3)
     assert members.ends.tolist() == [2, 2, 5]
     assert members.ends.dtype is torch.int32
     assert members.owners.tolist() == [0, 0, 2, 2, 2]

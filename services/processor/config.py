@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.admission import QueueLimits
@@ -75,12 +75,19 @@ class ProcessorSettings(BackboneServiceSettings):
     queue_texts_max: int = Field(default=40_000, ge=1, le=10_000_000)
     queue_tokens_max: int = Field(default=2_000_000, ge=1, le=1_000_000_000)
     queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
-    batch_ms_max: float = Field(default=50.0, ge=0.1, le=60_000.0)
+    batch_ms_max: float = Field(default=100.0, ge=0.1, le=60_000.0)
     batch_shared_ms_max: float = Field(default=20.0, ge=0.1, le=60_000.0)
     batch_tokens_max: int = Field(default=2_048, ge=16, le=1_000_000)
     batch_texts_max: int = Field(default=128, ge=1, le=100_000)
     batch_wait_ms_max: float = Field(default=1.0, ge=0.0, le=100.0)
-    host_bytes_max: int = Field(default=512 * limits.MIB, ge=1)
+    host_bytes_max: int = Field(
+        default=512 * limits.MIB,
+        ge=1,
+        validation_alias=AliasChoices(
+            "SMILE_PROCESSOR_HOST_BYTES_MAX",
+            "SMILE_PROCESSOR_MODULES_BYTES_MAX",  # its name before there were two tiers
+        ),
+    )
     device_bytes_max: int = Field(default=0, ge=0)
     pinned_share: float = Field(default=0.5, ge=0.0, le=0.9)
     eviction: Eviction = Eviction.S3_FIFO

@@ -64,12 +64,17 @@ class _Slab:
     free: list[int] = field(default_factory=list)  # given back before
     fresh: int = 0  # all from here on have never been used
 
-    def take(self) -> int:
+    @property
+    def next(self) -> int:
+        """The slot that `take` takes."""
+        return self.free[-1] if self.free else self.fresh
+
+    def take(self) -> None:
         self.used += 1
         if self.free:
-            return self.free.pop()
-        self.fresh += 1
-        return self.fresh - 1
+            self.free.pop()
+        else:
+            self.fresh += 1
 
     @property
     def full(self) -> bool:
@@ -131,7 +136,14 @@ class Space:
     def take(self, sizes: Sequence[int]) -> tuple[Slot, ...]:
         """Slots for rows that fit."""
         assert self.fits(sizes), "room is made before it is taken"
-        return tuple(self._take(self.row_bytes(size)) for size in sizes)
+        taken: list[Slot] = []
+        try:
+            for size in sizes:
+                taken.append(self._take(self.row_bytes(size)))
+        except Exception:  # the system has no memory after all
+            self.give(taken)
+            raise
+        return tuple(taken)
 
     def give(self, slots: Sequence[Slot]) -> None:
         """Free slots, and the memory that nobody needs for now."""
@@ -162,13 +174,14 @@ class Space:
             self._open(known, row_bytes)
         number = next(iter(known.roomy))
         slab = known.slabs[number]
-        slot = Slot(row_bytes, number, slab.take())
+        slot = Slot(row_bytes, number, slab.next)
+        self._backing.use(slot)
+        slab.take()
         known.used += 1
         if slab.full:
             del known.roomy[number]
         if self.by_row:
             self.nbytes += row_bytes
-        self._backing.use(slot)
         return slot
 
     def _open(self, known: _RowClass, row_bytes: int) -> None:

@@ -53,3 +53,13 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMILE_STORAGE_ADDRESS", "storage:1")
     found = ProcessorSettings()  # type: ignore[call-arg]
     assert (found.batch_tokens_max, found.storage_address) == (512, "storage:1")
+
+
+def test_memory_of_both_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings().memory_options.device_bytes_max == settings().host_bytes_max
+    monkeypatch.setenv("SMILE_PROCESSOR_MODULES_BYTES_MAX", str(2**30))
+    monkeypatch.setenv("SMILE_PROCESSOR_DEVICE_BYTES_MAX", str(2**29))
+    memory = settings().memory_options
+    assert (memory.host_bytes_max, memory.device_bytes_max) == (2**30, 2**29)
+    monkeypatch.setenv("SMILE_PROCESSOR_HOST_BYTES_MAX", str(2**31))
+    assert settings().host_bytes_max == 2**31, "its own name counts"

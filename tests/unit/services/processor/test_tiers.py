@@ -123,6 +123,21 @@ def test_what_is_held_stays_even_if_that_means_waiting() -> None:
     assert left == ["held3"]
 
 
+def test_memory_that_the_system_refuses_is_not_counted() -> None:
+    class Poor(Ledger):
+        def use(self, slot: Slot) -> None:
+            if slot.row_bytes == 12:
+                raise OSError("no memory")
+            super().use(slot)
+
+    ledger = Poor(by_row=True)
+    tier = tier_of(ledger, [])
+    with pytest.raises(OSError, match="no memory"):
+        tier.admit("a", (40, 12))
+    assert (tier.space.nbytes, ledger.used, len(tier)) == (0, set(), 0)
+    assert fill(tier, "b", BUDGET)
+
+
 @pytest.mark.parametrize("by_row", [True, False])
 def test_what_can_never_fit_is_known(by_row: bool) -> None:
     space = Space(BUDGET, slab_bytes=200, granule=4, backing=Ledger(by_row=by_row))

@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 from services.processor.dispatch import Dispatch, Taken, Work
 from services.processor.handoff import Handoff, Load
-from services.processor.requests import Answered, Batch, Failed, FloatArray, Outcome, Part, Ride
+from services.processor.requests import Answered, Batch, Computed, Failed, Outcome, Part, Ride
 from services.processor.trace import Facts, Lane, Trace
 from smile.errors import Internal, SmileError
 from smile.logs import get_logger
@@ -37,8 +37,8 @@ class Computer(Protocol[Module_contra, Prepared]):
         """Everything that can be done before the device is free; `modules` are its parts'."""
         ...
 
-    def compute(self, prepared: Prepared) -> list[tuple[FloatArray, ...]]:
-        """The outputs of every chunk of the batch, one array per text."""
+    def compute(self, prepared: Prepared) -> list[Computed]:
+        """What came of every chunk of the batch."""
         ...
 
 
@@ -229,7 +229,9 @@ class Lanes(Generic[Module, Prepared]):
             self._trace.span(Lane.COMPUTE, started, ended, facts)
         ride = Ride(piece.number, started, ended - started, texts, vplms)
         return [
-            Answered(chunk, values, ride)
+            Failed(chunk, values)
+            if isinstance(values, SmileError)
+            else Answered(chunk, values, ride)
             for chunk, values in zip(batch.chunks, outputs, strict=True)
         ]
 

@@ -6,6 +6,7 @@ A batch goes through `prepare` (packing, tables of who owns which rows, copies t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from services.processor.options import EngineOptions, Precision
-from services.processor.requests import Batch, FloatArray
+from services.processor.requests import Batch, Computed, FloatArray
 from smile.errors import DataCorrupted, FailedPrecondition
 from smile.logs import get_logger
 from smile.model import weights
@@ -155,18 +156,17 @@ class Engine:
         mixed = MixedBatch.build(items, device=self._device)
         return Prepared(batch.backbone, mixed, tuple(len(chunk.texts) for chunk in batch.chunks))
 
-    def compute(self, prepared: Prepared) -> list[tuple[FloatArray, ...]]:
-        """The outputs of every chunk of the batch, one array per text. For the device thread.
+    def compute(self, prepared: Prepared) -> list[Computed]:
+        """What came of every chunk of the batch. For the device thread.
 
-        Raises:
-            DataCorrupted: an output is not finite, as finite weights can bring about too.
+        No row depends on another's, so an output that is not finite, as finite weights too can
+        bring about, is the fault of its own chunk's module and fails that chunk alone.
         """
         engine = self._engines[prepared.backbone].engine
         outputs = [output.values for output in engine.run(prepared.mixed)]
         assert len(outputs) == sum(prepared.counts), "one output per text"
-        _check_finite(outputs)
         found = iter(outputs)
-        return [tuple(next(found) for _ in range(count)) for count in prepared.counts]
+        return [_checked(tuple(itertools.islice(found, count))) for count in prepared.counts]
 
     def _served(self, backbone: Backbone) -> _Served:
         dtype = _DTYPES[self._options.precision]
@@ -181,12 +181,13 @@ class Engine:
         served.engine.run(MixedBatch.build([(module, text) for text in texts], device=self._device))
 
 
-def _check_finite(outputs: Sequence[FloatArray]) -> None:
-    if not all(np.isfinite(values).all() for values in outputs):
-        raise DataCorrupted(
-            "the module's answer has numbers that are not finite: its weights are unusable",
-            reason="OUTPUT_NOT_FINITE",
-        )
+def _checked(outputs: tuple[FloatArray, ...]) -> Computed:
+    if all(np.isfinite(values).all() for values in outputs):
+        return outputs
+    return DataCorrupted(
+        "the module's answer has numbers that are not finite: its weights are unusable",
+        reason="OUTPUT_NOT_FINITE",
+    )
 
 
 def _warm_up_module(served: _Served, device: torch.device) -> LoadedModule:

@@ -253,6 +253,7 @@ class Failed:
 
 
 Outcome: TypeAlias = Answered | Failed
+Computed: TypeAlias = tuple[FloatArray, ...] | SmileError  # of one chunk: an array per text, or why
 
 
 def slices(texts: Sequence[str], *, texts_max: int, tokens_max: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ import pytest
 from services.processor.device import Lanes, Report
 from services.processor.dispatch import Dispatch
 from services.processor.handoff import Handoff
-from services.processor.requests import Answered, Batch, Failed, FloatArray
+from services.processor.requests import Answered, Batch, Computed, Failed
 from services.processor.residency import ModuleState, Residency
 from services.processor.scheduler import BatchLimits
 from services.processor.trace import Trace
@@ -54,7 +54,7 @@ class FakeEngine:
                 raise FAULTS[name.removesuffix("-prepare")]
         return batch, list(modules)
 
-    def compute(self, prepared: tuple[Batch, list[str]]) -> list[tuple[FloatArray, ...]]:
+    def compute(self, prepared: tuple[Batch, list[str]]) -> list[Computed]:
         batch, modules = prepared
         self.computes.append(modules)
         self.computing.set()
@@ -64,7 +64,12 @@ class FakeEngine:
             if name in FAULTS:
                 raise FAULTS[name]
         one = np.zeros(1, dtype=np.float32)
-        return [tuple(one for _ in chunk.texts) for chunk in batch.chunks]
+        return [
+            DataCorrupted("not finite either")
+            if chunk.module.digest == "nan"
+            else tuple(one for _ in chunk.texts)
+            for chunk in batch.chunks
+        ]
 
 
 @pytest.fixture
@@ -154,6 +159,18 @@ def test_a_poisoned_part_fails_alone(
         assert isinstance(told.get(timeout=5).outcomes[0], Answered), "the lanes live on"
     assert dispatch.begin(key("huge"))
     assert dispatch.admit(key("huge"), "huge", 100), "no module is held any more"
+
+
+def test_an_answer_that_is_not_finite_costs_nobody_a_second_computation(
+    dispatch: Dispatch[str], make: Maker
+) -> None:
+    engine = FakeEngine()
+    resident(dispatch, "a", "nan", "b")
+    dispatch.put([make.chunk(module=module) for module in ("a", "nan", "b")])
+    with running(dispatch, engine) as told:
+        outcomes = told.get(timeout=5).outcomes
+    assert [type(outcome) for outcome in outcomes] == [Answered, Failed, Answered]
+    assert engine.computes == [["a", "nan", "b"]]
 
 
 def test_a_batch_that_fails_outside_its_parts_is_told_all_the_same(

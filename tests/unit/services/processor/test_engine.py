@@ -17,7 +17,7 @@ from smile.model import weights
 from smile.model.backbone import Backbone
 from smile.model.initial import initial_tensors
 from smile.model.sources import BackboneSource, SourceKind
-from smile.model.specs import HeadSpec, ModuleSpec, PetKind, PetSpec, Task
+from smile.model.specs import DType, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.toy import write_toy_backbone
 from smile.names import tenant_id
 
@@ -73,6 +73,24 @@ def test_outputs_come_by_chunk_in_order(engine: Engine, spec: ModuleSpec) -> Non
     alone = engine.compute(engine.prepare(Batch.of("toy", chunks[1:]), modules[1:]))
     np.testing.assert_allclose(outputs[1][0], alone[0][0], atol=1e-5)
     assert not np.allclose(outputs[0][0], outputs[1][0]), "each has its own weights"
+
+
+def test_an_answer_that_is_not_finite_fails_its_own_chunk_alone(
+    engine: Engine, spec: ModuleSpec
+) -> None:
+    tensors = initial_tensors(spec, engine.shape("toy"), 1)
+    healthy = engine.load_module(spec, weights.encode(tensors, spec))
+    float32 = replace(spec, dtype=DType.FLOAT32)
+    huge = {name: np.full(tensor.shape, 3e38, np.float32) for name, tensor in tensors.items()}
+    poisoned = engine.load_module(float32, weights.encode(huge, float32))
+    chunks = [chunk(engine, number, "red", "blue star") for number in (1, 2, 3)]
+    modules = [healthy, poisoned, healthy]
+    first, second, third = engine.compute(engine.prepare(Batch.of("toy", chunks), modules))
+    assert isinstance(second, DataCorrupted) and second.reason == "OUTPUT_NOT_FINITE"
+    (alone,) = engine.compute(engine.prepare(Batch.of("toy", chunks[:1]), modules[:1]))
+    assert isinstance(first, tuple) and isinstance(third, tuple) and isinstance(alone, tuple)
+    for one in (first, third):
+        np.testing.assert_allclose(one, alone, atol=1e-5)
 
 
 def test_a_module_says_what_it_takes(engine: Engine, spec: ModuleSpec) -> None:

@@ -18,13 +18,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the process's exit code: 1 where nothing could be built."""
     parser = argparse.ArgumentParser(prog="python -m smile.model.kernels", description=__doc__)
     parser.add_argument("--output", type=Path, default=build.PREBUILT)
-    output: Path = parser.parse_args(arguments).output
+    names = [target.name for target in build.portable_targets()]
+    parser.add_argument("--target", choices=names, action="append", help="all, if not given")
+    asked = parser.parse_args(arguments)
+    output: Path = asked.output
+    chosen = [one for one in build.portable_targets() if one.name in (asked.target or names)]
     compiler = build.Compiler.find()
     if compiler is None:
         sys.stderr.write(f"no C++ compiler: looked for CXX, {', '.join(build.COMPILERS)}\n")
         return 1
     output.mkdir(parents=True, exist_ok=True)
-    built = [_build(output, target, compiler) for target in build.portable_targets()]
+    built = [_build(output, target, compiler) for target in chosen]
     return 0 if any(built) else 1
 
 

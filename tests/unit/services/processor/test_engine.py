@@ -11,11 +11,12 @@ import torch
 
 from services.processor.engine import Engine
 from services.processor.options import Device, EngineOptions
-from services.processor.requests import Batch, Chunk, ModuleKey
+from services.processor.requests import Batch, Chunk, FloatArray, ModuleKey
 from smile.errors import DataCorrupted, FailedPrecondition
 from smile.model import weights
 from smile.model.backbone import Backbone
 from smile.model.initial import initial_tensors
+from smile.model.loaded import LoadedModule
 from smile.model.sources import BackboneSource, SourceKind
 from smile.model.specs import DType, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.toy import write_toy_backbone
@@ -59,6 +60,14 @@ def chunk(engine: Engine, number: int, *texts: str) -> Chunk:
     )
 
 
+def answers(
+    engine: Engine, chunks: list[Chunk], modules: list[LoadedModule]
+) -> list[tuple[FloatArray, ...]]:
+    computed = engine.compute(engine.prepare(Batch.of("toy", chunks), modules))
+    assert all(isinstance(one, tuple) for one in computed)
+    return [one for one in computed if isinstance(one, tuple)]
+
+
 def test_outputs_come_by_chunk_in_order(engine: Engine, spec: ModuleSpec) -> None:
     modules = [
         engine.load_module(
@@ -67,10 +76,10 @@ def test_outputs_come_by_chunk_in_order(engine: Engine, spec: ModuleSpec) -> Non
         for seed in (1, 2)
     ]
     chunks = [chunk(engine, 1, "red", "blue star"), chunk(engine, 2, "red")]
-    outputs = engine.compute(engine.prepare(Batch.of("toy", chunks), modules))
+    outputs = answers(engine, chunks, modules)
     assert [len(values) for values in outputs] == [2, 1]
     assert all(values.shape == (3,) for one in outputs for values in one)
-    alone = engine.compute(engine.prepare(Batch.of("toy", chunks[1:]), modules[1:]))
+    alone = answers(engine, chunks[1:], modules[1:])
     np.testing.assert_allclose(outputs[1][0], alone[0][0], atol=1e-5)
     assert not np.allclose(outputs[0][0], outputs[1][0]), "each has its own weights"
 
@@ -87,8 +96,8 @@ def test_an_answer_that_is_not_finite_fails_its_own_chunk_alone(
     modules = [healthy, poisoned, healthy]
     first, second, third = engine.compute(engine.prepare(Batch.of("toy", chunks), modules))
     assert isinstance(second, DataCorrupted) and second.reason == "OUTPUT_NOT_FINITE"
-    (alone,) = engine.compute(engine.prepare(Batch.of("toy", chunks[:1]), modules[:1]))
-    assert isinstance(first, tuple) and isinstance(third, tuple) and isinstance(alone, tuple)
+    (alone,) = answers(engine, chunks[:1], modules[:1])
+    assert isinstance(first, tuple) and isinstance(third, tuple)
     for one in (first, third):
         np.testing.assert_allclose(one, alone, atol=1e-5)
 

@@ -1,4 +1,6 @@
-"""Eviction policies that `benchmarks.eviction` compares with those the processor offers."""
+"""Eviction policies that `benchmarks.eviction` compares with those the processor offers: as much of
+them as a trace needs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ PROTECTED_SHARE = 0.8
 SKETCH_ROWS = 4
 SKETCH_WIDTH_MIN = 1 << 12
 COUNT_MAX = 15
-SAMPLES_PER_SLOT = 10
+SAMPLES_PER_KEY = 10  # between agings, per key in the cache
 _MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)
 _HALVES = bytes(count // 2 for count in range(256))
 _BITS = (1 << 64) - 1
@@ -28,6 +30,7 @@ class Sketch:
         self._width = SKETCH_WIDTH_MIN
         self._rows = [bytearray(self._width) for _ in range(SKETCH_ROWS)]
         self._samples = 0
+        self._keys = 1
 
     def add(self, key: Hashable) -> None:
         """`key` was seen. Only the least of its counters grow (conservative update)."""
@@ -38,7 +41,7 @@ class Sketch:
                 if row[place] == least:
                     row[place] = least + 1
         self._samples += 1
-        if self._samples >= SAMPLES_PER_SLOT * self._width:
+        if self._samples >= SAMPLES_PER_KEY * self._keys:
             self._rows = [row.translate(_HALVES) for row in self._rows]
             self._samples //= 2
 
@@ -48,6 +51,7 @@ class Sketch:
 
     def grow(self, keys: int) -> None:
         """Hold counts of `keys` keys apart."""
+        self._keys = max(self._keys, keys)
         while self._width < 2 * keys:
             self._rows = [row + row for row in self._rows]
             self._width *= 2
@@ -62,7 +66,6 @@ class Sketch:
 class _Entry(Generic[K]):
     queue: Queue[K]
     nbytes: int
-    aside: bool = False
 
 
 class WTinyLfu(Generic[K]):
@@ -77,18 +80,21 @@ class WTinyLfu(Generic[K]):
         self._protected: Queue[K] = Queue()
         self._inside: dict[K, _Entry[K]] = {}
         self._sketch = Sketch()
+        self._full = False  # until the first eviction, nobody has to win to get into the main part
 
     def insert(self, key: K, nbytes: int) -> None:
         self._inside[key] = _Entry(self._window, nbytes)
         self._window.push(key, nbytes)
+        while not self._full and self._window.nbytes > WINDOW_SHARE * self._nbytes:
+            oldest, size = self._window.pop()
+            self._inside[oldest].queue = self._probation
+            self._probation.push(oldest, size)
         self._sketch.grow(len(self._inside))
         self._sketch.add(key)
 
     def touch(self, key: K) -> None:
         self._sketch.add(key)
         entry = self._inside[key]
-        if entry.aside:
-            return
         if entry.queue is not self._probation:
             entry.queue.renew(key)
             return
@@ -99,27 +105,24 @@ class WTinyLfu(Generic[K]):
             self._inside[oldest].queue = self._probation
             self._probation.push(oldest, nbytes)
 
-    def remove(self, key: K) -> None:
-        self._inside.pop(key).queue.remove(key)
-
-    def evict(self, held: Callable[[K], bool]) -> K | None:
-        total = self._window.nbytes + self._probation.nbytes + self._protected.nbytes
+    def evict(self, _: Callable[[K], bool]) -> K | None:
+        self._full = True
         candidate = None
-        if self._window.nbytes > WINDOW_SHARE * total:
-            candidate = self._oldest(self._window, held)
-        victim = self._oldest(self._probation, held) or self._oldest(self._protected, held)
+        if self._window.nbytes > WINDOW_SHARE * self._nbytes:
+            candidate = self._oldest(self._window)
+        victim = self._oldest(self._probation)
+        if victim is None:
+            victim = self._oldest(self._protected)
         if candidate is None and victim is None:
-            candidate = self._oldest(self._window, held)
+            candidate = self._oldest(self._window)
         leaves = self._duel(candidate, victim)
         if leaves is not None:
             del self._inside[leaves]
         return leaves
 
-    def free(self, key: K) -> None:
-        entry = self._inside[key]
-        if entry.aside:
-            entry.aside = False
-            entry.queue.push(key, entry.nbytes)
+    @property
+    def _nbytes(self) -> int:
+        return self._window.nbytes + self._probation.nbytes + self._protected.nbytes
 
     def _duel(self, candidate: K | None, victim: K | None) -> K | None:
         """Who leaves; the other is put (back) into the main part."""
@@ -132,13 +135,8 @@ class WTinyLfu(Generic[K]):
         self._inside[victim].queue.push_back(victim, self._inside[victim].nbytes)
         return candidate
 
-    def _oldest(self, queue: Queue[K], held: Callable[[K], bool]) -> K | None:
-        while queue:
-            key, _ = queue.pop()
-            if not held(key):
-                return key
-            self._inside[key].aside = True
-        return None
+    def _oldest(self, queue: Queue[K]) -> K | None:
+        return queue.pop()[0] if queue else None
 
     def _move(self, key: K, queue: Queue[K]) -> None:
         entry = self._inside[key]
@@ -178,10 +176,19 @@ class Sieve(Generic[K]):
     def touch(self, key: K) -> None:
         self._nodes[key].visited = True
 
-    def remove(self, key: K) -> None:
-        node = self._nodes.pop(key)
-        if self._hand is node:
+    def evict(self, _: Callable[[K], bool]) -> K | None:
+        for _ in range(2 * len(self._nodes)):  # a second time round nobody is visited
+            node = self._hand or self._oldest
+            assert node is not None
+            if not node.visited:
+                self._unlink(self._nodes.pop(node.key))
+                self._hand = node.younger
+                return node.key
+            node.visited = False
             self._hand = node.younger
+        return None
+
+    def _unlink(self, node: _Node[K]) -> None:
         if node.older is not None:
             node.older.younger = node.younger
         else:
@@ -190,18 +197,3 @@ class Sieve(Generic[K]):
             node.younger.older = node.older
         else:
             self._youngest = node.older
-
-    def evict(self, held: Callable[[K], bool]) -> K | None:
-        for _ in range(2 * len(self._nodes)):  # a second time round nobody is visited
-            node = self._hand or self._oldest
-            assert node is not None
-            if not node.visited and not held(node.key):
-                self.remove(node.key)
-                self._hand = node.younger
-                return node.key
-            node.visited = False
-            self._hand = node.younger
-        return None
-
-    def free(self, key: K) -> None:
-        """Held ones keep their place."""

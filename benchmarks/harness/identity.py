@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.harness import workload
 from benchmarks.harness.fleet import Callers, Member
 from smile import Classification, Embedding
-from smile.model import weights
+from smile.model import toy_modules, weights
 from smile.model.initial import StoredArray, initial_tensors
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.resources import InferResult
@@ -89,12 +89,14 @@ class IdentityCheck:
 def random_tensors(spec: ModuleSpec, shape: BackboneShape, seed: int) -> dict[str, StoredArray]:
     """A module whose tensors are all random: what is zero in a new one is drawn too."""
     random = np.random.default_rng(seed)
-    return {
-        name: array
-        if array.any()
-        else (VALUES_STD * random.standard_normal(array.shape, np.float32)).astype(array.dtype)
-        for name, array in initial_tensors(spec, shape, seed).items()
-    }
+    found = toy_modules.random_tensors(spec, shape, seed=seed)  # masks, if it has any
+    for name, array in initial_tensors(spec, shape, seed).items():
+        if array.any():
+            found[name] = array
+        elif array.dtype.kind == "f":
+            values = VALUES_STD * random.standard_normal(array.shape, np.float32)
+            found[name] = values.astype(array.dtype)
+    return found
 
 
 def _same(one: InferResult, other: InferResult) -> bool:

@@ -28,7 +28,7 @@ class Lora:
     ) -> dict[str, Tensor]:
         width = padded_width(pet.rank)
         served: dict[str, Tensor] = {}
-        for target in pet.targets:
+        for target in sorted(pet.targets):  # one layout for a shape class, whatever their order
             name = lora_name(layer, target)
             a, b = weights[f"{name}.a"], weights[f"{name}.b"] * (pet.alpha / pet.rank)
             served[f"{name}.a"] = zero_padded(a.T, a.shape[1], width)

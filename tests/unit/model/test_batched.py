@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -197,6 +198,17 @@ def test_a_row_does_not_depend_on_its_neighbours(toy: Backbone) -> None:
     for item, output in zip(items, together, strict=True):
         (alone,) = run(toy, [item])
         np.testing.assert_allclose(output.values, alone.values, rtol=0, atol=TOLERANCE)
+
+
+def test_the_order_of_loras_targets_does_not_mix_their_weights_up(toy: Backbone) -> None:
+    """Modules of one shape class are read by one layout, wherever each was decoded."""
+    source = random.Random(4)
+    vplms = [
+        Vplm.make(toy, lora_of(1, 4, 1.0, targets), head_of(Task.EMBEDDING, 0), seed)
+        for seed, targets in enumerate(itertools.permutations(list(Projection)[:3]))
+    ]
+    items = [(vplm, random_text(source, 9)) for vplm in vplms]
+    assert_answers(run(toy, items), items)
 
 
 def test_equal_texts_of_different_vplms_are_told_apart(toy: Backbone) -> None:

@@ -25,11 +25,20 @@ RUN case "${SERVICE}" in \
       storage) ;; \
       *) [ -z "${BACKBONE_WHEELS}" ] || /opt/smile/bin/pip install --no-deps -c constraints.txt ${BACKBONE_WHEELS} ;; \
     esac
+# The processor computes with kernels compiled here, for every kind of processor that may run the
+# image; where there is no compiler, with torch's own.
+RUN case "${SERVICE}" in \
+      processor) command -v c++ || (apt-get update && apt-get install -y --no-install-recommends g++) \
+        || echo "no C++ compiler to be had" ;; \
+    esac
 COPY README.md LICENSE ./
 COPY smile smile
 COPY services services
 COPY buf buf
 RUN /opt/smile/bin/pip install --no-deps .
+RUN case "${SERVICE}" in \
+      processor) cd / && { /opt/smile/bin/python -m smile.model.kernels || echo "torch's own kernels will serve"; } ;; \
+    esac
 
 FROM ${BASE_IMAGE}
 ARG SERVICE

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 import numpy as np
 
+import smile
 from benchmarks.harness import workload
 from benchmarks.harness.command import Run, script
 from benchmarks.harness.fleet import (
@@ -27,6 +29,7 @@ from benchmarks.harness.fleet import (
     asking,
     by_edges,
     create_fleet,
+    warm,
 )
 from benchmarks.harness.identity import IdentityCheck
 from benchmarks.harness.json_types import Figures, Json
@@ -38,6 +41,7 @@ from benchmarks.harness.repeat import interleaved_async, paired_ratio
 CALLERS = 64
 OFFERED_SHARE = 0.6
 EDGE = 100
+SPARSE = {"diff_pruning": smile.DiffPruning(), "mask_bert": smile.MaskBert()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,14 @@ async def _measure(run: Run, platform: Platform) -> Figures:
     async with Callers(fleet, platform.processor) as callers:
         registered = await _register(run, platform, callers, fleet.members)
         compared = await _compare(run, callers, fleet.members)
+        sparse = await _sparse(run, platform, callers, fleet.members[0])
         run.say("checking that everybody is answered by their own weights")
         identity = await IdentityCheck(callers, fleet.members).run(run.choose(40, 10))
     return {
         "vplms": len(fleet.members),
         "tenants": len(fleet.keys),
         **compared,
+        **sparse,
         **_memory(platform, registered, len(fleet.members)),
         **_cost("register", registered.took_ms),
         **_cost("create", create_ms),
@@ -145,6 +151,34 @@ async def _compare(run: Run, callers: Callers, members: Sequence[Member]) -> dic
         "paced": {
             who: [found.as_json() for found in all_found] for who, all_found in paced.items()
         },
+    }
+
+
+async def _sparse(run: Run, platform: Platform, callers: Callers, one: Member) -> dict[str, Json]:
+    """Lines of their own: many vPLMs of one sparse kind, against the one vPLM of before."""
+    repetitions, duration_s = 3, run.choose(5, 3)
+    texts = workload.texts(2_000)
+    fleets: dict[str, Fleet] = {}
+    for kind, pet in SPARSE.items():
+        plan = Plan(run.choose(300, 30), 30, ((kind, pet),), prefix=kind.replace("_", "-"))
+        with run.steps(f"creating {plan.vplms} {kind} vPLMs", plan.vplms) as done:
+            fleets[kind], _ = await create_fleet(platform, plan, done)
+
+    async def saturate(by: Callers, members: Sequence[Member], repetition: int) -> float:
+        picks = [int(pick) for pick in workload.uniform(20_000, len(members), seed=repetition)]
+        return (await closed_loop(CALLERS, duration_s, asking(by, members, picks, texts))).per_s
+
+    async with AsyncExitStack() as stack:
+        variants = {"one": partial(saturate, callers, (one,))}
+        for kind, fleet in fleets.items():
+            by = await stack.enter_async_context(Callers(fleet, platform.processor))
+            await warm(by, fleet.members, CREATORS, lambda: None)
+            variants[kind] = partial(saturate, by, fleet.members)
+        with run.steps("sparse kinds in turns", repetitions * len(variants)) as done:
+            rates = await interleaved_async(variants, repetitions, done)
+    return {
+        **{f"throughput_ratio_{kind}": paired_ratio(rates[kind], rates["one"]) for kind in SPARSE},
+        **{f"throughput_{kind}_per_s": median(rates[kind]) for kind in SPARSE},
     }
 
 

@@ -23,6 +23,7 @@ from benchmarks.harness.json_types import Figures, Json
 from benchmarks.harness.latency import closed_loop
 from benchmarks.harness.platforms import ProcessorProcess, platform_of
 from benchmarks.harness.repeat import interleaved_async, paired_ratio
+from services.processor.options import Precision
 
 VPLMS = 64
 TENANTS = 8
@@ -77,7 +78,7 @@ def measure(run: Run) -> Figures:
 
 
 async def _compare(run: Run, through: Through) -> dict[str, list[dict[str, float]]]:
-    driver = EngineDriver("float32")
+    driver = EngineDriver(Precision.FLOAT32)
     driver.load(mixed_pets(VPLMS))
     duration_s = float(run.choose(6, 3))
     repetitions = run.choose(5, 3)

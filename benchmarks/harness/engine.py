@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import SecretStr
@@ -14,8 +14,8 @@ from benchmarks.harness.fleet import BACKBONE, KINDS, LABELS, PETS
 from benchmarks.harness.identity import random_tensors
 from services.processor.config import ProcessorSettings
 from services.processor.engine import Engine
+from services.processor.options import Precision
 from services.processor.requests import Batch, Chunk, ModuleKey
-from smile.errors import FailedPrecondition
 from smile.model import weights
 from smile.model.layout import projection_shape
 from smile.model.loaded import LoadedModule
@@ -28,16 +28,9 @@ from smile.rpc.keys import KeyKind, new_key
 TENANT = tenant_id("bench")
 
 
-def settings(precision: str) -> ProcessorSettings:
-    """The processor's defaults in a precision. Raises `FailedPrecondition` if it has not that."""
-    given = {
-        "service_key": SecretStr(new_key(KeyKind.SERVICE).text),
-        **({"precision": precision} if "precision" in ProcessorSettings.model_fields else {}),
-    }
-    made = ProcessorSettings(**given)  # type: ignore[arg-type]
-    if str(getattr(made, "precision", "float32")) != precision:
-        raise FailedPrecondition(f"the processor cannot be set to {precision}")
-    return made
+def settings() -> ProcessorSettings:
+    """The processor's defaults."""
+    return ProcessorSettings(service_key=SecretStr(new_key(KeyKind.SERVICE).text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +52,9 @@ class Formed:
 class EngineDriver:
     """A loaded engine and modules in it, numbered in order of loading."""
 
-    def __init__(self, precision: str) -> None:
-        self.settings = settings(precision)
-        self.engine = Engine(self.settings.engine_options)
+    def __init__(self, precision: Precision) -> None:
+        self.settings = settings()
+        self.engine = Engine(replace(self.settings.engine_options, precision=precision))
         self.engine.load()
         self.shape = self.engine.shape(BACKBONE)
         self._modules: list[LoadedModule] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -80,13 +81,14 @@ class Plan:
 
 
 async def create_tenants(platform: Platform, plan: Plan) -> tuple[str, ...]:
-    """The tenants' keys."""
+    """The tenants' keys. Their names are new, whoever has used this platform before."""
+    run = secrets.token_hex(3)
     limit = asyncio.Semaphore(CREATORS)
     async with AsyncClient(platform.operator_key, endpoints=platform.state.endpoints) as operator:
 
         async def create(number: int) -> str:
             async with limit:
-                return (await operator.create_tenant(f"{plan.prefix}-{number}")).key
+                return (await operator.create_tenant(f"{plan.prefix}-{run}-{number}")).key
 
         return tuple(await asyncio.gather(*(create(number) for number in range(plan.tenants))))
 

@@ -10,14 +10,15 @@ import torch
 
 from benchmarks.harness.engine import Asked, DenseAlone, EngineDriver, mixed_pets
 from benchmarks.peers.runners.protocol import Figures, Requests, serve, timed
+from services.processor.options import Precision
 from smile.model.tokenizer import TokenizedText
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 SEED = 11
 
 
 def load(requests: Requests) -> tuple[Figures, Mapping[str, Callable[[], Figures]]]:
-    precision = sys.argv[2]
+    precision = Precision(sys.argv[2])
     driver = EngineDriver(precision)
     driver.load(mixed_pets(requests.vplms))
     texts = [TokenizedText(list(ids), [], [], [], truncated=False) for ids in requests.ids]
@@ -43,7 +44,7 @@ def load(requests: Requests) -> tuple[Figures, Mapping[str, Callable[[], Figures
         answering(name)()
     products()
     about = {
-        "precision": precision,
+        "precision": str(precision),
         "vplms": requests.vplms,
         "batches": len(tokens),
         "batch_tokens_mean": sum(tokens) / len(tokens),

@@ -16,6 +16,7 @@
 namespace smile {
 namespace {
 
+constexpr int64_t IN_PLACE_TOKENS = 64;
 constexpr int64_t HEADS_PER_PIECE = 3;  // of one text, so that few long texts spread evenly
 
 int64_t padded(int64_t count, int64_t multiple) {
@@ -96,8 +97,8 @@ struct Floats {  // keys or values, each row padded with zeros to whole vectors
 
 template <class T>
 Floats as_floats(const T* from, const Head<T>& head, Scratch& scratch) {
-    if constexpr (std::is_same_v<T, float>) {
-        if (head.dims % LANES == 0) return {from, head.stride};
+    if constexpr (std::is_same_v<T, float>) {  // many rows far apart would share few cache sets
+        if (head.dims % LANES == 0 && head.tokens <= IN_PLACE_TOKENS) return {from, head.stride};
     }
     const int64_t width = padded(head.dims, LANES);
     float* to = scratch.of<float>(head.tokens * width);
@@ -180,8 +181,6 @@ void attend_head(const Head<T>& head, float scale) {
 
 constexpr int64_t TILE_DIMS = amx::TILE_INNER;  // of a product's inner dimension
 constexpr int64_t TILE_BYTES = 64;              // of a row
-
-bool suits_tiles(const Head<Bfloat>& head) { return head.dims % TILE_DIMS == 0 && amx::allowed(); }
 
 // Word `pair` of a row holds its bfloat16 elements 2 pair and 2 pair + 1.
 inline Words load_words(const Bfloat* from) {
@@ -294,6 +293,7 @@ void mix_tiles(const Bfloat* weights, const Bfloat* value, int64_t keys, Vec sha
     }
 }
 
+// The tiles of this thread must be shaped.
 void attend_by_tiles(const Head<Bfloat>& head, float scale) {
     thread_local Scratch key_scratch, value_scratch, query_scratch, score_scratch, weight_scratch;
     const int64_t keys = padded(head.tokens, TILE_DIMS);
@@ -302,7 +302,6 @@ void attend_by_tiles(const Head<Bfloat>& head, float scale) {
     Bfloat* query = query_scratch.of<Bfloat>(LANES * head.dims);
     float* scores = score_scratch.of<float>(keys * LANES);
     Bfloat* weights = weight_scratch.of<Bfloat>(keys * LANES);
-    const amx::Tiles shaped(2 * LANES);
     for (int64_t first = 0; first < head.tokens; first += LANES) {
         query_tiles(head, first, query);
         __asm__ volatile("" ::: "memory");
@@ -315,18 +314,7 @@ void attend_by_tiles(const Head<Bfloat>& head, float scale) {
     }
 }
 
-#else
-bool suits_tiles(const Head<Bfloat>&) { return false; }
-void attend_by_tiles(const Head<Bfloat>&, float) {}
 #endif
-
-template <class T>
-void attend_suitably(const Head<T>& head, float scale) {
-    if constexpr (std::is_same_v<T, Bfloat>) {
-        if (suits_tiles(head)) return attend_by_tiles(head, scale);
-    }
-    attend_head(head, scale);
-}
 
 template <class T>
 struct Attention {
@@ -348,11 +336,24 @@ struct Attention {
 };
 
 template <class T>
-void attend(const Attention<T>& all, int threads) {
+void attend_heads(const Attention<T>& all, int64_t begin, int64_t end) {
     const float scale = 1.44269504f / std::sqrt(static_cast<float>(all.dims));
-    parallel_for(all.texts * all.heads, HEADS_PER_PIECE, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) attend_suitably(all.head(task), scale);
-    });
+#ifdef __AMX_BF16__
+    if constexpr (std::is_same_v<T, Bfloat>) {
+        if (all.dims % TILE_DIMS == 0 && amx::allowed()) {
+            const amx::Tiles shaped(2 * LANES);
+            for (int64_t task = begin; task < end; ++task) attend_by_tiles(all.head(task), scale);
+            return;
+        }
+    }
+#endif
+    for (int64_t task = begin; task < end; ++task) attend_head(all.head(task), scale);
+}
+
+template <class T>
+void attend(const Attention<T>& all, int threads) {
+    parallel_for(all.texts * all.heads, HEADS_PER_PIECE, threads,
+                 [&](int64_t begin, int64_t end) { attend_heads(all, begin, end); });
 }
 
 }  // namespace

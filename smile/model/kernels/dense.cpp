@@ -1,5 +1,6 @@
 // Embedding, layer norm, activations and pooling over packed tokens. One row is one task: it is
 // read, held as floats in the first-level cache, and written once.
+#include <algorithm>
 #include <cmath>
 
 #include "activations.h"
@@ -14,25 +15,34 @@ int64_t rows_per_piece(int64_t width) {
     return width >= GRAIN_ELEMENTS ? 1 : GRAIN_ELEMENTS / width;
 }
 
-// out = (row - mean) / sqrt(variance + epsilon) * weight + bias. `row` is padded with zeros to
-// whole vectors. Two passes: the variance of large means needs it.
+constexpr int64_t STEP = 4 * LANES;  // four sums at a time hide an addition's latency
+
+// One row of floats, with room for whole steps.
+float* row_scratch(int64_t width) {
+    thread_local Scratch scratch;
+    return scratch.of<float>((width + STEP - 1) / STEP * STEP);
+}
+
+// The sum of change(vector) over a row whose end is filled with `end` to a whole step.
+template <class Change>
+float sum_row(float* row, int64_t width, float end, const Change& change) {
+    const int64_t padded = (width + STEP - 1) / STEP * STEP;
+    std::fill(row + width, row + padded, end);
+    Vec sums[4] = {};
+    for (int64_t at = 0; at < padded; at += STEP)
+        for (int part = 0; part < 4; ++part) sums[part] += change(load(row + at + part * LANES));
+    return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// out = (row - mean) / sqrt(variance + epsilon) * weight + bias. The variance of a row whose mean
+// is large needs the mean first.
 template <class T>
-void normalise(const float* row, int64_t width, const float* weight, const float* bias,
-               float epsilon, T* out) {
-    Vec sums{};
-    for (int64_t at = 0; at < width; at += LANES) sums += load(row + at);
-    const float mean = sum_of(sums) / static_cast<float>(width);
-    Vec squares{};
-    for_lanes(width, [&](int64_t at, int lanes) {
-        Vec off = load(row + at) - mean;
-        if (lanes < LANES) {
-            float kept[LANES] = {};
-            store_part(kept, off, lanes);
-            off = load(kept);
-        }
-        squares += off * off;
-    });
-    const float variance = sum_of(squares) / static_cast<float>(width);
+void normalise(float* row, int64_t width, const float* weight, const float* bias, float epsilon,
+               T* out) {
+    const float share = 1.0f / static_cast<float>(width);
+    const float mean = sum_row(row, width, 0.0f, [](Vec x) { return x; }) * share;
+    const auto squared = [mean](Vec x) { return (x - mean) * (x - mean); };
+    const float variance = sum_row(row, width, mean, squared) * share;
     const float scale = 1.0f / std::sqrt(variance + epsilon);
     for_lanes(width, [&](int64_t at, int lanes) {
         const Vec off = (load(row + at) - mean) * scale;
@@ -41,20 +51,12 @@ void normalise(const float* row, int64_t width, const float* weight, const float
     });
 }
 
-float* zero_padded_row(int64_t width) {
-    thread_local Scratch scratch;
-    const int64_t padded = (width + LANES - 1) / LANES * LANES;
-    float* row = scratch.of<float>(padded);
-    store(row + padded - LANES, Vec{});
-    return row;
-}
-
 template <class T>
 void add_norm(const T* y, int64_t y_stride, const T* residual, int64_t residual_stride, T* out,
               int64_t out_stride, const float* weight, const float* bias, float epsilon,
               int64_t rows, int64_t width, int threads) {
     parallel_for(rows, rows_per_piece(width), threads, [&](int64_t begin, int64_t end) {
-        float* sum = zero_padded_row(width);
+        float* sum = row_scratch(width);
         for (int64_t row = begin; row < end; ++row) {
             const T *a = y + row * y_stride, *b = residual + row * residual_stride;
             for_lanes(width, [&](int64_t at, int lanes) {
@@ -70,7 +72,7 @@ void embed(const int64_t* ids, const int64_t* positions, int64_t position_offset
            const T* position, const T* segment, T* out, const float* weight, const float* bias,
            float epsilon, int64_t rows, int64_t width, int threads) {
     parallel_for(rows, rows_per_piece(width), threads, [&](int64_t begin, int64_t end) {
-        float* sum = zero_padded_row(width);
+        float* sum = row_scratch(width);
         for (int64_t row = begin; row < end; ++row) {
             const T* what = word + ids[row] * width;
             const T* where = position + (positions[row] + position_offset) * width;

@@ -20,6 +20,7 @@ import numpy as np
 import smile
 from benchmarks.harness import workload
 from benchmarks.harness.command import Run, script
+from benchmarks.harness.cycles import cycles
 from benchmarks.harness.fleet import (
     CREATORS,
     Callers,
@@ -34,7 +35,7 @@ from benchmarks.harness.fleet import (
 from benchmarks.harness.identity import IdentityCheck
 from benchmarks.harness.json_types import Figures, Json
 from benchmarks.harness.latency import Latencies, Saturation, Send, closed_loop, open_loop
-from benchmarks.harness.platforms import Platform, platform_of
+from benchmarks.harness.platforms import ROOMY, Platform, platform_of
 from benchmarks.harness.rent import register
 from benchmarks.harness.repeat import interleaved_async, paired_ratio
 
@@ -67,8 +68,10 @@ async def _measure(run: Run, platform: Platform) -> Figures:
         registered = await _register(run, platform, callers, fleet.members)
         compared = await _compare(run, callers, fleet.members)
         sparse = await _sparse(run, platform, callers, fleet.members[0])
+        stats = await callers.client(0).stats()
         run.say("checking that everybody is answered by their own weights")
         identity = await IdentityCheck(callers, fleet.members).run(run.choose(40, 10))
+    cycled = await _cycle(run, platform, fleet)
     return {
         "vplms": len(fleet.members),
         "tenants": len(fleet.keys),
@@ -79,6 +82,10 @@ async def _measure(run: Run, platform: Platform) -> Figures:
         **_cost("create", create_ms),
         "identity_checked": identity.checked,
         "identity_wrong": identity.wrong,
+        "batch_texts_mean": stats.batch_texts_mean,
+        "batch_vplms_mean": stats.batch_vplms_mean,
+        "padding_share": stats.padding_share,
+        **cycled,
     }
 
 
@@ -152,6 +159,15 @@ async def _compare(run: Run, callers: Callers, members: Sequence[Member]) -> dic
             who: [found.as_json() for found in all_found] for who, all_found in paced.items()
         },
     }
+
+
+async def _cycle(run: Run, platform: Platform, fleet: Fleet) -> dict[str, Json]:
+    """In a processor of its own, which holds nothing else."""
+    count = run.choose(1_000, 200)
+    with platform.another_processor("cycles", ROOMY) as processor:
+        async with Callers(fleet, processor) as callers:
+            with run.steps("loading and unloading", count) as done:
+                return await cycles(processor, callers, fleet.members[:50], count, done)
 
 
 async def _sparse(run: Run, platform: Platform, callers: Callers, one: Member) -> dict[str, Json]:

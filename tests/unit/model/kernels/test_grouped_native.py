@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -292,3 +295,25 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         with pytest.raises((AssertionError, IndexError)):
             call()
             pytest.fail(what)
+
+
+def test_no_byte_beyond_the_memory_is_touched() -> None:
+    root = Path(__file__).resolve().parents[4]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.unit.model.kernels.guarded"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "inside\n"), ended.stderr
+
+
+def test_torchs_own_products_are_as_before() -> None:
+    """Tile registers are left as oneDNN, which uses them on the same threads, expects them."""
+    x, weight = torch.randn(64, 64).bfloat16(), torch.randn(64, 64).bfloat16()
+    before = x @ weight
+    case = Case([9, 70], 6, 64, 32, 64, torch.bfloat16)
+    _native().add_bottleneck(case.x, case.y, case.members, cases.FIELDS, Activation.RELU)
+    assert (x @ weight).equal(before)

@@ -19,6 +19,7 @@ from services.processor.residency import ModuleState, Residency, Temperature
 from services.processor.scheduler import (
     DEFAULT,
     BatchLimits,
+    Closed,
     Plan,
     Terms,
     Waiting,
@@ -38,11 +39,13 @@ class Work(Generic[Module]):
 
     Attributes:
         predicted_s: How long it will compute; None where nothing was measured.
+        closed: Why nothing more is in it.
     """
 
     batch: Batch
     modules: tuple[Module, ...]
     predicted_s: float | None = None
+    closed: Closed | None = None
 
     def __post_init__(self) -> None:
         assert len(self.modules) == len(self.batch.parts), "one module per part"
@@ -335,6 +338,7 @@ class Dispatch(Generic[Module]):
         work = None
         if plan.batch is not None:
             work = self._boarded(plan.batch, plan.predicted_s or None)
+            work = work and replace(work, closed=plan.closed)
         failed = [Failed(chunk, _expired()) for chunk in plan.expired]
         failed += [Failed(chunk, _late()) for chunk in plan.late]
         failed += [Failed(chunk, self._why(chunk.module)) for chunk in plan.failed]

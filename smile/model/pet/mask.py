@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,8 +35,9 @@ class MaskBert:
     ) -> dict[str, Tensor]:
         served: dict[str, Tensor] = {}
         for projection, dense in frozen.projections.items():
-            entries = weights[mask_name(layer, projection)].nonzero()[:, 0]
-            values = -dense.weight.detach().cpu().float().flatten()[entries]
+            masked = weights[mask_name(layer, projection)].numpy()
+            entries = torch.from_numpy(np.flatnonzero(masked))  # torch's own takes twice as long
+            values = -dense.weight.detach().cpu().float().flatten().index_select(0, entries)
             outputs, inputs = dense.weight.shape
             update = SparseUpdate(entries, values, (outputs, inputs))
             served |= update.served(pet, layer, projection)

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import TextIO
 
 import structlog
@@ -28,6 +29,7 @@ _SECRET_FIELDS = re.compile(
     r"(?i)authorization|password|passwd|secret(?!_?sha)|(?:api|service|operator)_?key$"
 )
 _DEPTH_MAX = 6
+SECRET_CHARS_MIN = 6  # of the shortest text that may hold one: `://:x@`
 
 
 class LogFormat(StrEnum):
@@ -80,7 +82,7 @@ def configure(
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level.number),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -99,7 +101,7 @@ def get_logger() -> FilteringBoundLogger:
 
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Blank out keys and secrets in every field, at any depth, in names and in values."""
-    return {str(_clean(key, 0)): _field(key, value, 0) for key, value in event.items()}
+    return {_name(key): _field(key, value, 0) for key, value in event.items()}
 
 
 def redacted_text(text: str) -> str:
@@ -107,8 +109,18 @@ def redacted_text(text: str) -> str:
     return _SECRET_TEXT.sub(REDACTED, text)
 
 
+@lru_cache(maxsize=1_024)  # fields have few names, and every event has them
+def _name(key: str) -> str:
+    return str(_clean(key, 0))
+
+
+@lru_cache(maxsize=1_024)
+def _secret(key: str) -> bool:
+    return _SECRET_FIELDS.search(key) is not None
+
+
 def _field(key: object, value: object, depth: int) -> object:
-    if isinstance(key, str) and _SECRET_FIELDS.search(key):
+    if isinstance(key, str) and _secret(key):
         return REDACTED
     return _clean(value, depth)
 
@@ -117,7 +129,7 @@ def _clean(value: object, depth: int) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
-        return redacted_text(value)
+        return value if len(value) < SECRET_CHARS_MIN else redacted_text(value)
     if depth < _DEPTH_MAX:
         if isinstance(value, Mapping):
             return {

@@ -124,6 +124,7 @@ class Dispatch(Generic[Module]):
         self._together: set[ModuleKey] = set()  # modules of that micro-batch
         self._works = 0  # taken and not yet released
         self._crowded = False  # the device has no room until one of them is
+        self._dozes = False  # `take` waits for company, and wakes up by itself
         self._closed = False
 
     def expect(self, requests: int) -> None:
@@ -261,6 +262,7 @@ class Dispatch(Generic[Module]):
         with self._changed:
             while not self._closed:
                 if (left := self._company_s()) is None or left > 0:
+                    self._dozes = left is not None
                     self._changed.wait(left)
                     continue
                 taken = self._taken(self._plan())
@@ -307,7 +309,9 @@ class Dispatch(Generic[Module]):
     def _wake(self) -> None:
         if self._since is None and self._waiting.ready:
             self._since = self._clock()
-        self._changed.notify_all()
+        left = self._company_s()
+        if left is not None and (left <= 0 or not self._dozes):
+            self._changed.notify_all()  # else `take` would only go on waiting
 
     def _company_s(self) -> float | None:
         """Seconds to wait for more chunks; None: until something changes."""

@@ -99,7 +99,10 @@ class TextTokenizer:
         """
         for index, text in enumerate(texts, first_index):
             _check_text(text, index)
-        whole = self._whole.encode_batch(texts if isinstance(texts, list) else list(texts))
+        if len(texts) == 1:  # without handing it to threads, which takes as long again
+            whole = [self._whole.encode(texts[0])]
+        else:
+            whole = self._whole.encode_batch(texts if isinstance(texts, list) else list(texts))
         return [
             self._tokenized(encoding, text, index, truncate)
             for index, (encoding, text) in enumerate(zip(whole, texts, strict=True), first_index)

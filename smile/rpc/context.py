@@ -6,9 +6,9 @@ handler inherits both without the handler passing them.
 
 from __future__ import annotations
 
+import random
 import re
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,7 +34,7 @@ def request_id_or_new(offered: object = None) -> str:
     """`offered` where it is a well-formed request id, else a new one."""
     if isinstance(offered, str) and _REQUEST_ID.fullmatch(offered):
         return offered
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"
 
 
 def set_request_id(request_id: str) -> None:

@@ -97,10 +97,10 @@ def softmax(logits: FloatArray) -> FloatArray:
 
 
 def _classification(question: Question, logits: FloatArray) -> Classification:
-    scores = softmax(logits)
-    best = np.argsort(-scores, kind="stable")  # equal scores in label order
+    scores: list[float] = softmax(logits).tolist()
+    best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # equal: label order
     kept = best[: question.top_k] if question.top_k else best
-    ranked = tuple(LabelScore(question.head.labels[index], float(scores[index])) for index in kept)
+    ranked = tuple(LabelScore(question.head.labels[index], scores[index]) for index in kept)
     return Classification(ranked[0].label, ranked[0].score, ranked)
 
 

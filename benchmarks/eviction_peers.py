@@ -177,7 +177,7 @@ class Sieve(Generic[K]):
         self._nodes[key].visited = True
 
     def evict(self, _: Callable[[K], bool]) -> K | None:
-        for _ in range(2 * len(self._nodes)):  # a second time round nobody is visited
+        for _step in range(2 * len(self._nodes)):  # a second time round nobody is visited
             node = self._hand or self._oldest
             assert node is not None
             if not node.visited:

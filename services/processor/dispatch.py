@@ -122,6 +122,7 @@ class Dispatch(Generic[Module]):
         self._coming: int | None = None  # requests expected that have put nothing yet
         self._here: set[int] = set()  # and those that have
         self._together: set[ModuleKey] = set()  # modules of that micro-batch
+        self._roomless: set[ModuleKey] = set()  # loaded, and there is no room in memory
         self._works = 0  # taken and not yet released
         self._crowded = False  # the device has no room until one of them is
         self._dozes = False  # `take` waits for company, and wakes up by itself
@@ -199,7 +200,13 @@ class Dispatch(Generic[Module]):
         there never is. `publish` or `fail` must follow.
         """
         with self._changed:
-            return self._residency.reserve(key, sizes)
+            slots = self._residency.reserve(key, sizes)
+            if slots is None:
+                self._roomless.add(key)
+                self._wake()
+            else:
+                self._roomless.discard(key)
+            return slots
 
     def publish(self, key: ModuleKey, module: Module) -> None:
         """A loaded module lies in its room: whoever waits for it may use it."""
@@ -248,6 +255,7 @@ class Dispatch(Generic[Module]):
         """Give up on `key` for a while: what waited for it, taken out."""
         with self._changed:
             self._residency.fail(key, error, self._clock())
+            self._roomless.discard(key)
             self._wake()
             return [Failed(chunk, error) for chunk in self._waiting.abandon(key)]
 
@@ -322,13 +330,16 @@ class Dispatch(Generic[Module]):
         return self._since + self._wait_s - self._clock()
 
     def _complete(self) -> bool:
-        """Whether everyone expected has come, and every module on its way, too."""
+        """Whether everyone expected has come, and every module on its way, too; as far as memory
+        holds them, for what waits for room gets it from what is computed.
+        """
         if self._coming is None:
             return True
         now = self._clock()
-        return not self._coming and not any(
+        loading = not self._roomless and any(
             self._residency.state(key, now) is ModuleState.LOADING for key in self._together
         )
+        return not self._coming and not loading
 
     def _plan(self) -> Plan:
         now = self._clock()

@@ -78,3 +78,23 @@ def test_pins_unloads_and_sweeps_pass_through(dispatch: Dispatch[str]) -> None:
     dispatch.unpin(key("a"))
     assert dispatch.sweep(idle_s=0.0) == 2
     assert dispatch.level().unloads == 3
+
+
+def test_a_micro_batch_larger_than_memory_is_computed_in_parts(make: Maker) -> None:
+    """Sequential execution waits for all modules of a micro-batch, but not for ever."""
+    residency: Residency[str] = Residency(counted(100), failed_s=2.0)
+    dispatch = Dispatch(BatchLimits(100, 10, 25), residency, wait_s=0.0, clock=FakeClock(0.0))
+    dispatch.expect(2)
+    chunks = [make.chunk(module=name) for name in "ab"]
+    for chunk in chunks:
+        dispatch.demand(chunk.module)
+        dispatch.put([chunk])
+    assert dispatch.admit(key("a"), "a", 60)
+    assert not dispatch.admit(key("b"), "b", 60), "a is kept for its request"
+    first = taken(dispatch)
+    assert first.modules == ("a",)
+    dispatch.release(first)
+    dispatch.drop(chunks[0].request)
+    dispatch.leave()
+    assert dispatch.admit(key("b"), "b", 60)
+    assert taken(dispatch).modules == ("b",)

@@ -22,6 +22,7 @@ __all__ = [
     "ApiKey",
     "Backbone",
     "Canary",
+    "ClassLatency",
     "Classification",
     "ColumnMapping",
     "Dataset",
@@ -449,6 +450,16 @@ class FanoutResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassLatency:
+    """How long answered requests of a class of tenants took: about p50 and p99, in seconds."""
+
+    tenant_class: str
+    requests: int
+    p50_seconds: float
+    p99_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessorStats:
     """Counts since start and levels now; see `processor.proto` for units."""
 
@@ -468,3 +479,22 @@ class ProcessorStats:
     batch_texts_mean: float
     batch_vplms_mean: float
     compute_seconds_total: float
+    module_misses_total: int = 0
+    module_unloads_total: int = 0
+    device_modules: int = 0
+    device_bytes: int = 0
+    device_bytes_max: int = 0
+    device_hits_total: int = 0
+    device_loads_total: int = 0
+    device_evictions_total: int = 0
+    batch_tokens_mean: float = 0.0
+    padding_share: float = 0.0
+    prepare_seconds_total: float = 0.0
+    queue_seconds_mean: float = 0.0
+    load_seconds_mean: float = 0.0
+    loop_lag_seconds_max: float = 0.0
+    prediction_ratio_mean: float = 0.0
+    processors_rented: int = 0
+    requests_by_outcome: Mapping[str, int] = field(default_factory=dict)
+    batches_by_close: Mapping[str, int] = field(default_factory=dict)
+    latencies: tuple[ClassLatency, ...] = ()

@@ -13,7 +13,7 @@ from services.processor.dispatch import Dispatch
 from services.processor.loader import Loader
 from services.processor.requests import Failed, ModuleKey, Target
 from services.processor.residency import ModuleState, Temperature
-from services.processor.trace import Facts, Trace
+from services.processor.trace import Facts, Lane, Trace
 from smile.errors import Internal, Overloaded, SmileError, Unavailable
 from smile.logs import get_logger
 
@@ -77,6 +77,7 @@ class Demand(Generic[Module]):
         self._prefetches = 0
         self._loads: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
+        self.on_loaded: Callable[[float], None] = lambda _: None  # told how long each took
 
     def enter(self, request: int, target: Target) -> LoadTime:
         """A request needs a module until it calls `leave`; an absent one is on its way now.
@@ -167,6 +168,7 @@ class Demand(Generic[Module]):
         task.add_done_callback(self._loads.discard)
 
     async def _load(self, target: Target) -> None:
+        started = self._clock()
         try:
             await self._fetch(target)
         except SmileError as error:
@@ -179,6 +181,7 @@ class Demand(Generic[Module]):
             get_logger().exception("loading a module failed", version=str(target.name))
             self._fail(target.key, Internal("the module could not be loaded; the log has why"))
         else:
+            self.on_loaded(self._clock() - started)
             for arrival in self._arrivals.get(target.key, ()):
                 if not arrival.done():
                     arrival.set_result(None)
@@ -194,11 +197,13 @@ class Demand(Generic[Module]):
             while (slots := self._dispatch.reserve(target.key, sizes)) is None:
                 self._room.clear()
                 await self._room.wait()
+            copying = self._clock()
             module = await self._loader.place(decoded, slots)
+        if self._trace.on:  # before a batch can use it
+            now, facts = self._clock(), Facts(vplms=1, bytes=sum(sizes))
+            self._trace.span(Lane.COPY, copying, now, facts)
+            self._trace.loaded(target.key, started, now, facts)
         self._dispatch.publish(target.key, module)
-        if self._trace.on:
-            facts = Facts(vplms=1, bytes=sum(sizes))
-            self._trace.loaded(target.key, started, self._clock(), facts)
 
     def _fail(self, key: ModuleKey, error: SmileError) -> None:
         for failed in self._dispatch.fail(key, error):

@@ -58,6 +58,8 @@ class Engine:
         self._options = options
         self._device = torch.device(options.device.value)
         self._engines: dict[str, _Served] = {}
+        self.tokens_asked = 0  # of texts in batches since start
+        self.tokens_packed = 0  # and those computed for them, padding included
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -154,6 +156,8 @@ class Engine:
             for text in chunk.texts
         ]
         mixed = MixedBatch.build(items, device=self._device)
+        self.tokens_asked += batch.tokens
+        self.tokens_packed += int(mixed.packed.ids.numel())
         return Prepared(batch.backbone, mixed, tuple(len(chunk.texts) for chunk in batch.chunks))
 
     def compute(self, prepared: Prepared) -> list[Computed]:

@@ -41,7 +41,7 @@ from services.processor.requests import (
 )
 from services.processor.resolver import Resolver
 from services.processor.sequence import Turnstile
-from services.processor.stats import Counters
+from services.processor.stats import Counters, Gauges, TenantClass
 from services.processor.trace import Facts, Gauge, Lane, Trace
 from smile.errors import DeadlineExceeded, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
@@ -65,6 +65,10 @@ class Engine(Protocol):
     def backbones(self) -> tuple[str, ...]: ...
     @property
     def text_tokens_max(self) -> int: ...
+    @property
+    def tokens_asked(self) -> int: ...
+    @property
+    def tokens_packed(self) -> int: ...
     def tokenizer(self, backbone: str) -> TextTokenizer: ...
     def check(self, spec: ModuleSpec) -> None: ...
     def shape(self, backbone: str) -> BackboneShape: ...
@@ -157,12 +161,13 @@ class Pipeline(Generic[Module]):
     def __init__(self, parts: Collaborators[Module], limits: ChunkLimits) -> None:
         self._parts = parts
         self._limits = limits
-        self._counters = Counters()
+        self.counters = Counters()
         self._numbers = itertools.count(1)
         self._gathering = Gathering()
         self._demand = Demand(
             parts.dispatch, parts.loader, parts.clock, self._gathering.settle, parts.trace
         )
+        self._demand.on_loaded = self.counters.loaded
         self._fanouts = Fanouts(self._ways())
         self._started = False
 
@@ -193,14 +198,23 @@ class Pipeline(Generic[Module]):
         """Who brings modules into memory."""
         return self._demand
 
+    def gauges(self) -> Gauges:
+        """How full everything is."""
+        engine, admission = self._parts.engine, self._parts.admission
+        padding = engine.tokens_packed - engine.tokens_asked
+        return Gauges(
+            level=self._parts.dispatch.level(),
+            backbones=engine.backbones,
+            queue_texts_max=admission.limits.texts_max,
+            refused=admission.refused,
+            refusals=dict(admission.refusals),
+            rented=len(self._parts.rentals),
+            padding_share=padding / max(engine.tokens_packed, 1),
+        )
+
     def stats(self) -> ProcessorStats:
         """How the processor is doing."""
-        return self._counters.stats(
-            self._parts.dispatch.level(),
-            backbones=self._parts.engine.backbones,
-            queue_texts_max=self._parts.admission.limits.texts_max,
-            refused=self._parts.admission.refused,
-        )
+        return self.counters.stats(self.gauges())
 
     async def infer(self, request: InferenceRequest) -> InferResult:
         """The answers to a request's texts.
@@ -216,6 +230,15 @@ class Pipeline(Generic[Module]):
             Unavailable: storage is away and what is needed was not kept, or the processor is
                 stopping.
         """
+        try:
+            result = await self._rented(request)
+        except BaseException as error:
+            self.counters.refused(error)
+            raise
+        self.counters.answered(self._class_of(request.vplm.tenant), result.timings)
+        return result
+
+    async def _rented(self, request: InferenceRequest) -> InferResult:
         rentals = self._parts.rentals
         if (rental := rentals.of(request.vplm)) is None:
             return await self._infer(request)
@@ -249,8 +272,17 @@ class Pipeline(Generic[Module]):
         """
         tokens = estimate(request.text, self._parts.engine.text_tokens_max) * len(request.asked)
         ask = _Ask(request.tenant, len(request.asked), tokens)
-        async with self._admitted(ask, request.arrived, request.deadline) as permit:
-            return await self._fanouts.answer(request, permit)
+        try:
+            async with self._admitted(ask, request.arrived, request.deadline) as permit:
+                result = await self._fanouts.answer(request, permit)
+        except BaseException as error:
+            self.counters.refused(error)
+            raise
+        self.counters.answered(self._class_of(request.tenant), result.timings)
+        return result
+
+    def _class_of(self, tenant: TenantId) -> TenantClass:
+        return TenantClass.of(self._parts.rentals.rented_weight(tenant))
 
     @asynccontextmanager
     async def _admitted(self, ask: _Ask, arrived: float, deadline: float) -> AsyncIterator[Permit]:
@@ -259,7 +291,7 @@ class Pipeline(Generic[Module]):
         """
         left_s = deadline - self._parts.clock()
         with self._parts.admission.admit(ask.tenant, ask.texts, ask.tokens, left_s) as permit:
-            self._counters.asked(ask.texts)
+            self.counters.asked(ask.texts)
             try:
                 async with asyncio.timeout(max(deadline - self._parts.clock(), 0.0)):
                     if self._parts.turnstile is None:
@@ -440,7 +472,7 @@ class Pipeline(Generic[Module]):
         for outcome in report.outcomes:
             self._gathering.settle(outcome)
         if (work := report.taken.work) is not None:
-            self._counters.computed(work.batch, report.compute_s)
+            self.counters.computed(work, report)
             self._parts.admission.computed(work.batch.tokens, report.compute_s)
             now = self._parts.clock()
             self._parts.latencies.observe(

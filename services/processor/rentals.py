@@ -189,6 +189,10 @@ class Rentals:
         else:
             rental.errors += 1
 
+    def rented_weight(self, tenant: TenantId) -> float | None:
+        """What a tenant's rentals weigh together; None where it has none."""
+        return self._weights.get(tenant)
+
     def weight_of(self, tenant: TenantId) -> float:
         """A tenant's share of the device, against others'."""
         weight = self._weights.get(tenant)

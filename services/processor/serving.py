@@ -22,6 +22,7 @@ from services.processor.handoff import Handoff
 from services.processor.latency import Latencies
 from services.processor.loader import Bytes, Loader
 from services.processor.memory import Hierarchy
+from services.processor.metrics import exposed
 from services.processor.pipeline import Collaborators, Pipeline
 from services.processor.probe import learn
 from services.processor.rentals import Rentals
@@ -52,6 +53,7 @@ class Processor:
     engine: Engine
     pipeline: Pipeline[LoadedModule]
     renting: Renting[LoadedModule]
+    metrics_at: tuple[str, int]  # host and port; port 0: nowhere
     pool: ThreadPoolExecutor
     trace: Trace
     measure: Callable[[], None]
@@ -109,7 +111,7 @@ class Processor:
             sweep_s=settings.module_idle_s,
         )
         measure = partial(learn, engine, latencies, settings.latency_folder, settings.calibration_s)
-        return cls(engine, pipeline, Renting(estate), pool, trace, measure)
+        return cls(engine, pipeline, Renting(estate), settings.metrics_at, pool, trace, measure)
 
     @asynccontextmanager
     async def running(self, readiness: Readiness) -> AsyncIterator[None]:
@@ -117,7 +119,8 @@ class Processor:
         starting = asyncio.create_task(self._start(readiness))
         try:
             with self._trace_on_signal():
-                yield
+                async with exposed(self.pipeline, *self.metrics_at):
+                    yield
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)

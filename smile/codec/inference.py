@@ -130,13 +130,36 @@ def _entry_from_pb(message: processor_pb2.FanoutEntry) -> r.FanoutAnswer | Smile
     )
 
 
-_STATS_FIELDS = tuple(r.ProcessorStats.__dataclass_fields__)
+_NESTED = ("requests_by_outcome", "batches_by_close", "latencies")
+_STATS_FIELDS = tuple(name for name in r.ProcessorStats.__dataclass_fields__ if name not in _NESTED)
 
 
 def stats_to_pb(stats: r.ProcessorStats) -> processor_pb2.ProcessorStats:
-    return processor_pb2.ProcessorStats(**{name: getattr(stats, name) for name in _STATS_FIELDS})
+    latencies = [
+        processor_pb2.ClassLatency(
+            tenant_class=each.tenant_class,
+            requests=each.requests,
+            p50_seconds=each.p50_seconds,
+            p99_seconds=each.p99_seconds,
+        )
+        for each in stats.latencies
+    ]
+    return processor_pb2.ProcessorStats(
+        **{name: getattr(stats, name) for name in _STATS_FIELDS},
+        requests_by_outcome=dict(stats.requests_by_outcome),
+        batches_by_close=dict(stats.batches_by_close),
+        latencies=latencies,
+    )
 
 
 def stats_from_pb(message: processor_pb2.ProcessorStats) -> r.ProcessorStats:
     values = {name: getattr(message, name) for name in _STATS_FIELDS}
-    return r.ProcessorStats(**{**values, "backbones": tuple(message.backbones)})
+    return r.ProcessorStats(
+        **{**values, "backbones": tuple(message.backbones)},
+        requests_by_outcome=dict(message.requests_by_outcome),
+        batches_by_close=dict(message.batches_by_close),
+        latencies=tuple(
+            r.ClassLatency(each.tenant_class, each.requests, each.p50_seconds, each.p99_seconds)
+            for each in message.latencies
+        ),
+    )

@@ -783,6 +783,46 @@ Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
 class ProcessorStats(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RequestsByOutcomeEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class BatchesByCloseEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BACKBONES_FIELD_NUMBER: _builtins.int
     QUEUE_TEXTS_FIELD_NUMBER: _builtins.int
     QUEUE_TEXTS_MAX_FIELD_NUMBER: _builtins.int
@@ -799,6 +839,25 @@ class ProcessorStats(_message.Message):
     BATCH_TEXTS_MEAN_FIELD_NUMBER: _builtins.int
     BATCH_VPLMS_MEAN_FIELD_NUMBER: _builtins.int
     COMPUTE_SECONDS_TOTAL_FIELD_NUMBER: _builtins.int
+    MODULE_MISSES_TOTAL_FIELD_NUMBER: _builtins.int
+    MODULE_UNLOADS_TOTAL_FIELD_NUMBER: _builtins.int
+    DEVICE_MODULES_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    DEVICE_HITS_TOTAL_FIELD_NUMBER: _builtins.int
+    DEVICE_LOADS_TOTAL_FIELD_NUMBER: _builtins.int
+    DEVICE_EVICTIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    BATCH_TOKENS_MEAN_FIELD_NUMBER: _builtins.int
+    PADDING_SHARE_FIELD_NUMBER: _builtins.int
+    PREPARE_SECONDS_TOTAL_FIELD_NUMBER: _builtins.int
+    QUEUE_SECONDS_MEAN_FIELD_NUMBER: _builtins.int
+    LOAD_SECONDS_MEAN_FIELD_NUMBER: _builtins.int
+    LOOP_LAG_SECONDS_MAX_FIELD_NUMBER: _builtins.int
+    PREDICTION_RATIO_MEAN_FIELD_NUMBER: _builtins.int
+    PROCESSORS_RENTED_FIELD_NUMBER: _builtins.int
+    REQUESTS_BY_OUTCOME_FIELD_NUMBER: _builtins.int
+    BATCHES_BY_CLOSE_FIELD_NUMBER: _builtins.int
+    LATENCIES_FIELD_NUMBER: _builtins.int
     queue_texts: _builtins.int
     """Texts waiting now, and the limit."""
     queue_texts_max: _builtins.int
@@ -819,9 +878,47 @@ class ProcessorStats(_message.Message):
     batch_vplms_mean: _builtins.float
     compute_seconds_total: _builtins.float
     """Seconds the device thread has computed since start."""
+    module_misses_total: _builtins.int
+    """Requests that did not find their module in host memory, and modules that left it idle or released."""
+    module_unloads_total: _builtins.int
+    device_modules: _builtins.int
+    """Modules on the device now, their bytes, and the limit in bytes."""
+    device_bytes: _builtins.int
+    device_bytes_max: _builtins.int
+    device_hits_total: _builtins.int
+    """Modules of batches that were on the device already, were brought there, and left it for others."""
+    device_loads_total: _builtins.int
+    device_evictions_total: _builtins.int
+    batch_tokens_mean: _builtins.float
+    """Mean since start."""
+    padding_share: _builtins.float
+    """Of the tokens computed since start, those that were in no text."""
+    prepare_seconds_total: _builtins.float
+    """Seconds spent on making batches ready since start."""
+    queue_seconds_mean: _builtins.float
+    """Mean seconds that answered requests waited for a batch, and that modules took to load."""
+    load_seconds_mean: _builtins.float
+    loop_lag_seconds_max: _builtins.float
+    """Most seconds the event loop has been late."""
+    prediction_ratio_mean: _builtins.float
+    """Mean of the seconds that batches took over those predicted."""
+    processors_rented: _builtins.int
+    """Processors that are rented now, of all tenants."""
     @_builtins.property
     def backbones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`backbones/{backbone}` this processor serves."""
+
+    @_builtins.property
+    def requests_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Requests that are over, by reason of their error, or `OK`."""
+
+    @_builtins.property
+    def batches_by_close(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Batches by what ended them."""
+
+    @_builtins.property
+    def latencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassLatency]:
+        """Of answered requests, by what their tenants have rented."""
 
     def __init__(
         self,
@@ -842,11 +939,62 @@ class ProcessorStats(_message.Message):
         batch_texts_mean: _builtins.float = ...,
         batch_vplms_mean: _builtins.float = ...,
         compute_seconds_total: _builtins.float = ...,
+        module_misses_total: _builtins.int = ...,
+        module_unloads_total: _builtins.int = ...,
+        device_modules: _builtins.int = ...,
+        device_bytes: _builtins.int = ...,
+        device_bytes_max: _builtins.int = ...,
+        device_hits_total: _builtins.int = ...,
+        device_loads_total: _builtins.int = ...,
+        device_evictions_total: _builtins.int = ...,
+        batch_tokens_mean: _builtins.float = ...,
+        padding_share: _builtins.float = ...,
+        prepare_seconds_total: _builtins.float = ...,
+        queue_seconds_mean: _builtins.float = ...,
+        load_seconds_mean: _builtins.float = ...,
+        loop_lag_seconds_max: _builtins.float = ...,
+        prediction_ratio_mean: _builtins.float = ...,
+        processors_rented: _builtins.int = ...,
+        requests_by_outcome: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        batches_by_close: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        latencies: _abc.Iterable[Global___ClassLatency] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbones", b"backbones", "batch_texts_mean", b"batch_texts_mean", "batch_vplms_mean", b"batch_vplms_mean", "batches_total", b"batches_total", "compute_seconds_total", b"compute_seconds_total", "module_evictions_total", b"module_evictions_total", "module_hits_total", b"module_hits_total", "module_loads_total", b"module_loads_total", "modules_bytes", b"modules_bytes", "modules_bytes_max", b"modules_bytes_max", "modules_resident", b"modules_resident", "queue_texts", b"queue_texts", "queue_texts_max", b"queue_texts_max", "requests_refused_total", b"requests_refused_total", "requests_total", b"requests_total", "texts_total", b"texts_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbones", b"backbones", "batch_texts_mean", b"batch_texts_mean", "batch_tokens_mean", b"batch_tokens_mean", "batch_vplms_mean", b"batch_vplms_mean", "batches_by_close", b"batches_by_close", "batches_total", b"batches_total", "compute_seconds_total", b"compute_seconds_total", "device_bytes", b"device_bytes", "device_bytes_max", b"device_bytes_max", "device_evictions_total", b"device_evictions_total", "device_hits_total", b"device_hits_total", "device_loads_total", b"device_loads_total", "device_modules", b"device_modules", "latencies", b"latencies", "load_seconds_mean", b"load_seconds_mean", "loop_lag_seconds_max", b"loop_lag_seconds_max", "module_evictions_total", b"module_evictions_total", "module_hits_total", b"module_hits_total", "module_loads_total", b"module_loads_total", "module_misses_total", b"module_misses_total", "module_unloads_total", b"module_unloads_total", "modules_bytes", b"modules_bytes", "modules_bytes_max", b"modules_bytes_max", "modules_resident", b"modules_resident", "padding_share", b"padding_share", "prediction_ratio_mean", b"prediction_ratio_mean", "prepare_seconds_total", b"prepare_seconds_total", "processors_rented", b"processors_rented", "queue_seconds_mean", b"queue_seconds_mean", "queue_texts", b"queue_texts", "queue_texts_max", b"queue_texts_max", "requests_by_outcome", b"requests_by_outcome", "requests_refused_total", b"requests_refused_total", "requests_total", b"requests_total", "texts_total", b"texts_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProcessorStats: _TypeAlias = ProcessorStats  # noqa: Y015
+
+@_typing.final
+class ClassLatency(_message.Message):
+    """How long the requests of a class of tenants took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_CLASS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    P50_SECONDS_FIELD_NUMBER: _builtins.int
+    P99_SECONDS_FIELD_NUMBER: _builtins.int
+    tenant_class: _builtins.str
+    """`unrented`, or by weight `light`, `standard` or `heavy`."""
+    requests: _builtins.int
+    p50_seconds: _builtins.float
+    """About, in seconds."""
+    p99_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        tenant_class: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        p50_seconds: _builtins.float = ...,
+        p99_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["p50_seconds", b"p50_seconds", "p99_seconds", b"p99_seconds", "requests", b"requests", "tenant_class", b"tenant_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassLatency: _TypeAlias = ClassLatency  # noqa: Y015

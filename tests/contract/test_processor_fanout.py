@@ -179,7 +179,7 @@ async def test_what_refuses_all(world: World) -> None:
     with pytest.raises(errors.InvalidArgument, match="version or an alias"):
         await world.infer_fanout("acme", TEXT, [f"{name('fine')}/versions/1@next"])
     with pytest.raises(errors.DeadlineExceeded):
-        world.add("acme", "slow", seed=77)
+        world.add("acme", "slow", seed=7_777)
         world.storage.gate = asyncio.Event()
         try:
             await world.infer_fanout("acme", TEXT, [*names, name("slow")], timeout_s=0.3)

@@ -185,7 +185,16 @@ USAGES = st.builds(
     TEXT,
 )
 STATS = st.builds(
-    r.ProcessorStats, st.lists(TEXT, max_size=2).map(tuple), *[BIG] * 12, REAL, REAL, REAL
+    r.ProcessorStats,
+    st.lists(TEXT, max_size=2).map(tuple),
+    *[BIG] * 12,
+    *[REAL] * 3,
+    *[BIG] * 8,
+    *[REAL] * 7,
+    BIG,
+    st.dictionaries(TEXT, BIG, max_size=2),
+    st.dictionaries(TEXT, BIG, max_size=2),
+    st.lists(st.builds(r.ClassLatency, TEXT, BIG, REAL, REAL), max_size=2).map(tuple),
 )
 
 PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[..., Any]]] = {

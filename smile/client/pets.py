@@ -59,7 +59,7 @@ def BitFit(*, first_layer: int | None = None) -> PetSpec:
 def DiffPruning(
     density: float = DENSITIES_DEFAULT[PetKind.DIFF_PRUNING], *, first_layer: int | None = None
 ) -> PetSpec:
-    """Sparse updates of a share `density` of every projection's weights, drawn at creation, and
+    """Sparse updates of a share `density` of every projection's weights, drawn from the seed, and
     bias terms. After Guo et al. 2021."""
     return PetSpec(PetKind.DIFF_PRUNING, first_layer, density=density)
 

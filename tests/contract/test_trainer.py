@@ -79,6 +79,23 @@ async def test_a_job_is_followed_to_a_served_version() -> None:
         assert told[0] == told[1]
 
 
+@pytest.mark.parametrize("pet", [smile.DiffPruning(0.05), smile.MaskBert()], ids=lambda p: p.kind)
+async def test_a_sparse_kind_is_trained_again_from_what_it_learned(pet: smile.PetSpec) -> None:
+    """Embeddings have no head: what the second job starts from is the module alone."""
+    async with ready() as (_, client):
+        await client.create_vplm("near", backbone="toy", pet=pet, task="embedding")
+        before = (await client.version("near")).digest
+        losses = []
+        for number in (2, 3):
+            job = await client.train("near", "news", base_version=number - 1, **QUICK)
+            ended = await client.wait(job)
+            assert ended.version.endswith(f"/near/versions/{number}")
+            losses.append(ended.metrics["train_loss"])
+        assert losses[1] < losses[0]
+        answer = await client.infer("near", "market price")
+        assert answer.version == ended.version and answer.digest != before
+
+
 async def test_a_curve_outlives_the_queue() -> None:
     async with ready() as (platform, client):
         job = await client.wait(await client.train("topics", "news", **QUICK))

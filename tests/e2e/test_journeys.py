@@ -50,9 +50,15 @@ def test_sdk_create_upload_train_infer_alias_usage(platform: Platform) -> None:
         assert 0 < row.serving_bytes < row.full_model_bytes
 
 
-def test_three_kinds_of_pet_answer_side_by_side(platform: Platform) -> None:
+def test_kinds_of_pet_answer_side_by_side(platform: Platform) -> None:
     with platform.client() as client:
-        kinds = {"lora": smile.LoRA(rank=4), "bitfit": smile.BitFit(), "houlsby": smile.Houlsby(4)}
+        kinds = {
+            "lora": smile.LoRA(rank=4),
+            "bitfit": smile.BitFit(),
+            "houlsby": smile.Houlsby(4),
+            "diff": smile.DiffPruning(),
+            "mask": smile.MaskBert(),
+        }
         for name, pet in kinds.items():
             client.create_vplm(name, backbone="toy", pet=pet, labels=LABELS)
         client.create_vplm("vectors", backbone="toy", pet=smile.BitFit())

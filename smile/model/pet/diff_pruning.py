@@ -4,10 +4,10 @@ x W + b becomes x (W + delta) + b + bias, as PetS serves it (Zhou et al., USENIX
 sparse, and the bias terms are BitFit's, at the same places.
 
 Guo et al. learn which entries change, with relaxed L0 gates over a dense update. Here the entries
-are a fixed random choice, made when the module is created, and training moves their values alone.
-That keeps a module's shapes and cost fixed from its first day, and is weaker: Sung et al. 2021
-(arXiv 2111.09839) fix the entries too, choose them by Fisher information, and find random ones
-behind.
+are a fixed random choice, drawn from the seed with the initial weights, and training moves their
+values alone. That keeps a module's shapes and cost fixed from its first day, and is weaker: Sung et
+al. 2021 (arXiv 2111.09839) fix the entries too, choose them by Fisher information, and find random
+ones behind.
 """
 
 from __future__ import annotations

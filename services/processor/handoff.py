@@ -18,6 +18,7 @@ from services.processor.trace import Gauge, Trace
 
 SMOOTHING = 0.2  # weight of the newest batch in what is expected
 PREPARE_TIMES = 2.0  # of the usual time are allowed for preparing
+ERROR_SHARE = 0.1  # of the expected time, by which the device may be early
 SPARE_S = 0.002  # for waking up
 
 Job = TypeVar("Job")
@@ -80,7 +81,7 @@ class Pace:
         expected_s = load.expected_s
         if expected_s is None:
             expected_s = (self.token_s or 0.0) * load.tokens
-        lead_s = PREPARE_TIMES * (self.prepare_s or 0.0) + SPARE_S
+        lead_s = PREPARE_TIMES * (self.prepare_s or 0.0) + ERROR_SHARE * expected_s + SPARE_S
         return max(0.0, began + expected_s - lead_s - now)
 
 

@@ -145,6 +145,7 @@ async def test_every_load_points_to_the_batch_that_used_it(tmp_path: Path) -> No
         "resolve",
         "tokenise",
         "load",
+        "copy",
         "prepare",
         "compute",
         "answer",

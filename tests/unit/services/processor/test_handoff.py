@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from services.processor.handoff import PREPARE_TIMES, SPARE_S, Handoff, Load, Pace
+from services.processor.handoff import ERROR_SHARE, PREPARE_TIMES, SPARE_S, Handoff, Load, Pace
 from services.processor.trace import Trace
 
 
@@ -31,7 +31,7 @@ def test_the_next_batch_is_formed_just_before_the_device_needs_it() -> None:
     pace = Pace()
     pace.prepared(0.01)
     pace.started(Load(100, 0.01, expected_s=1.0), now=10.0)
-    lead_s = PREPARE_TIMES * 0.01 + SPARE_S
+    lead_s = PREPARE_TIMES * 0.01 + ERROR_SHARE * 1.0 + SPARE_S
     assert pace.wait_s(10.0) == pytest.approx(1.0 - lead_s)
     assert pace.wait_s(10.5) == pytest.approx(0.5 - lead_s)
     assert pace.wait_s(11.5) == 0.0, "the batch takes longer than expected"
@@ -43,7 +43,7 @@ def test_without_a_prediction_a_batch_takes_as_long_per_token_as_lately() -> Non
     assert pace.wait_s(0.0) == 0.0, "nothing is known yet"
     pace.ended(2.0)
     pace.started(Load(50, 0.0), now=3.0)
-    assert pace.wait_s(3.0) == pytest.approx(1.0 - SPARE_S)
+    assert pace.wait_s(3.0) == pytest.approx(1.0 - ERROR_SHARE - SPARE_S)
 
 
 def test_jobs_come_out_in_order_and_then_the_end() -> None:

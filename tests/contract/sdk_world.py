@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from google.protobuf import empty_pb2
 
 from services.creator.catalogue import Catalogue
 from services.creator.servicer import FULL_NAME, CreatorServicer
@@ -26,6 +27,7 @@ from smile.errors import InvalidArgument, NotFound, Overloaded, SmileError, Unav
 from smile.model.sources import parse_sources
 from smile.model.toy import write_toy_backbone
 from smile.names import JobName, TenantName, VplmName
+from smile.processors import Processor, ProcessorState
 from smile.resources import (
     Classification,
     DatasetReport,
@@ -194,6 +196,7 @@ class ScriptedProcessor(processor_pb2_grpc.ProcessorServiceServicer):
 
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.rented: dict[str, Processor] = {}
 
     async def InferFanout(self, request: Any, context: Any) -> Any:
         entries: list[FanoutAnswer | SmileError] = []
@@ -232,6 +235,31 @@ class ScriptedProcessor(processor_pb2_grpc.ProcessorServiceServicer):
         version = request.name if "/versions/" in request.name else f"{name}/versions/1"
         result = InferResult(tuple(predictions), version, "0" * 64, VersionOrigin.TRAINING, timings)
         return codec.infer_to_pb(result)
+
+    async def RentProcessor(self, request: Any, context: Any) -> Any:
+        name = own(request.vplm, VplmName.parse, current_principal())
+        rented = Processor(
+            f"tenants/{name.tenant}/processors/{name.vplm}",
+            str(name),
+            codec.terms_from_pb(request.terms),
+            ProcessorState.HOT if request.wait else ProcessorState.COLD,
+        )
+        self.rented[rented.name] = rented
+        return codec.processor_to_pb(rented)
+
+    async def ReleaseProcessor(self, request: Any, context: Any) -> Any:
+        if self.rented.pop(request.name, None) is None:
+            raise NotFound(f"{request.name} does not exist")
+        return empty_pb2.Empty()
+
+    async def GetProcessor(self, request: Any, context: Any) -> Any:
+        if request.name not in self.rented:
+            raise NotFound(f"{request.name} does not exist")
+        return codec.processor_to_pb(self.rented[request.name])
+
+    async def ListProcessors(self, request: Any, context: Any) -> Any:
+        found = [codec.processor_to_pb(each) for each in self.rented.values()]
+        return processor_pb2.ListProcessorsResponse(processors=found)
 
     async def GetStats(self, request: Any, context: Any) -> Any:
         return processor_pb2.ProcessorStats(backbones=["backbones/toy"], texts_total=7)

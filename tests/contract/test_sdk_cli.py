@@ -148,6 +148,30 @@ def test_the_journey_for_programs(cli: Cli, tmp_path: Path) -> None:
     assert document(run("delete", "topic")) == {"deleted": "topic"}
 
 
+def test_processors_are_rented_listed_and_released(cli: Cli) -> None:
+    rented = cli(
+        "rent", "topic", "--weight", "2", "--rate", "50", "--burst", "90", "--pin", "--wait"
+    )
+    assert rented.exit_code == 0, rented.stderr
+    assert "weight 2, 50 texts/s (90 at once), pinned; it is hot" in rented.stderr
+    plain = document(cli("rent", "other", "--idle", "60", "--concurrency", "3", "-o", "json"))
+    assert plain["terms"]["idle_s"] == 60 and plain["terms"]["concurrency_max"] == 3
+    assert plain["state"] == "cold"
+    shown = cli("processors").stdout
+    assert re.search(r"topic +hot +weight 2, 50 texts/s", shown)
+    assert re.search(r"other +cold +weight 1, 3 at a time, cold after 60 s", shown)
+    listed = document(cli("processors", "-o", "json"))["processors"]
+    assert [each["name"].rpartition("/")[2] for each in listed] == ["topic", "other"]
+    assert document(cli("release", "topic", "-o", "json")) == {"released": "topic"}
+    assert cli("release", "topic").exit_code == 4
+    assert cli("rent", "topic", "--weight", "99").exit_code == 3
+
+
+def test_stats_are_shown(cli: Cli) -> None:
+    assert re.search(r"texts total +7", cli("stats").stdout)
+    assert document(cli("stats", "-o", "json"))["texts_total"] == 7
+
+
 def test_training_on_a_file_uploads_it_once(cli: Cli, tmp_path: Path) -> None:
     cli(*CREATE)
     first = cli("train", "topic", "--data", str(csv_file(tmp_path)), "--detach")

@@ -39,10 +39,10 @@ class Entry:
 ENTRIES = (
     Entry("eviction", 1.0, 0.3),
     Entry("forming", 1.0, 0.5),
-    Entry("peers", 5.0, 2.0),
+    Entry("peers", 7.0, 2.0),
     Entry("rpc", 2.5, 1.0),
     Entry("fairness", 4.5, 2.0),
-    Entry("density", 8.0, 1.5),
+    Entry("density", 9.0, 2.0),
     Entry("smile_demo", 4.5, 1.0),
     Entry("pipeline", 3.0, 1.0),
     Entry("cliff", 5.0, 2.5),

@@ -39,7 +39,7 @@ class Worker:
         *,
         log: Path,
         environment: Mapping[str, str] | None = None,
-        ready_s_max: float = 300.0,
+        ready_s_max: float = 600.0,
     ) -> None:
         self._log = log
         with log.open("wb") as out:

@@ -101,6 +101,7 @@ class Rentals:
     def __init__(self, limits: RentalLimits) -> None:
         self.limits = limits
         self._rentals: dict[VplmName, Rental] = {}
+        self._pinned: dict[VplmName, Rental] = {}
         self._ids: dict[TenantId, list[str]] = {}  # in order
         self._weights: dict[TenantId, float] = {}
         self._rates: RateLimiter[VplmName] = RateLimiter()
@@ -129,7 +130,7 @@ class Rentals:
 
     def pinned(self) -> list[Rental]:
         """Rentals whose module is to stay on the device."""
-        return [rental for rental in self._rentals.values() if rental.terms.pinned]
+        return list(self._pinned.values())
 
     def rent(self, vplm: VplmName, terms: ProcessorTerms, now: float, time: datetime) -> Rental:
         """Rent, or change the terms of what is rented; counters go on.
@@ -150,6 +151,10 @@ class Rentals:
             rental.terms, rental.idle_s, rental.limit = terms, self._idle_s(terms), _limit(terms)
             rental.last_used = now
         self._watch(rental)
+        if terms.pinned:
+            self._pinned[vplm] = rental
+        else:
+            self._pinned.pop(vplm, None)
         return rental
 
     def release(self, name: ProcessorName) -> Rental:
@@ -157,6 +162,7 @@ class Rentals:
         rental = self.get(name)
         vplm = rental.vplm
         del self._rentals[vplm]
+        self._pinned.pop(vplm, None)
         ids = self._ids[vplm.tenant]
         del ids[bisect.bisect_left(ids, vplm.vplm)]
         self._add_weight(vplm.tenant, -rental.terms.weight)

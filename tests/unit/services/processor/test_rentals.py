@@ -129,6 +129,16 @@ def test_idle_ones_are_told_once_until_used_again(rentals: Rentals) -> None:
     assert list(rentals.gone_idle(999.0)) == [], "released"
 
 
+def test_who_is_pinned(rentals: Rentals) -> None:
+    first, _ = rent(rentals, "a", pinned=True), rent(rentals, "b")
+    assert rentals.pinned() == [first]
+    rent(rentals, "a")
+    assert rentals.pinned() == []
+    rent(rentals, "b", pinned=True)
+    rentals.release(processor("b"))
+    assert rentals.pinned() == []
+
+
 def test_pages_are_in_order(rentals: Rentals) -> None:
     for name in ("b", "c", "a"):
         rent(rentals, name)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from smile.model.kernels import Kernels
 from smile.model.kernels.rows import Members
 from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT
-from smile.model.loaded import HeadClass, LoadedModule
+from smile.model.loaded import HeadClass, LoadedModule, members_of
 from smile.model.packing import PackedTokens
 from smile.model.specs import Pooling, Task
 
@@ -125,4 +125,4 @@ def _members(counts: Mapping[LoadedModule, int], device: torch.device) -> Member
     placed = [module.head for module in counts if module.head is not None]
     if not placed:
         return None
-    return Members.of([one.row for one in placed], list(counts.values()), placed[0].layout, device)
+    return members_of(placed, list(counts.values()), device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from smile.model.answers import HeadGroup
 from smile.model.kernels.rows import Members
 from smile.model.known import repeated
-from smile.model.loaded import HeadClass, LoadedModule
+from smile.model.loaded import HeadClass, LoadedModule, members_of
 from smile.model.packing import PackedTokens, pack
 from smile.model.pet.method import ShapeClass
 from smile.model.tokenizer import TokenizedText
@@ -142,8 +142,7 @@ def _module_groups(
         stop = start + sum(counts.values())
         placed = [module.pet for module in counts if module.pet is not None]
         if placed:
-            rows = [one.row for one in placed]
-            table = Members.of(rows, list(counts.values()), placed[0].layout, packed.ids.device)
+            table = members_of(placed, list(counts.values()), packed.ids.device)
             boundary = next(iter(counts)).boundary
             groups.append(ModuleGroup(shape_class, slice(start, stop), boundary, table))
         start = stop

@@ -17,7 +17,7 @@ from smile.model import stored
 from smile.model.backbone import Backbone
 from smile.model.initial import StoredArray
 from smile.model.kernels.grouped import padded_width, zero_padded
-from smile.model.kernels.rows import Row, RowLayout, own_row
+from smile.model.kernels.rows import Members, Row, RowLayout, own_row
 from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT, pet_layers
 from smile.model.pet import METHODS
 from smile.model.pet.method import ShapeClass
@@ -46,6 +46,14 @@ class PlacedRow:
 
     row: Row
     layout: RowLayout
+
+
+def members_of(placed: Sequence[PlacedRow], counts: Sequence[int], device: torch.device) -> Members:
+    """Members of one class, `counts[i]` matrix rows for `placed[i]`; see `Members.of`."""
+    layout = placed[0].layout
+    for one in placed:
+        assert one.layout is layout or one.layout == layout, "one class, one layout"
+    return Members.of([one.row for one in placed], counts, layout, device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

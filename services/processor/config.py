@@ -9,7 +9,14 @@ from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.admission import QueueLimits
-from services.processor.options import Device, EngineOptions, Eviction, MemoryOptions
+from services.processor.options import (
+    Device,
+    EngineOptions,
+    Eviction,
+    KernelSource,
+    MemoryOptions,
+    Precision,
+)
 from services.processor.pipeline import SLICES_MAX, ChunkLimits
 from services.processor.rentals import RentalLimits
 from services.processor.scheduler import BatchLimits
@@ -61,6 +68,8 @@ class ProcessorSettings(BackboneServiceSettings):
         latency_cache: Folder that keeps what was measured; None for `.cache/smile/latency` in the
             user's home.
         device: `cpu` or `cuda`.
+        precision: `float32` or `bfloat16`: of the backbone's weights, modules and states.
+        kernels: `auto` (native where a compiler or a prebuilt library is at hand), `native`, `eager`.
         threads: CPU threads of torch; 0 lets it choose.
         tokenizer_threads: Threads that tokenise and decode modules.
     """
@@ -106,6 +115,8 @@ class ProcessorSettings(BackboneServiceSettings):
     calibration_s: float = Field(default=2.0, ge=0.0, le=600.0)
     latency_cache: Path | None = None
     device: Device = Device.CPU
+    precision: Precision = Precision.FLOAT32
+    kernels: KernelSource = KernelSource.AUTO
     threads: int = Field(default=0, ge=0, le=1_024)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
 
@@ -141,7 +152,7 @@ class ProcessorSettings(BackboneServiceSettings):
 
     @property
     def engine_options(self) -> EngineOptions:
-        return EngineOptions(self.sources, self.device, self.threads)
+        return EngineOptions(self.sources, self.device, self.threads, self.precision, self.kernels)
 
     @property
     def memory_options(self) -> MemoryOptions:

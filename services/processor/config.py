@@ -69,7 +69,7 @@ class ProcessorSettings(BackboneServiceSettings):
             user's home.
         device: `cpu` or `cuda`.
         precision: `float32` or `bfloat16`: of the backbone's weights, modules and states.
-        kernels: `auto` (native where a compiler or a prebuilt library is at hand), `native`, `eager`.
+        kernels: `auto` (native where a compiler or a library is at hand), `native`, `eager`.
         threads: CPU threads of torch; 0 lets it choose.
         tokenizer_threads: Threads that tokenise and decode modules.
     """

@@ -56,6 +56,8 @@ class Probe:
                 targets=(Projection.QUERY, Projection.VALUE),
             ),
             PetKind.BITFIT: PetSpec(PetKind.BITFIT),
+            PetKind.DIFF_PRUNING: PetSpec(PetKind.DIFF_PRUNING, density=0.005),
+            PetKind.MASK_BERT: PetSpec(PetKind.MASK_BERT, density=0.05),
         }
 
     @property

@@ -19,6 +19,8 @@ from services.processor.answers import Question, check_bytes, predict_all, size_
 from services.processor.demand import Demand, LoadTime
 from services.processor.rentals import Rentals
 from services.processor.requests import (
+    LOOK_UPS_MORE,
+    VERSION_GONE,
     Answered,
     Asked,
     Chunk,
@@ -29,7 +31,7 @@ from services.processor.requests import (
     estimate,
 )
 from services.processor.resolver import Resolver
-from smile.errors import Cancelled, InvalidArgument, SmileError
+from smile.errors import Cancelled, InvalidArgument, SmileError, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TokenizedText
 from smile.resources import FanoutAnswer, FanoutResult, Prediction, Timings
@@ -89,7 +91,7 @@ class Fanouts(Generic[Module]):
             InvalidArgument: the vPLMs are of several backbones, or their answers too large.
             TextTooLong: the text has too many tokens and is not to be cut.
         """
-        found = await self._resolved(request)
+        found = await self._resolved(request, request.asked)
         targets = {one.key: one for one in found if isinstance(one, Target)}
         backbone = _one_backbone(targets.values())
         if backbone is None:
@@ -99,27 +101,67 @@ class Fanouts(Generic[Module]):
         guess = estimate(request.text, self._ways.engine.text_tokens_max) * len(found)
         permit.settle(guess, len(tokens) * len(targets))
         outcomes, waited = await self._asked(request, targets, tokens)
+        for _ in range(LOOK_UPS_MORE):
+            again = await self._resolved_again(request, backbone, found, outcomes)
+            if not again:
+                break
+            more, waited_more = await self._asked(request, again, tokens)
+            targets |= again
+            outcomes |= more
+            waited += waited_more
         predictions = await self._predictions(request, targets, tokens, outcomes)
         entries = tuple(_entry(one, outcomes, predictions) for one in found)
         rides = [one.ride for one in outcomes.values() if isinstance(one, Answered)]
         return FanoutResult(entries, _timings(request, rides, waited, self._ways.clock()))
 
-    async def _resolved(self, request: FanoutRequest) -> list[Found]:
+    async def _resolved(
+        self,
+        request: FanoutRequest,
+        names: Sequence[Asked | SmileError],
+        *,
+        renewed: bool = False,
+    ) -> list[Found]:
         """Where each name points, or why it does not."""
         turn = asyncio.Semaphore(LOOK_UPS_MAX)
+        resolver = self._ways.resolver
+        resolve = resolver.renewed if renewed else resolver.target
 
         async def look_up(asked: Asked | SmileError) -> Found:
             if isinstance(asked, SmileError):
                 return asked
             async with turn:
                 try:
-                    target = await self._ways.resolver.target(asked, request.routing_key)
+                    target = await resolve(asked, request.routing_key)
                     self._ways.engine.check(target.spec)
                 except SmileError as error:
                     return error
                 return target
 
-        return list(await asyncio.gather(*(look_up(asked) for asked in request.asked)))
+        return list(await asyncio.gather(*(look_up(asked) for asked in names)))
+
+    async def _resolved_again(
+        self, request: FanoutRequest, backbone: str, found: list[Found], outcomes: Outcomes
+    ) -> dict[ModuleKey, Target]:
+        """What is to be asked instead of versions that were gone before they were loaded. Puts
+        what names point to now into `found`.
+        """
+        gone = [
+            place
+            for place, one in enumerate(found)
+            if isinstance(one, Target) and isinstance(outcomes[one.key], VERSION_GONE)
+        ]
+        names = [request.asked[place] for place in gone]
+        again: dict[ModuleKey, Target] = {}
+        renewed = await self._resolved(request, names, renewed=True)
+        for place, one in zip(gone, renewed, strict=True):
+            found[place] = one
+            if not isinstance(one, Target):
+                continue
+            if one.spec.backbone != backbone:
+                found[place] = Unavailable(f"{one.name.vplm} was created again on another backbone")
+            elif not isinstance(outcomes.get(one.key), Answered):
+                again[one.key] = one
+        return again
 
     def _check_size(self, request: FanoutRequest, targets: Sequence[Target]) -> None:
         hidden = self._ways.engine.shape(targets[0].spec.backbone).hidden

@@ -30,7 +30,7 @@ RowsOf: TypeAlias = Callable[[Sequence[Slot]], Sequence[Row]]
 class Bytes(Protocol):
     """Where modules come from."""
 
-    def download(self, name: VersionName) -> AsyncGenerator[bytes, None]: ...
+    def download(self, name: VersionName, digest: str) -> AsyncGenerator[bytes, None]: ...
 
 
 class Decoded(Protocol[Module_co]):
@@ -87,7 +87,8 @@ class Loader(Generic[Module]):
             DataCorrupted: the bytes are not those of the manifest's digest, or not a module of its
                 spec.
             FailedPrecondition: the module was made for another backbone.
-            NotFound, Unavailable: storage does not have them, or is away.
+            NotFound, Aborted: storage does not have the version any more; look it up again.
+            Unavailable: storage is away.
         """
         async with self._turns:
             data = await self._fetch(target)
@@ -105,7 +106,7 @@ class Loader(Generic[Module]):
         limit = min(version.size_bytes, MODULE_BYTES_MAX)
         data = bytearray()
         sha256 = hashlib.sha256()
-        async with aclosing(self._source.download(target.name)) as chunks:
+        async with aclosing(self._source.download(target.name, version.digest)) as chunks:
             async for chunk in chunks:
                 data += chunk
                 sha256.update(chunk)

@@ -27,6 +27,8 @@ from services.processor.latency import Latencies
 from services.processor.loader import Loader
 from services.processor.rentals import Rentals
 from services.processor.requests import (
+    LOOK_UPS_MORE,
+    VERSION_GONE,
     Answered,
     Asked,
     Chunk,
@@ -262,6 +264,14 @@ class Pipeline(Generic[Module]):
             asked = Asked(request.vplm, request.alias, request.version)
             target = await self._parts.resolver.target(asked, request.routing_key)
             self._mark(Lane.RESOLVE, started, number)
+            for _ in range(LOOK_UPS_MORE):
+                counted = permit.tokens
+                try:
+                    return await self.submit(number, request, target, permit)
+                except VERSION_GONE:  # deleted, perhaps created again, before it was loaded
+                    permit.settle(permit.tokens, counted)
+                    target = await self._parts.resolver.renewed(asked, request.routing_key)
+                    number = next(self._numbers)
             return await self.submit(number, request, target, permit)
 
     async def infer_fanout(self, request: FanoutRequest) -> FanoutResult:

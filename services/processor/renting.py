@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from services.processor.demand import Demand
 from services.processor.dispatch import Dispatch
 from services.processor.rentals import Rental, Rentals
-from services.processor.requests import Asked, Target
+from services.processor.requests import LOOK_UPS_MORE, VERSION_GONE, Asked, Target
 from services.processor.residency import Temperature
 from services.processor.resolver import Resolver
 from smile import pages
@@ -150,7 +150,7 @@ class Renting(Generic[Module]):
         estate = self._estate
         if estate.rentals.of(rental.vplm) is not rental:
             return  # released meanwhile
-        await estate.demand.prefetch(target)
+        target = await self._fetched(target)
         if estate.rentals.of(rental.vplm) is not rental:
             estate.demand.unload(target.key)
             return
@@ -159,6 +159,18 @@ class Renting(Generic[Module]):
             if rental.pinned != target.key:
                 self._unpin(rental)
             rental.pinned = target.key
+
+    async def _fetched(self, target: Target) -> Target:
+        """The vPLM's module, in memory; another version's where that one was gone already."""
+        for _ in range(LOOK_UPS_MORE):
+            try:
+                await self._estate.demand.prefetch(target)
+                return target
+            except VERSION_GONE:
+                target = await self._estate.resolver.renewed(Asked(target.name.vplm, SERVING))
+                self._estate.check(target.spec)
+        await self._estate.demand.prefetch(target)
+        return target
 
     def _unpin(self, rental: Rental) -> None:
         if rental.pinned is not None:

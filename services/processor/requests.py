@@ -14,7 +14,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from smile.errors import InvalidArgument, SmileError, TextEmpty, TextTooLong, TooManyTexts
+from smile.errors import (
+    Aborted,
+    InvalidArgument,
+    NotFound,
+    SmileError,
+    TextEmpty,
+    TextTooLong,
+    TooManyTexts,
+)
 from smile.limits import FANOUT_VPLMS_MAX, INFER_TEXTS_MAX, TEXT_CHARS_MAX
 from smile.model.specs import ModuleSpec, PetKind
 from smile.model.tokenizer import TokenizedText
@@ -22,6 +30,11 @@ from smile.names import TenantId, VersionName, VplmName
 from smile.resources import SERVING, VplmVersion
 
 CHARS_PER_TOKEN = 3  # below what English text has, so that estimates err on the safe side
+
+# A load that ends with these says nothing of the module: the vPLM it was asked of was deleted, or
+# created again under the same name. Nobody remembers it; who waited looks up the name once more.
+VERSION_GONE = (NotFound, Aborted)
+LOOK_UPS_MORE = 3  # at most so often: a name that changes faster cannot be served
 
 FloatArray: TypeAlias = NDArray[np.float32]
 

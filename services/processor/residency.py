@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from services.processor.policy import Policy
-from services.processor.requests import ModuleKey
+from services.processor.requests import VERSION_GONE, ModuleKey
 from services.processor.space import Slot, Space
 from services.processor.tiers import Tier
 from smile.errors import FailedPrecondition, Overloaded, SmileError
@@ -247,11 +247,15 @@ class Residency(Generic[Module]):
             self.host.free(key)
 
     def fail(self, key: ModuleKey, error: SmileError, now: float) -> None:
-        """The load of `key` ended with `error`."""
+        """The load of `key` ended with `error`, which is remembered unless it tells of a name
+        rather than of the module.
+        """
         self._loading.discard(key)
         if key in self.host and key not in self._residents:
             self.host.free(key)
             self.host.remove(key)
+        if isinstance(error, VERSION_GONE):
+            return
         self._failures[key] = _Failure(error, now + self._failed_s)
         self._failures.move_to_end(key)
         if len(self._failures) > FAILURES_MAX:

@@ -119,6 +119,18 @@ class Resolver:
         """
         return (await self._route(asked)).pick(asked, routing_key)
 
+    async def renewed(self, asked: Asked, routing_key: str = "") -> Target:
+        """As `target`, by an answer that storage is asked for from now on: the one remembered has
+        turned out to be of the past.
+
+        Raises:
+            NotFound: there is no such vPLM, alias or version any more.
+            Unavailable: storage is away.
+        """
+        if (earlier := self._asking.get(asked)) is not None:
+            await asyncio.wait({earlier})
+        return (await asyncio.shield(self._start(asked))).pick(asked, routing_key)
+
     async def _route(self, asked: Asked) -> Route:
         known = self._known.get(asked)
         if known is None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import grpc
 
 from smile import codec
-from smile.errors import DataCorrupted, DeadlineExceeded, Unavailable
+from smile.errors import Aborted, DataCorrupted, DeadlineExceeded, Unavailable
 from smile.names import VersionName, VplmName
 from smile.resources import VplmVersion
 from smile.rpc.channel import acting_for
@@ -55,8 +55,12 @@ class VersionReader:
             found = await self._stub.GetVersion(request, timeout=self._resolve_timeout_s)
         return codec.version_from_pb(found)
 
-    async def download(self, name: VersionName) -> AsyncGenerator[bytes, None]:
-        """The version's bytes in pieces. Who takes them checks their digest."""
+    async def download(self, name: VersionName, digest: str) -> AsyncGenerator[bytes, None]:
+        """The version's bytes in pieces. Who takes them checks that they have this digest.
+
+        Raises:
+            Aborted: the name is another version's now, whose manifest has another digest.
+        """
         request = storage_pb2.DownloadVersionRequest(name=str(name))
         with acting_for(name.vplm.tenant):
             call = self._stub.DownloadVersion(request, timeout=self._download_timeout_s)
@@ -66,6 +70,11 @@ class VersionReader:
                     part = message.WhichOneof("part")
                     if part == "chunk":
                         yield message.chunk
+                    elif part == "version" and message.version.digest != digest:
+                        raise Aborted(
+                            f"{name} has the digest {message.version.digest} now, and had {digest} "
+                            f"when it was looked up: it was deleted and created again"
+                        )
                     elif part is None:
                         raise DataCorrupted(f"{name}: storage sent a message that is empty")
         finally:

@@ -37,7 +37,7 @@ class Storage:
     asked: list[str] = field(default_factory=list)
     error: SmileError | None = None
 
-    async def download(self, name: VersionName) -> AsyncGenerator[bytes, None]:
+    async def download(self, name: VersionName, digest: str) -> AsyncGenerator[bytes, None]:
         self.asked.append(str(name))
         await self.gate.wait()
         if self.error is not None:

@@ -32,7 +32,7 @@ class FakeSource:
         self.open_max = 0
         self.sent = 0
 
-    async def download(self, name: VersionName) -> AsyncGenerator[bytes, None]:
+    async def download(self, name: VersionName, digest: str) -> AsyncGenerator[bytes, None]:
         if not self.data:
             raise NotFound("absent")
         self.open += 1

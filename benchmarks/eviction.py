@@ -21,7 +21,7 @@ from typing import Protocol
 from benchmarks.eviction_peers import Sieve, WTinyLfu
 from benchmarks.harness.command import Run, script
 from benchmarks.harness.json_types import Figures
-from services.processor.policy import LeastRecentlyUsed, S3Fifo
+from services.processor.memory.policy import LeastRecentlyUsed, S3Fifo
 
 MODULES = 10_000
 REQUESTS = 200_000

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from services.processor.policy import Queue
+from services.processor.memory.policy import Queue
 
 K = TypeVar("K", bound=Hashable)
 

@@ -31,12 +31,12 @@ from benchmarks.harness.command import Run, script
 from benchmarks.harness.json_types import Figures, Json
 from benchmarks.harness.workload import texts, uniform, zipf
 from services.processor.engine import Engine
-from services.processor.latency import LatencyModel, LatencyTables, Tally
+from services.processor.memory.residency import ModuleState
 from services.processor.options import EngineOptions
-from services.processor.probe import tables
 from services.processor.requests import Chunk, ModuleKey
-from services.processor.residency import ModuleState
-from services.processor.scheduler import BatchLimits, Terms, Waiting, next_batch
+from services.processor.scheduling.latency import LatencyModel, LatencyTables, Tally
+from services.processor.scheduling.probe import tables
+from services.processor.scheduling.scheduler import BatchLimits, Terms, Waiting, next_batch
 from smile.model.sources import BackboneSource, SourceKind
 from smile.model.specs import PetKind
 from smile.model.tokenizer import TokenizedText

@@ -6,11 +6,13 @@ here is fetched again from storage. It never trains, never talks to the trainer,
 what a tenant may store.
 
 One request: `servicer` decodes it into an `InferenceRequest` (`requests`), `pipeline` admits it or
-refuses at once (`admission`), finds which version is asked for (`resolver`), tokenises and queues
-it; `dispatch` holds queue and modules under one lock; the device thread (`device`) takes what
-`scheduler` picks, `engine` computes it, and `answers` turns outputs into predictions.
+refuses at once (`scheduling.admission`), finds which version is asked for (`resolver`), tokenises
+and queues it; `lanes.dispatch` holds queue and modules under one lock; the lanes (`lanes.device`)
+prepare and compute what `scheduling.scheduler` picks, with `engine`, and `answers` turns outputs
+into predictions.
 
-Modules that are not in memory (`residency`) come through `loader`, once however many requests wait
-(`demand`). Memory is two tiers of rows (`tiers`), host and device, each a budget of slots (`space`)
-with memory behind them (`arena`); `policy` says who leaves first.
+Modules that are not in memory (`memory.residency`) come through `memory.loader`, once however many
+requests wait (`memory.demand`). Memory is two tiers of rows (`memory.tiers`), host and device, each
+a budget of slots (`memory.space`) with memory behind them (`memory.arena`); `memory.policy` says
+who leaves first. `renting` keeps the terms on which vPLMs are served.
 """

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.processor.admission import QueueLimits
+from services.processor.lanes.sequence import Execution
 from services.processor.options import (
     Device,
     EngineOptions,
@@ -19,8 +19,8 @@ from services.processor.options import (
 )
 from services.processor.pipeline import SLICES_MAX, ChunkLimits
 from services.processor.rentals import RentalLimits
-from services.processor.scheduler import BatchLimits
-from services.processor.sequence import Execution
+from services.processor.scheduling.admission import QueueLimits
+from services.processor.scheduling.scheduler import BatchLimits
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 

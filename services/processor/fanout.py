@@ -14,9 +14,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from services.processor.admission import Permit
 from services.processor.answers import Question, check_bytes, predict_all, size_of
-from services.processor.demand import Demand, LoadTime
+from services.processor.memory.demand import Demand, LoadTime
 from services.processor.rentals import Rentals
 from services.processor.requests import (
     LOOK_UPS_MORE,
@@ -31,6 +30,7 @@ from services.processor.requests import (
     estimate,
 )
 from services.processor.resolver import Resolver
+from services.processor.scheduling.admission import Permit
 from smile.errors import Cancelled, InvalidArgument, SmileError, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TokenizedText

@@ -22,7 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from services.processor.dispatch import TierLevel
+from services.processor.lanes.dispatch import TierLevel
 from services.processor.stats import Counters, Gauges, Histogram
 from smile.logs import get_logger
 

@@ -16,15 +16,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from services.processor.admission import Admission, Permit
 from services.processor.answers import Question, check_size, predict_all
-from services.processor.demand import Demand, LoadTime
-from services.processor.device import Report
-from services.processor.dispatch import Dispatch
 from services.processor.fanout import Fanouts, Ways
-from services.processor.gathering import Gathering
-from services.processor.latency import Latencies
-from services.processor.loader import Loader
+from services.processor.lanes.device import Report
+from services.processor.lanes.dispatch import Dispatch
+from services.processor.lanes.gathering import Gathering
+from services.processor.lanes.sequence import Turnstile
+from services.processor.lanes.trace import Facts, Gauge, Lane, Trace
+from services.processor.memory.demand import Demand, LoadTime
+from services.processor.memory.loader import Loader
 from services.processor.rentals import Rentals
 from services.processor.requests import (
     LOOK_UPS_MORE,
@@ -42,9 +42,9 @@ from services.processor.requests import (
     slices,
 )
 from services.processor.resolver import Resolver
-from services.processor.sequence import Turnstile
+from services.processor.scheduling.admission import Admission, Permit
+from services.processor.scheduling.latency import Latencies
 from services.processor.stats import Counters, Gauges, TenantClass
-from services.processor.trace import Facts, Gauge, Lane, Trace
 from smile.errors import DeadlineExceeded, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TextTokenizer, TokenizedText

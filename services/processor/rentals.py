@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.processor.rates import RateLimit, RateLimiter
 from services.processor.requests import ModuleKey, Target
+from services.processor.scheduling.rates import RateLimit, RateLimiter
 from smile.errors import NotFound, Overloaded, QuotaExceeded
 from smile.names import ProcessorName, TenantId, VplmName
 from smile.processors import ProcessorCounters, ProcessorTerms

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
-from services.processor.demand import Demand
-from services.processor.dispatch import Dispatch
+from services.processor.lanes.dispatch import Dispatch
+from services.processor.memory.demand import Demand
+from services.processor.memory.residency import Temperature
 from services.processor.rentals import Rental, Rentals
 from services.processor.requests import LOOK_UPS_MORE, VERSION_GONE, Asked, Target
-from services.processor.residency import Temperature
 from services.processor.resolver import Resolver
 from smile import pages
 from smile.errors import SmileError

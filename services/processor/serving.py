@@ -13,25 +13,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from services.processor.admission import Admission
 from services.processor.config import ProcessorSettings
-from services.processor.device import Lanes
-from services.processor.dispatch import Dispatch
 from services.processor.engine import Engine
-from services.processor.handoff import Handoff
-from services.processor.latency import Latencies
-from services.processor.loader import Bytes, Loader
-from services.processor.memory import Hierarchy
+from services.processor.lanes.device import Lanes
+from services.processor.lanes.dispatch import Dispatch
+from services.processor.lanes.handoff import Handoff
+from services.processor.lanes.sequence import Turnstile
+from services.processor.lanes.trace import Trace
+from services.processor.memory.hierarchy import Hierarchy
+from services.processor.memory.loader import Bytes, Loader
+from services.processor.memory.residency import Residency
 from services.processor.metrics import exposed
 from services.processor.pipeline import Collaborators, Pipeline
-from services.processor.probe import learn
 from services.processor.rentals import Rentals
 from services.processor.renting import Estate, Renting
-from services.processor.residency import Residency
 from services.processor.resolver import Resolver, Versions
-from services.processor.scheduler import Terms
-from services.processor.sequence import Turnstile
-from services.processor.trace import Trace
+from services.processor.scheduling.admission import Admission
+from services.processor.scheduling.latency import Latencies
+from services.processor.scheduling.probe import learn
+from services.processor.scheduling.scheduler import Terms
 from smile.logs import get_logger
 from smile.model.loaded import LoadedModule
 from smile.rpc.health import Readiness

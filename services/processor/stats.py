@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from services.processor.device import Report
-from services.processor.dispatch import Level, Work
+from services.processor.lanes.device import Report
+from services.processor.lanes.dispatch import Level, Work
 from smile.errors import Internal, SmileError
 from smile.names import BackboneName
 from smile.resources import ClassLatency, ProcessorStats, Timings

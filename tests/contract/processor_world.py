@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,6 +95,7 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
         self.away = False
         self.hangs = False
         self.gate: asyncio.Event | None = None  # downloads wait for it
+        self.pause_s: Callable[[], float] | None = None  # on the way here, and on the way back
         self.asked: Counter[str] = Counter()
 
     def put(
@@ -126,6 +127,11 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
     def delete(self, vplm: str) -> None:
         self.versions = {n: v for n, v in self.versions.items() if not n.startswith(vplm + "/")}
         self.aliases = {key: n for key, n in self.aliases.items() if key[0] != vplm}
+        self.canaries = {key: one for key, one in self.canaries.items() if key[0] != vplm}
+
+    async def _travel(self) -> None:
+        if self.pause_s is not None:
+            await asyncio.sleep(self.pause_s())
 
     def _found(self, name: str) -> VplmVersion:
         assert name.split("/")[1] == current_principal().tenant, "asked for the tenant asking"
@@ -137,6 +143,7 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
 
     async def ResolveAlias(self, request: Any, context: Any) -> Any:
         self.asked["resolve"] += 1
+        await self._travel()
         if self.hangs:
             await asyncio.sleep(60)
         if self.away:
@@ -148,20 +155,25 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
         if canary := self.canaries.get((request.name, request.alias or "serving")):
             second = self._found(f"{request.name}/versions/{canary.version}")
             found = replace(found, canary=second, canary_weight=canary.weight)
+        await self._travel()
         return codec.version_to_pb(found)
 
     async def GetVersion(self, request: Any, context: Any) -> Any:
         self.asked["get"] += 1
-        return codec.version_to_pb(self._found(request.name))
+        await self._travel()
+        found = self._found(request.name)
+        await self._travel()
+        return codec.version_to_pb(found)
 
     async def DownloadVersion(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.asked["download"] += 1
-        version = self._found(request.name)
+        await self._travel()
+        version, data = self._found(request.name), self.data[request.name]
         if self.gate is not None:
             await self.gate.wait()
         yield storage_pb2.DownloadVersionResponse(version=codec.version_to_pb(version))
-        data = self.data[request.name]
         for start in range(0, len(data), 4_000):
+            await self._travel()
             yield storage_pb2.DownloadVersionResponse(chunk=data[start : start + 4_000])
 
 

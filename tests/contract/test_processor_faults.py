@@ -17,8 +17,8 @@ import pytest
 import pytest_asyncio
 from safetensors.numpy import save
 
-from services.processor.admission import QueueLimits
 from services.processor.engine import Engine
+from services.processor.scheduling.admission import QueueLimits
 from smile import errors
 from smile.model import weights
 from smile.model.toy import write_toy_backbone

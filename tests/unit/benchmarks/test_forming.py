@@ -19,7 +19,7 @@ from benchmarks.forming import (
     compare,
     pets,
 )
-from services.processor.latency import Curve, LatencyModel, LatencyTables
+from services.processor.scheduling.latency import Curve, LatencyModel, LatencyTables
 from smile.model.specs import PetKind
 
 TABLES = LatencyTables(

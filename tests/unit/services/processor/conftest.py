@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from services.processor.policy import LeastRecentlyUsed
+from services.processor.memory.policy import LeastRecentlyUsed
+from services.processor.memory.residency import InPlace, Memory
+from services.processor.memory.space import Space
 from services.processor.requests import Chunk, ModuleKey
-from services.processor.residency import InPlace, Memory
-from services.processor.space import Space
 from smile.model.specs import PetKind
 from smile.model.tokenizer import TokenizedText
 from smile.names import VplmName, tenant_id

@@ -1,0 +1,160 @@
+"""From the prepare thread to the device thread: a bounded queue of prepared batches, and when the
+next batch is formed.
+
+A batch formed early cannot take what arrives late, which costs fill and fairness. So the last place
+in the queue is filled just before the device needs it: at its predicted end, less the time that
+preparing takes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from services.processor.lanes.trace import Gauge, Trace
+
+SMOOTHING = 0.2  # weight of the newest batch in what is expected
+PREPARE_TIMES = 2.0  # of the usual time are allowed for preparing
+ERROR_SHARE = 0.1  # of the expected time, by which the device may be early
+SPARE_S = 0.002  # for waking up
+
+Job = TypeVar("Job")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a prepared batch asks of the device.
+
+    Attributes:
+        tokens: Of all its texts.
+        prepare_s: How long preparing it took.
+        expected_s: How long it is expected to compute; None: as long per token as lately.
+    """
+
+    tokens: int
+    prepare_s: float
+    expected_s: float | None = None
+
+
+@dataclass(slots=True)
+class Pace:
+    """When the next batch is to be formed. Pure; times are arguments.
+
+    Attributes:
+        token_s: Seconds of compute per token, lately; None before the first batch.
+        prepare_s: Seconds that preparing a batch takes, lately.
+        running: The batch on the device and when it began.
+    """
+
+    token_s: float | None = None
+    prepare_s: float | None = None
+    running: tuple[Load, float] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the device computes."""
+        return self.running is not None
+
+    def prepared(self, took_s: float) -> None:
+        """A batch was prepared."""
+        self.prepare_s = _smoothed(self.prepare_s, took_s)
+
+    def started(self, load: Load, now: float) -> None:
+        """The device began a batch."""
+        self.running = (load, now)
+
+    def ended(self, now: float) -> None:
+        """The device is through with its batch."""
+        if self.running is not None:
+            load, began = self.running
+            self.token_s = _smoothed(self.token_s, (now - began) / max(load.tokens, 1))
+            self.running = None
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next batch is to be formed."""
+        if self.running is None:
+            return 0.0
+        load, began = self.running
+        expected_s = load.expected_s
+        if expected_s is None:
+            expected_s = (self.token_s or 0.0) * load.tokens
+        lead_s = PREPARE_TIMES * (self.prepare_s or 0.0) + ERROR_SHARE * expected_s + SPARE_S
+        return max(0.0, began + expected_s - lead_s - now)
+
+
+def _smoothed(known: float | None, newest: float) -> float:
+    return newest if known is None else known + SMOOTHING * (newest - known)
+
+
+class Handoff(Generic[Job]):
+    """Prepared batches on their way to the device: one thread puts, one takes.
+
+    Args:
+        in_flight_max: Batches prepared or computed at a time; 1 lets nothing overlap.
+        clock: Monotonic seconds.
+        trace: Told how many are in flight.
+    """
+
+    def __init__(self, in_flight_max: int, clock: Callable[[], float], trace: Trace) -> None:
+        self._in_flight_max = in_flight_max
+        self._clock = clock
+        self._trace = trace
+        self._pace = Pace()
+        self._jobs: deque[tuple[Job, Load]] = deque()
+        self._in_flight = 0
+        self._ended = False
+        self._changed = threading.Condition()
+
+    def wait_turn(self) -> None:
+        """Block until the next batch is to be formed. For the thread that prepares."""
+        with self._changed:
+            while (wait_s := self._wait_s()) != 0.0:
+                self._changed.wait(wait_s)
+
+    def put(self, job: Job, load: Load) -> None:
+        """A batch is ready for the device."""
+        with self._changed:
+            self._jobs.append((job, load))
+            self._in_flight += 1
+            self._pace.prepared(load.prepare_s)
+            self._trace.level(Gauge.IN_FLIGHT, self._clock(), self._in_flight)
+            self._changed.notify_all()
+
+    def take(self) -> Job | None:
+        """Block until a batch is ready; None once no more will come. For the device thread."""
+        with self._changed:
+            while not self._jobs and not self._ended:
+                self._changed.wait()
+            if not self._jobs:
+                return None
+            job, load = self._jobs.popleft()
+            self._pace.started(load, self._clock())
+            self._changed.notify_all()
+            return job
+
+    def ended(self) -> None:
+        """The device is through with the batch it took last."""
+        with self._changed:
+            self._in_flight -= 1
+            self._pace.ended(self._clock())
+            self._trace.level(Gauge.IN_FLIGHT, self._clock(), self._in_flight)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more will be put; what is ready can still be taken."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _wait_s(self) -> float | None:
+        """Seconds to wait before forming a batch; None: until a batch has left the device."""
+        if self._in_flight >= self._in_flight_max:
+            return None
+        if self._in_flight < max(1, self._in_flight_max - 1):
+            return 0.0
+        if not self._pace.busy:
+            return None  # a batch is ready, and the device is about to take it
+        return self._pace.wait_s(self._clock())

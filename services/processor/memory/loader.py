@@ -1,0 +1,123 @@
+"""Storage → host memory: one module's bytes, capped, checked against its digest, decoded, and put
+in their place.
+
+Who calls `load` makes sure that it is called once per module at a time (`Residency.begin`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import aclosing, asynccontextmanager
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from services.processor.memory.space import Slot
+from services.processor.requests import Target
+from smile.errors import DataCorrupted
+from smile.limits import MODULE_BYTES_MAX
+from smile.model.kernels.rows import Row
+from smile.model.specs import ModuleSpec
+from smile.names import VersionName
+
+Module_co = TypeVar("Module_co", covariant=True)
+Module = TypeVar("Module")
+
+RowsOf: TypeAlias = Callable[[Sequence[Slot]], Sequence[Row]]
+
+
+class Bytes(Protocol):
+    """Where modules come from."""
+
+    def download(self, name: VersionName, digest: str) -> AsyncGenerator[bytes, None]: ...
+
+
+class Decoded(Protocol[Module_co]):
+    """A module that has no place yet."""
+
+    @property
+    def row_bytes(self) -> Sequence[int]:
+        """The sizes of the rows it needs."""
+        ...
+
+    def place(self, rows: Sequence[Row]) -> Module_co:
+        """Copy it into rows of these sizes."""
+        ...
+
+
+class Decoding(Protocol[Module_co]):
+    """What turns checked bytes into a module."""
+
+    def decode(self, spec: ModuleSpec, data: bytes) -> Decoded[Module_co]: ...
+
+
+class Loader(Generic[Module]):
+    """Loads modules, a few at a time.
+
+    Args:
+        source: Storage.
+        engine: Decodes bytes and knows the backbones.
+        pool: Threads for decoding and copying.
+        rows_of: The memory in slots.
+        loads_max: Loads at a time. Each holds at most one module's bytes and the decoded module,
+            until that has its place: what waits for room is bounded by this, too.
+    """
+
+    def __init__(
+        self,
+        source: Bytes,
+        engine: Decoding[Module],
+        pool: Executor,
+        *,
+        rows_of: RowsOf,
+        loads_max: int,
+    ) -> None:
+        self._source = source
+        self._engine = engine
+        self._pool = pool
+        self._rows_of = rows_of
+        self._turns = asyncio.Semaphore(loads_max)
+
+    @asynccontextmanager
+    async def load(self, target: Target) -> AsyncIterator[Decoded[Module]]:
+        """The module of a version, to be placed inside the context.
+
+        Raises:
+            DataCorrupted: the bytes are not those of the manifest's digest, or not a module of its
+                spec.
+            FailedPrecondition: the module was made for another backbone.
+            NotFound, Aborted: storage does not have the version any more; look it up again.
+            Unavailable: storage is away.
+        """
+        async with self._turns:
+            data = await self._fetch(target)
+            loop = asyncio.get_running_loop()
+            decode = self._engine.decode
+            yield await loop.run_in_executor(self._pool, decode, target.spec, data)
+
+    async def place(self, decoded: Decoded[Module], slots: Sequence[Slot]) -> Module:
+        """The module, copied into its slots."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, decoded.place, self._rows_of(slots))
+
+    async def _fetch(self, target: Target) -> bytes:
+        version = target.version
+        limit = min(version.size_bytes, MODULE_BYTES_MAX)
+        data = bytearray()
+        sha256 = hashlib.sha256()
+        async with aclosing(self._source.download(target.name, version.digest)) as chunks:
+            async for chunk in chunks:
+                data += chunk
+                sha256.update(chunk)
+                if len(data) > limit:
+                    raise DataCorrupted(
+                        f"{target.name} has more bytes than {limit}, which its manifest and the "
+                        f"limit of {MODULE_BYTES_MAX} allow"
+                    )
+        if sha256.hexdigest() != version.digest:
+            raise DataCorrupted(
+                f"{target.name}: {len(data)} bytes arrived with SHA-256 {sha256.hexdigest()}, the "
+                f"manifest says {version.size_bytes} bytes with {version.digest}"
+            )
+        return bytes(data)

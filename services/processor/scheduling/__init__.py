@@ -1,0 +1,1 @@
+"""Who may queue, whose turn it is, and how long a batch will take."""

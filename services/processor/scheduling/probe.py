@@ -1,0 +1,185 @@
+"""Measures the engine: batches of a given size and kind, for latency tables."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import platform
+import time
+from pathlib import Path
+
+import smile.model
+from services.processor.engine import Engine, Prepared
+from services.processor.options import EngineOptions
+from services.processor.requests import Batch, Chunk, ModuleKey
+from services.processor.scheduling.calibrate import Subject, calibrate, load, save
+from services.processor.scheduling.latency import Latencies, LatencyModel, LatencyTables
+from smile.logs import get_logger
+from smile.model import weights
+from smile.model.initial import initial_tensors
+from smile.model.loaded import LoadedModule
+from smile.model.specs import HeadSpec, ModuleSpec, PetKind, PetSpec, Projection, Task
+from smile.model.tokenizer import TokenizedText
+from smile.names import tenant_id
+
+MODULES_MAX = 8  # distinct ones of a kind; the texts of a larger batch share them
+SAMPLE = "The quick brown fox jumps over the lazy dog, and nobody minds at all."
+RANK = 16
+TOKENS_MAX = 2_048
+NOBODY = tenant_id("nobody")
+
+
+class Probe:
+    """Computes batches of one backbone that nobody asked for. Nothing else may compute meanwhile.
+
+    Args:
+        engine: Loaded.
+        backbone: One of its.
+    """
+
+    def __init__(self, engine: Engine, backbone: str) -> None:
+        self._engine = engine
+        self._backbone = backbone
+        self._modules: dict[PetKind, list[LoadedModule]] = {}
+        shape = engine.shape(backbone)
+        rank = min(RANK, shape.hidden)
+        self._text_tokens_max = shape.tokens_max
+        self._ids = engine.tokenizer(backbone).encode([SAMPLE])[0].ids
+        self._pets = {
+            PetKind.NONE: PetSpec(PetKind.NONE),
+            PetKind.PFEIFFER: PetSpec(PetKind.PFEIFFER, rank=rank),
+            PetKind.HOULSBY: PetSpec(PetKind.HOULSBY, rank=rank),
+            PetKind.LORA: PetSpec(
+                PetKind.LORA,
+                rank=min(8, rank),
+                alpha=16.0,
+                targets=(Projection.QUERY, Projection.VALUE),
+            ),
+            PetKind.BITFIT: PetSpec(PetKind.BITFIT),
+            PetKind.DIFF_PRUNING: PetSpec(PetKind.DIFF_PRUNING, density=0.005),
+            PetKind.MASK_BERT: PetSpec(PetKind.MASK_BERT, density=0.05),
+        }
+
+    @property
+    def kinds(self) -> tuple[PetKind, ...]:
+        """Kinds it can measure."""
+        return tuple(self._pets)
+
+    def __call__(self, tokens: int, texts: int, kind: PetKind) -> float:
+        """Seconds of compute; as many texts as needed where so few cannot hold so many tokens."""
+        texts = max(texts, -(-tokens // self._text_tokens_max))
+        modules = self._modules.get(kind) or self._load(kind)
+        chunks = [
+            self._chunk(number, (tokens + number) // texts, kind, number % len(modules))
+            for number in range(texts)
+        ]
+        batch = Batch.of(self._backbone, chunks)
+        prepared = self._engine.prepare(batch, modules[: len(batch.parts)])
+        return self._seconds(prepared)
+
+    def _seconds(self, prepared: Prepared) -> float:
+        started = time.perf_counter()
+        self._engine.compute(prepared)
+        return time.perf_counter() - started
+
+    def _chunk(self, number: int, tokens: int, kind: PetKind, module: int) -> Chunk:
+        return Chunk(
+            number=number,
+            request=number,
+            tenant=NOBODY,
+            backbone=self._backbone,
+            module=ModuleKey(NOBODY, f"{kind}-{module}", ""),
+            due=0.0,
+            deadline=0.0,
+            texts=(self._text(max(tokens, 1)),),
+            tokens=tokens,
+        )
+
+    def _text(self, tokens: int) -> TokenizedText:
+        ids = list(itertools.islice(itertools.cycle(self._ids), tokens))
+        return TokenizedText(ids, [(0, 0)] * tokens, [False] * tokens, [0] * tokens, False)
+
+    def _load(self, kind: PetKind) -> list[LoadedModule]:
+        shape = self._engine.shape(self._backbone)
+        spec = ModuleSpec(
+            backbone=self._backbone,
+            backbone_digest=self._engine.digest(self._backbone),
+            pet=self._pets[kind].placed(shape),
+            head=HeadSpec(Task.SEQUENCE_CLASSIFICATION, ("no", "yes")),
+        )
+        self._modules[kind] = [
+            self._engine.load_module(
+                spec, weights.encode(initial_tensors(spec, shape, seed=seed), spec)
+            )
+            for seed in range(MODULES_MAX)
+        ]
+        return self._modules[kind]
+
+
+def tables(engine: Engine, backbone: str, folder: Path, budget_s: float) -> LatencyTables:
+    """A backbone's tables on this machine: from the folder, or measured within about `budget_s`
+    and kept there. Blocks.
+    """
+    subject = subject_of(engine, backbone)
+    if (kept := load(folder, subject)) is not None:
+        get_logger().info("latency tables read", backbone=backbone, file=subject.file_name)
+        return kept
+    probe = Probe(engine, backbone)
+    clock = time.monotonic
+    found = calibrate(probe, probe.kinds, tokens_max=TOKENS_MAX, budget_s=budget_s, clock=clock)
+    measured = found.tables
+    if found.calm:
+        save(folder, subject, measured)
+    get_logger().info(
+        "latency tables measured",
+        backbone=backbone,
+        tokens_max=measured.alpha.tokens[-1],
+        tokens_per_s=round(1 / max(measured.alpha.per_token, 1e-9)),
+        calm=found.calm,
+    )
+    return measured
+
+
+def learn(engine: Engine, latencies: Latencies, folder: Path, budget_s: float) -> None:
+    """Tables for every backbone of a loaded engine that has none; without them it serves as well,
+    so what goes wrong is only logged. Blocks for about `budget_s` a backbone; 0 measures nothing.
+    """
+    for backbone in engine.backbones if budget_s else ():
+        try:
+            if latencies.of(backbone) is None:
+                latencies.learn(backbone, LatencyModel(tables(engine, backbone, folder, budget_s)))
+        except Exception:
+            get_logger().exception("a backbone's latency cannot be measured", backbone=backbone)
+
+
+def subject_of(engine: Engine, backbone: str) -> Subject:
+    """What the tables of a backbone here hold for."""
+    options: EngineOptions = engine.options
+    return Subject(
+        backbone_digest=engine.digest(backbone),
+        device=f"{options.device.value} {_processor()}",
+        precision=options.precision.value,
+        kernels=options.kernels.value,
+        threads=engine.threads,
+        code=_code_digest(),
+    )
+
+
+def _processor() -> str:
+    """What this machine's processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _code_digest() -> str:
+    """Of everything that computes: kernels and the mathematics around them."""
+    digest = hashlib.sha256()
+    (root,) = smile.model.__path__
+    for path in sorted(Path(root).rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Loading: capped, checked, a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pytest
+
+from services.processor.memory.loader import Loader
+from services.processor.memory.space import Slot
+from services.processor.requests import Target
+from smile.errors import DataCorrupted, NotFound
+from smile.model.kernels.rows import Row, own_row
+from smile.model.specs import ModuleSpec
+from smile.names import VersionName
+from tests.unit.services.processor.test_requests import VERSION
+
+pytestmark = pytest.mark.asyncio
+DATA = b"weights" * 10
+
+
+class FakeSource:
+    """Bytes in pieces of ten; counts streams that are open."""
+
+    def __init__(self, data: bytes = DATA) -> None:
+        self.data = data
+        self.open = 0
+        self.open_max = 0
+        self.sent = 0
+
+    async def download(self, name: VersionName, digest: str) -> AsyncGenerator[bytes, None]:
+        if not self.data:
+            raise NotFound("absent")
+        self.open += 1
+        self.open_max = max(self.open, self.open_max)
+        try:
+            for start in range(0, len(self.data), 10):
+                await asyncio.sleep(0)
+                self.sent += 1
+                yield self.data[start : start + 10]
+        finally:
+            self.open -= 1
+
+
+@dataclass(frozen=True)
+class FakeDecoded:
+    """A module that is its bytes, and the sizes of the rows it was given."""
+
+    data: bytes
+
+    @property
+    def row_bytes(self) -> Sequence[int]:
+        return (64, 128)
+
+    def place(self, rows: Sequence[Row]) -> tuple[bytes, list[int]]:
+        return self.data, [row.bytes.nbytes for row in rows]
+
+
+class FakeEngine:
+    """Takes any bytes."""
+
+    def decode(self, spec: ModuleSpec, data: bytes) -> FakeDecoded:
+        return FakeDecoded(data)
+
+
+Module = tuple[bytes, list[int]]
+
+
+def loader_of(source: FakeSource, pool: ThreadPoolExecutor, loads_max: int = 1) -> Loader[Module]:
+    def rows_of(slots: Sequence[Slot]) -> list[Row]:
+        return [own_row(slot.row_bytes) for slot in slots]
+
+    return Loader(source, FakeEngine(), pool, rows_of=rows_of, loads_max=loads_max)
+
+
+async def load(loader: Loader[Module]) -> Module:
+    async with loader.load(target()) as decoded:
+        slots = [Slot(size, 0, 0) for size in decoded.row_bytes]
+        return await loader.place(decoded, slots)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def target(data: bytes = DATA) -> Target:
+    digest = hashlib.sha256(data).hexdigest()
+    return Target.of(replace(VERSION, digest=digest, size_bytes=len(data)))
+
+
+async def test_bytes_become_a_module(pool: ThreadPoolExecutor) -> None:
+    loader = loader_of(FakeSource(), pool)
+    assert await load(loader) == (DATA, [64, 128])
+
+
+@pytest.mark.parametrize("data", [DATA[:-1] + b"?", DATA[:-10]])
+async def test_other_bytes_are_refused(pool: ThreadPoolExecutor, data: bytes) -> None:
+    loader = loader_of(FakeSource(data), pool)
+    with pytest.raises(DataCorrupted, match=hashlib.sha256(DATA).hexdigest()):
+        await load(loader)
+
+
+async def test_too_many_bytes_end_the_stream_at_once(pool: ThreadPoolExecutor) -> None:
+    source = FakeSource(DATA * 100)
+    loader = loader_of(source, pool)
+    with pytest.raises(DataCorrupted, match=f"more bytes than {len(DATA)}"):
+        await load(loader)
+    assert source.sent == len(DATA) // 10 + 1
+    assert source.open == 0
+
+
+async def test_absent_stays_absent(pool: ThreadPoolExecutor) -> None:
+    loader = loader_of(FakeSource(b""), pool)
+    with pytest.raises(NotFound):
+        await load(loader)
+
+
+async def test_few_at_a_time(pool: ThreadPoolExecutor) -> None:
+    source = FakeSource()
+    loader = loader_of(source, pool, 2)
+    await asyncio.gather(*(load(loader) for _ in range(10)))
+    assert source.open_max == 2
+
+
+async def test_what_waits_for_room_keeps_its_turn(pool: ThreadPoolExecutor) -> None:
+    """Decoded modules take memory beside the budget: no more of them than loads at a time."""
+    source = FakeSource()
+    loader = loader_of(source, pool, 1)
+    async with loader.load(target()):
+        second = asyncio.create_task(load(loader))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert source.sent == len(DATA) // 10, "the second has not begun"
+    assert await second == (DATA, [64, 128])

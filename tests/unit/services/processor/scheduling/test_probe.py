@@ -1,0 +1,49 @@
+"""The engine, measured: every kind it can, and what was measured is read at the next start."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from services.processor.engine import Engine
+from services.processor.options import EngineOptions
+from services.processor.scheduling.probe import Probe, subject_of, tables
+from smile.model.sources import BackboneSource, SourceKind
+from smile.model.toy import write_toy_backbone
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    folder = write_toy_backbone(tmp_path_factory.mktemp("toy"))
+    engine = Engine(EngineOptions((BackboneSource("toy", SourceKind.DIR, str(folder)),), threads=1))
+    engine.load()
+    return engine
+
+
+def test_every_kind_is_measured(engine: Engine) -> None:
+    probe = Probe(engine, "toy")
+    assert all(probe(40, 3, kind) > 0 for kind in probe.kinds)
+    assert probe(2_048, 1, probe.kinds[0]) > 0  # in as many texts as the backbone needs
+
+
+def test_tables_are_measured_once(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Probe, "_seconds", lambda *_: 0.001)  # a calm machine
+    first = tables(engine, "toy", tmp_path, budget_s=1.0)
+    assert first.alpha.tokens[0] == 16
+    (file,) = tmp_path.iterdir()
+    assert file.name == subject_of(engine, "toy").file_name
+    monkeypatch.setattr(Probe, "_seconds", lambda *_: 0.002)
+    assert tables(engine, "toy", tmp_path, budget_s=1.0) == first
+
+
+def test_a_busy_machine_is_measured_again(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = itertools.cycle([0.001, 0.002, 0.003, 0.002])
+    monkeypatch.setattr(Probe, "_seconds", lambda *_: next(runs))
+    tables(engine, "toy", tmp_path, budget_s=1.0)
+    assert not list(tmp_path.iterdir())

@@ -340,7 +340,7 @@ class Residency(Generic[Module]):
     def sweep(self, now: float, idle_s: float) -> int:
         """Unload all that has not been used for `idle_s` and that nobody holds; their number."""
         left = 0
-        while self._idle:
+        for _ in range(len(self._idle)):  # each once, though who is held goes to the end
             key, since = next(iter(self._idle.items()))
             if since > now - idle_s:
                 break

@@ -144,7 +144,7 @@ class History:
             f"  {one.since - now:+8.3f} s {one.why:8} serving "
             f"{sorted(name.rpartition('/')[2] for name in one.serving)} of "
             f"{[(name.rpartition('/')[2], digest[:8]) for name, digest in one.versions.items()]}"
-            for one in self._past[vplm][-count:]
+            for one in [one for one in self._past[vplm] if one.since <= now][-count:]
         ]
         return "\n".join([vplm, *told])
 

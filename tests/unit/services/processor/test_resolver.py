@@ -188,6 +188,32 @@ async def test_a_slow_storage_does_not_hold_up_what_is_known(
     assert await number(resolver) == 2
 
 
+async def test_an_answer_of_the_past_is_asked_for_anew(
+    resolver: Resolver, versions: FakeVersions
+) -> None:
+    await number(resolver)
+    versions.numbers[TOPICS.vplm] = 2
+    assert await number(resolver) == 1
+    assert (await resolver.renewed(TOPICS)).name.number == 2
+    assert await number(resolver) == 2, "it is remembered"
+
+
+async def test_an_answer_asked_for_before_is_not_new(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    await number(resolver)
+    clock.advance(1.5)
+    versions.gate = asyncio.Event()
+    await number(resolver)  # asks in the background
+    await asyncio.sleep(0)
+    renewing = asyncio.create_task(resolver.renewed(TOPICS))
+    await asyncio.sleep(0)
+    versions.numbers[TOPICS.vplm] = 2
+    versions.gate.set()
+    assert (await renewing).name.number == 2
+    assert versions.asked == 3, "first, in the background, anew"
+
+
 async def test_storage_away_and_nothing_known(resolver: Resolver, versions: FakeVersions) -> None:
     versions.error = Unavailable("away")
     with pytest.raises(Unavailable):

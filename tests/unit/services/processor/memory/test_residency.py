@@ -9,7 +9,14 @@ import pytest
 
 from services.processor.memory.residency import ModuleState, Residency, Temperature
 from services.processor.memory.space import Slot
-from smile.errors import DataCorrupted, FailedPrecondition, Overloaded
+from smile.errors import (
+    Aborted,
+    DataCorrupted,
+    FailedPrecondition,
+    NotFound,
+    Overloaded,
+    SmileError,
+)
 from tests.unit.services.processor.conftest import counted, key
 
 BUDGET = 100
@@ -113,6 +120,16 @@ def test_a_failure_is_remembered_for_a_while(residency: Residency[str]) -> None:
     assert not residency.begin(key("a"), 11.9)
     assert residency.begin(key("a"), 12.0)
     assert residency.error(key("a")) is None
+
+
+@pytest.mark.parametrize("gone", [NotFound("absent"), Aborted("another one")])
+def test_a_name_that_was_gone_is_no_failure_of_the_module(
+    residency: Residency[str], gone: SmileError
+) -> None:
+    residency.begin(key("a"), 0.0)
+    residency.fail(key("a"), gone, 10.0)
+    assert residency.state(key("a"), 10.0) is ModuleState.ABSENT
+    assert residency.begin(key("a"), 10.0)
 
 
 def test_a_load_that_fails_gives_its_room_back(residency: Residency[str]) -> None:
@@ -225,6 +242,14 @@ def test_idle_modules_leave_by_themselves(residency: Residency[str]) -> None:
     residency.release(key("c"))
     assert residency.sweep(20.0, idle_s=10.0) == 2
     assert residency.host.space.nbytes == 0
+
+
+def test_a_sweep_of_everything_ends_where_something_is_held(residency: Residency[str]) -> None:
+    loaded(residency, "a", 30)
+    loaded(residency, "b", 30)
+    residency.acquire(key("a"), 0.0)
+    assert residency.sweep(1.0, idle_s=0.0) == 1
+    assert residency.state(key("a"), 1.0) is ModuleState.READY
 
 
 @dataclass

@@ -26,6 +26,7 @@ from smile.resources import Classification
 from smile.rpc.channel import ApiKey, build_channel
 from smile.v1 import processor_pb2, processor_pb2_grpc
 from tests.contract.processor_world import World, module_spec, processor_world, random_tensors
+from tests.contract.test_processor import check
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -165,8 +166,8 @@ async def test_a_module_of_another_backbone(world: World) -> None:
     assert error.reason == "BACKBONE_NOT_SERVED"
 
 
-def _stored(world: World, change: Callable[[dict[str, Any]], None]) -> bytes:
-    spec = module_spec(world.backbone)
+def _stored(world: World, change: Callable[[dict[str, Any]], None], pet: str) -> bytes:
+    spec = module_spec(world.backbone, pet)
     tensors: dict[str, Any] = dict(random_tensors(spec, world.backbone, 3))
     change(tensors)
     return save(tensors, weights.METADATA)
@@ -184,12 +185,34 @@ def _shape(tensors: dict[str, Any]) -> None:
     tensors["head.bias"] = tensors["head.bias"][:-1]
 
 
-@pytest.mark.parametrize("change", [_nan, _huge, _shape])
+def _index(tensors: dict[str, Any]) -> None:
+    tensors["layers.1.query.delta.indices"][-1] = 1 << 30
+
+
+def _many(tensors: dict[str, Any]) -> None:
+    tensors["layers.2.query.mask.bits"][:] = 255
+
+
+@pytest.mark.parametrize(
+    ("change", "pet"),
+    [
+        (_nan, "pfeiffer"),
+        (_huge, "pfeiffer"),
+        (_shape, "pfeiffer"),
+        (_nan, "mask-bert"),
+        (_huge, "diff-pruning"),
+        (_index, "diff-pruning"),
+        (_many, "mask-bert"),
+    ],
+)
 async def test_a_poisoned_module_fails_only_its_own(
-    world: World, change: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch
+    world: World,
+    change: Callable[[dict[str, Any]], None],
+    pet: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = f"tenants/acme/vplms/poison-{change.__name__[1:]}"
-    world.storage.put(name, module_spec(world.backbone), _stored(world, change))
+    name = f"tenants/acme/vplms/poison-{change.__name__[1:]}-{pet}"
+    world.storage.put(name, module_spec(world.backbone, pet), _stored(world, change, pet))
     await world.infer("acme", NAME, ["a"])
     await world.infer("rival", "tenants/rival/vplms/good", ["a"])
     with held_device(world, monkeypatch) as device:
@@ -205,7 +228,9 @@ async def test_a_poisoned_module_fails_only_its_own(
         bad, *good = await asyncio.gather(*asked, return_exceptions=True)
         await plug
     assert type(bad) is errors.DataCorrupted
-    assert not any(isinstance(result, BaseException) for result in good)
+    for result, text in zip(good, ("two", "three"), strict=True):
+        assert not isinstance(result, BaseException)
+        check(world, result, [text])
     if change is _huge:  # it loads, so only computing shows it; the others are not done again
         assert device.texts == 1 + 3
 

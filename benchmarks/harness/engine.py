@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from pydantic import SecretStr
@@ -25,6 +27,7 @@ from smile.model.tokenizer import TokenizedText
 from smile.names import tenant_id
 from smile.rpc.keys import KeyKind, new_key
 
+Item = TypeVar("Item")
 TENANT = tenant_id("bench")
 
 
@@ -95,9 +98,12 @@ class EngineDriver:
         return [self._formed(batch) for batch in found]
 
     def answer(self, batches: Sequence[Formed]) -> None:
-        """Prepare and compute the batches, one after the other."""
-        for formed in batches:
+        """Prepare and compute the batches, side by side on as many streams as the processor's."""
+
+        def compute(formed: Formed) -> None:
             self.engine.compute(self.engine.prepare(formed.batch, formed.modules))
+
+        side_by_side(self.settings.stream_count, compute, batches)
 
     def _formed(self, asked: Sequence[Asked]) -> Formed:
         chunks = [
@@ -128,15 +134,23 @@ def mixed_pets(count: int) -> list[PetSpec]:
     return [PETS[KINDS[number % len(KINDS)]] for number in range(count)]
 
 
+def side_by_side(streams: int, act: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """`act` on every item in order, by so many threads that each take the next one."""
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(act, items))
+
+
 class DenseAlone:
     """The backbone's matrix products and nothing else: the roof over every engine.
 
     For every batch's number of tokens: the six products of every layer, `F.linear` with bias, on
-    weights of their own as in the backbone. Attention's products are left out on both sides.
+    weights of their own as in the backbone. Attention's products are left out on both sides. As
+    the engine, batches run side by side, a thread each.
     """
 
-    def __init__(self, shape: BackboneShape, dtype: torch.dtype) -> None:
+    def __init__(self, shape: BackboneShape, dtype: torch.dtype, streams: int) -> None:
         self._shape = shape
+        self._streams = streams
         self._layers = [
             [self._weights(projection, dtype) for projection in Projection]
             for _ in range(shape.layers)
@@ -153,15 +167,17 @@ class DenseAlone:
         )
         return float(per_token * self._shape.layers * tokens)
 
-    @torch.inference_mode()
     def seconds(self, batches: Sequence[int]) -> float:
-        """Seconds for batches of so many tokens, one after the other."""
+        """Seconds for batches of so many tokens."""
         started = time.perf_counter()
-        for tokens in batches:
-            for layer in self._layers:
-                for weight, bias in layer:
-                    functional.linear(self._inputs[weight.shape[1]][:tokens], weight, bias)
+        side_by_side(self._streams, self._batch, batches)
         return time.perf_counter() - started
+
+    @torch.inference_mode()
+    def _batch(self, tokens: int) -> None:
+        for layer in self._layers:
+            for weight, bias in layer:
+                functional.linear(self._inputs[weight.shape[1]][:tokens], weight, bias)
 
     def _weights(
         self, projection: Projection, dtype: torch.dtype

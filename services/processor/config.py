@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,7 @@ from smile.backbone_config import BackboneServiceSettings
 
 PORT_DEFAULT = 7104
 MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
+STREAMS_MAX = 8  # where nobody says; more threads of one interpreter mostly wait for each other
 CHUNKS_PER_BATCH = 16  # a batch holds several tenants' chunks even where each sends long ones
 
 
@@ -54,7 +56,7 @@ class ProcessorSettings(BackboneServiceSettings):
         module_idle_s: How long a module nobody uses stays in memory.
         module_failed_s: How long a module that could not be loaded is not tried again.
         module_loads_max: Modules loaded at a time.
-        batches_in_flight: Batches prepared or computed at a time.
+        batches_ahead: Batches prepared beyond those that streams compute.
         execution: Whether micro-batches overlap.
         trace: File to write a trace of the lanes to, at the end and on SIGUSR1; None for none.
         resolve_ttl_s: How long a moved alias or a deleted vPLM may go unseen.
@@ -70,7 +72,8 @@ class ProcessorSettings(BackboneServiceSettings):
         device: `cpu` or `cuda`.
         precision: `float32` or `bfloat16`: of the backbone's weights, modules and states.
         kernels: `auto` (native where a compiler or a library is at hand), `native`, `eager`.
-        threads: CPU threads of torch; 0 lets it choose.
+        streams: Batches computed side by side; 0: on a CPU one for each core, up to 8.
+        threads: CPU threads of a stream; 0: cores divided by streams.
         tokenizer_threads: Threads that tokenise and decode modules.
     """
 
@@ -86,7 +89,7 @@ class ProcessorSettings(BackboneServiceSettings):
     queue_tokens_max: int = Field(default=2_000_000, ge=1, le=1_000_000_000)
     queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
     batch_ms_max: float = Field(default=100.0, ge=0.1, le=60_000.0)
-    batch_shared_ms_max: float = Field(default=20.0, ge=0.1, le=60_000.0)
+    batch_shared_ms_max: float = Field(default=40.0, ge=0.1, le=60_000.0)
     batch_tokens_max: int = Field(default=2_048, ge=16, le=1_000_000)
     batch_texts_max: int = Field(default=128, ge=1, le=100_000)
     batch_wait_ms_max: float = Field(default=1.0, ge=0.0, le=100.0)
@@ -104,7 +107,7 @@ class ProcessorSettings(BackboneServiceSettings):
     module_idle_s: float = Field(default=3_600.0, ge=1.0)
     module_failed_s: float = Field(default=2.0, ge=0.0, le=60.0)
     module_loads_max: int = Field(default=4, ge=1, le=64)
-    batches_in_flight: int = Field(default=2, ge=1, le=16)
+    batches_ahead: int = Field(default=1, ge=0, le=16)
     execution: Execution = Execution.PIPELINED
     trace: Path | None = None
     resolve_ttl_s: float = Field(default=2.0, gt=0.0, le=60.0)
@@ -117,6 +120,7 @@ class ProcessorSettings(BackboneServiceSettings):
     device: Device = Device.CPU
     precision: Precision = Precision.FLOAT32
     kernels: KernelSource = KernelSource.AUTO
+    streams: int = Field(default=0, ge=0, le=64)
     threads: int = Field(default=0, ge=0, le=1_024)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
 
@@ -152,7 +156,17 @@ class ProcessorSettings(BackboneServiceSettings):
 
     @property
     def engine_options(self) -> EngineOptions:
-        return EngineOptions(self.sources, self.device, self.threads, self.precision, self.kernels)
+        threads = self.threads
+        if not threads and self.device is Device.CPU:
+            threads = max(1, _cores() // self.stream_count)
+        return EngineOptions(self.sources, self.device, threads, self.precision, self.kernels)
+
+    @property
+    def stream_count(self) -> int:
+        """Batches computed side by side; one at a time where execution is sequential."""
+        if self.sequential or (self.device is not Device.CPU and not self.streams):
+            return 1
+        return self.streams or min(_cores(), STREAMS_MAX)
 
     @property
     def memory_options(self) -> MemoryOptions:
@@ -212,4 +226,9 @@ class ProcessorSettings(BackboneServiceSettings):
 
     @property
     def in_flight_max(self) -> int:
-        return 1 if self.sequential else self.batches_in_flight
+        return 1 if self.sequential else self.stream_count + self.batches_ahead
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))

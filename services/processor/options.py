@@ -61,7 +61,7 @@ class EngineOptions:
     Attributes:
         sources: The backbones.
         device: Where.
-        threads: CPU threads; 0 lets torch choose.
+        threads: CPU threads of a stream; 0 lets torch choose.
         precision: Of weights and states.
         kernels: Which kernels.
     """

@@ -67,7 +67,7 @@ class Processor:
         hierarchy = Hierarchy.build(settings.memory_options, settings.device)
         residency = Residency(hierarchy.memory, settings.module_failed_s)
         rentals = Rentals(settings.rental_limits)
-        latencies = Latencies()
+        latencies = Latencies(settings.stream_count)
         terms = Terms(rentals.weight_of, rentals.requests_max_of, latencies.of)
         wait_s = settings.batch_wait_ms_max / 1e3
         dispatch = Dispatch(
@@ -85,12 +85,18 @@ class Processor:
                 loads_max=settings.module_loads_max,
             ),
             dispatch=dispatch,
-            lanes=Lanes(dispatch, engine, Handoff(settings.in_flight_max, clock, trace), trace),
+            lanes=Lanes(
+                dispatch,
+                engine,
+                Handoff(settings.in_flight_max, clock, trace, settings.stream_count),
+                trace,
+            ),
             admission=Admission(
                 settings.queue_limits,
                 bulk_s=latencies.bulk_s,
                 weight_of=rentals.weight_of,
                 slack_tokens=settings.ahead_tokens_max,
+                streams=settings.stream_count,
                 on_unmeetable=lambda: latencies.doubt(clock()),
             ),
             latencies=latencies,

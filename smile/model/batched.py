@@ -32,7 +32,7 @@ from smile.model.specs import Projection
 
 @dataclass(frozen=True, slots=True)
 class BatchedEngine:
-    """Runs mixed batches over one backbone, one at a time."""
+    """Runs mixed batches over one backbone. Threads may share it."""
 
     backbone: Backbone
     serving: ServingBackbone

@@ -8,6 +8,7 @@ time tells another nothing.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,33 +31,37 @@ class _Kept:
 
 
 class KnownTexts:
-    """Boundary states by text, least recently used first. For one thread at a time."""
+    """Boundary states by text, least recently used first. Threads may share them."""
 
     def __init__(self, tokens_max: int = TOKENS_KEPT_MAX) -> None:
         self._tokens_max = tokens_max
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._tokens = 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def states(self, text: TokenizedText, boundary: int) -> Tensor | None:
         """States of this very text [tokens, H] below layer `boundary`, if they are kept."""
-        kept = self._kept.get(id(text))
-        if kept is None or kept.boundary != boundary:
-            return None
-        self._kept.move_to_end(id(text))
-        return kept.states
+        with self._lock:
+            kept = self._kept.get(id(text))
+            if kept is None or kept.boundary != boundary:
+                return None
+            self._kept.move_to_end(id(text))
+            return kept.states
 
     def keep(self, text: TokenizedText, boundary: int, states: Tensor) -> None:
         """Keep a copy of a text's states."""
-        self._drop(id(text))
         if len(text) > self._tokens_max:
             return
-        self._kept[id(text)] = _Kept(text, boundary, states.clone())
-        self._tokens += len(text)
-        while self._tokens > self._tokens_max:
-            self._drop(next(iter(self._kept)))
+        kept = _Kept(text, boundary, states.clone())
+        with self._lock:
+            self._drop(id(text))
+            self._kept[id(text)] = kept
+            self._tokens += len(text)
+            while self._tokens > self._tokens_max:
+                self._drop(next(iter(self._kept)))
 
     def _drop(self, key: int) -> None:
         if (kept := self._kept.pop(key, None)) is not None:

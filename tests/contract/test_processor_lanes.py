@@ -113,8 +113,11 @@ async def test_sequential_micro_batches_overlap_in_nothing(tmp_path: Path) -> No
                 assert not span.overlaps(compute), (span, compute)
 
 
+@pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.usefixtures("slow_device")
-async def test_pipelined_loads_and_preparing_overlap_with_compute(tmp_path: Path) -> None:
+async def test_pipelined_loads_and_preparing_overlap_with_compute(
+    tmp_path: Path, streams: int
+) -> None:
     async def twice(world: World) -> None:
         world.add("acme", "warm", seed=1)
         warm = "tenants/acme/vplms/warm"
@@ -124,15 +127,16 @@ async def test_pipelined_loads_and_preparing_overlap_with_compute(tmp_path: Path
         await ask(world, 8, 1)
         await busy
 
-    path = await traced(tmp_path, twice)
+    path = await traced(tmp_path, twice, streams=streams)
     found = spans(path)
     for lane in ("load", "prepare", "tokenise"):
         assert any(
             span.overlaps(compute) for span in of(lane, found) for compute in of("compute", found)
         ), lane
     computes = sorted(of("compute", found), key=lambda span: span.started)
-    for earlier, later in pairwise(computes):
-        assert not earlier.overlaps(later), "there is one device"
+    for first, later in zip(computes, computes[streams:], strict=False):
+        assert not first.overlaps(later), "no more at a time than there are streams"
+    assert any(one.overlaps(other) for one, other in pairwise(computes)) == (streams > 1)
 
 
 async def test_every_load_points_to_the_batch_that_used_it(tmp_path: Path) -> None:

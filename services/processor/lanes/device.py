@@ -1,9 +1,11 @@
-"""The two lanes that work on batches: one thread prepares them, one computes them.
+"""The two lanes that work on batches: one thread prepares them, one or several compute them.
 
 The prepare thread takes what `Dispatch` plans, makes it ready for the device, and hands it over;
-the device thread does nothing but compute. Nothing that a batch does ends either thread. A batch
-that fails, in preparing or in computing, is done again part by part, so that a poisoned module
-fails only the requests that asked for it. Modules are held from plan to answer.
+a device thread does nothing but compute. On a CPU there is one of these for each core (`streams`):
+two batches on a core each are done sooner than one after the other on both, since cores that share
+a batch wait for each other between any two products. Nothing that a batch does ends a thread.
+A batch that fails, in preparing or in computing, is done again part by part, so that a poisoned
+module fails only the requests that asked for it. Modules are held from plan to answer.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ class _Job(Generic[Module, Prepared]):
 
 
 class Lanes(Generic[Module, Prepared]):
-    """The prepare thread and the device thread.
+    """The prepare thread and the device threads, as many as the hand-off has streams.
 
     Args:
         dispatch: Where batches come from.
@@ -111,7 +113,10 @@ class Lanes(Generic[Module, Prepared]):
             threading.Thread(target=_living, args=(step, end), name=name, daemon=True)
             for name, step, end in (
                 ("prepare", self._prepare_next, self._handoff.close),
-                ("device", self._compute_next, _nothing),
+                *(
+                    (f"device-{stream}", self._compute_next, _nothing)
+                    for stream in range(handoff.streams)
+                ),
             )
         )
 
@@ -120,7 +125,7 @@ class Lanes(Generic[Module, Prepared]):
         return any(thread.is_alive() for thread in self._threads)
 
     def start(self, tell: Callable[[Report[Module]], None]) -> None:
-        """Start both threads. `tell` is called from either with what the event loop must hear of,
+        """Start the threads. `tell` is called from any with what the event loop must hear of,
         and must not block.
         """
         self._tell = tell

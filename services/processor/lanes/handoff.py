@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.processor.lanes.trace import Gauge, Trace
@@ -46,38 +46,32 @@ class Pace:
     Attributes:
         token_s: Seconds of compute per token, lately; None before the first batch.
         prepare_s: Seconds that preparing a batch takes, lately.
-        running: The batch on the device and when it began.
+        running: By stream, the batch it computes and when that began.
     """
 
     token_s: float | None = None
     prepare_s: float | None = None
-    running: tuple[Load, float] | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether the device computes."""
-        return self.running is not None
+    running: dict[int, tuple[Load, float]] = field(default_factory=dict)
 
     def prepared(self, took_s: float) -> None:
         """A batch was prepared."""
         self.prepare_s = _smoothed(self.prepare_s, took_s)
 
-    def started(self, load: Load, now: float) -> None:
-        """The device began a batch."""
-        self.running = (load, now)
+    def started(self, stream: int, load: Load, now: float) -> None:
+        """A stream began a batch."""
+        self.running[stream] = (load, now)
 
-    def ended(self, now: float) -> None:
-        """The device is through with its batch."""
-        if self.running is not None:
-            load, began = self.running
+    def ended(self, stream: int, now: float) -> None:
+        """A stream is through with its batch."""
+        if (ran := self.running.pop(stream, None)) is not None:
+            load, began = ran
             self.token_s = _smoothed(self.token_s, (now - began) / max(load.tokens, 1))
-            self.running = None
 
     def wait_s(self, now: float) -> float:
-        """Seconds until the next batch is to be formed."""
-        if self.running is None:
-            return 0.0
-        load, began = self.running
+        """Seconds until the next batch is to be formed: just before the first stream is free."""
+        return min((self._left_s(*ran, now) for ran in self.running.values()), default=0.0)
+
+    def _left_s(self, load: Load, began: float, now: float) -> float:
         expected_s = load.expected_s
         if expected_s is None:
             expected_s = (self.token_s or 0.0) * load.tokens
@@ -90,15 +84,19 @@ def _smoothed(known: float | None, newest: float) -> float:
 
 
 class Handoff(Generic[Job]):
-    """Prepared batches on their way to the device: one thread puts, one takes.
+    """Prepared batches on their way to the device: one thread puts, each stream's thread takes.
 
     Args:
         in_flight_max: Batches prepared or computed at a time; 1 lets nothing overlap.
         clock: Monotonic seconds.
         trace: Told how many are in flight.
+        streams: Threads that take.
     """
 
-    def __init__(self, in_flight_max: int, clock: Callable[[], float], trace: Trace) -> None:
+    def __init__(
+        self, in_flight_max: int, clock: Callable[[], float], trace: Trace, streams: int = 1
+    ) -> None:
+        self.streams = streams
         self._in_flight_max = in_flight_max
         self._clock = clock
         self._trace = trace
@@ -124,22 +122,22 @@ class Handoff(Generic[Job]):
             self._changed.notify_all()
 
     def take(self) -> Job | None:
-        """Block until a batch is ready; None once no more will come. For the device thread."""
+        """Block until a batch is ready; None once no more will come. For a stream's thread."""
         with self._changed:
             while not self._jobs and not self._ended:
                 self._changed.wait()
             if not self._jobs:
                 return None
             job, load = self._jobs.popleft()
-            self._pace.started(load, self._clock())
+            self._pace.started(threading.get_ident(), load, self._clock())
             self._changed.notify_all()
             return job
 
     def ended(self) -> None:
-        """The device is through with the batch it took last."""
+        """The calling stream is through with the batch it took last."""
         with self._changed:
             self._in_flight -= 1
-            self._pace.ended(self._clock())
+            self._pace.ended(threading.get_ident(), self._clock())
             self._trace.level(Gauge.IN_FLIGHT, self._clock(), self._in_flight)
             self._changed.notify_all()
 
@@ -155,6 +153,6 @@ class Handoff(Generic[Job]):
             return None
         if self._in_flight < max(1, self._in_flight_max - 1):
             return 0.0
-        if not self._pace.busy:
-            return None  # a batch is ready, and the device is about to take it
+        if len(self._pace.running) < min(self.streams, self._in_flight):
+            return None  # a batch is ready, and a stream is about to take it
         return self._pace.wait_s(self._clock())

@@ -122,6 +122,7 @@ class Admission:
         weight_of: A tenant's weight, as the scheduler's.
         slack_tokens: See `FairShares`.
         on_unmeetable: Told of every refusal for what `bulk_s` said.
+        streams: Batches computed side by side.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Admission:
         weight_of: Callable[[TenantId], float] = _weight_one,
         slack_tokens: int = 0,
         on_unmeetable: Callable[[], None] = _nothing,
+        streams: int = 1,
     ) -> None:
         self.limits = limits
         self.inside = Load()
@@ -139,6 +141,7 @@ class Admission:
         self._bulk_s = bulk_s
         self._weight_of = weight_of
         self._on_unmeetable = on_unmeetable
+        self._streams = streams
         self._shares = FairShares(slack_tokens)
         self._tenants: dict[TenantId, Load] = {}
         self._tokens_per_s: float | None = None
@@ -181,7 +184,7 @@ class Admission:
 
     def computed(self, tokens: int, seconds: float) -> None:
         """A batch has been computed: what the drain rate is measured by."""
-        rate = tokens / max(seconds, 1e-6)
+        rate = self._streams * tokens / max(seconds, 1e-6)
         if self._tokens_per_s is None:
             self._tokens_per_s = rate
         self._tokens_per_s += RATE_SMOOTHING * (rate - self._tokens_per_s)

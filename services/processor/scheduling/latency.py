@@ -192,7 +192,8 @@ class LatencyModel:
 class Latencies:
     """Models by backbone, as they become known. What is not known bounds and refuses nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int = 1) -> None:
+        self._streams = streams
         self._models: dict[str, LatencyModel] = {}
 
     def learn(self, backbone: str, model: LatencyModel) -> None:
@@ -203,8 +204,9 @@ class Latencies:
         return self._models.get(backbone)
 
     def bulk_s(self, tokens: int, texts: int) -> float:
-        """The least seconds for so much work, whichever backbone it is for."""
-        return min((model.bulk_s(tokens, texts) for model in self._models.values()), default=0.0)
+        """The least seconds for so much work on all streams, whichever backbone it is for."""
+        alone_s = min((model.bulk_s(tokens, texts) for model in self._models.values()), default=0.0)
+        return alone_s / self._streams
 
     def observe(
         self, backbone: str, predicted_s: float | None, observed_s: float, now: float

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from services.processor.lanes.dispatch import Dispatch, Work
 from services.processor.memory.residency import Residency, Temperature
-from services.processor.scheduling.scheduler import BatchLimits
-from smile.errors import Overloaded
+from services.processor.requests import Chunk
+from services.processor.scheduling.scheduler import BatchLimits, Terms
+from smile.errors import NotFound, Overloaded
+from smile.names import VplmName, tenant_id
 from smile.testing import FakeClock
 from tests.unit.services.processor.conftest import Maker, counted, key
 
@@ -98,3 +101,61 @@ def test_a_micro_batch_larger_than_memory_is_computed_in_parts(make: Maker) -> N
     dispatch.leave()
     assert dispatch.admit(key("b"), "b", 60)
     assert taken(dispatch).modules == ("b",)
+
+
+def taken_after(dispatch: Dispatch[str], change: Callable[[], object]) -> Work[str]:
+    """What is taken because of `change`, and not before."""
+    later: list[Work[str]] = []
+    thread = threading.Thread(target=lambda: later.append(taken(dispatch)), daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert not later
+    change()
+    thread.join(5)
+    assert later, "nobody told the thread that waits"
+    return later[0]
+
+
+def test_what_pins_leave_no_room_for_waits_until_one_is_gone(make: Maker) -> None:
+    residency: Residency[str] = Residency(counted(200, 100), failed_s=2.0)
+    dispatch = Dispatch(BatchLimits(100, 10, 25), residency, wait_s=0.0, clock=FakeClock(0.0))
+    for name, nbytes in (("a", 50), ("b", 60)):
+        dispatch.begin(key(name))
+        assert dispatch.admit(key(name), name, nbytes)
+    assert dispatch.pin(key("a"))
+    dispatch.put([make.chunk(module="b")])
+    assert taken_after(dispatch, lambda: dispatch.unpin(key("a"))).modules == ("b",)
+
+
+def one_behind(make: Maker) -> tuple[Dispatch[str], Chunk]:
+    """Of a vPLM that computes one request at a time: a chunk whose module has left memory, and one
+    that is held back behind it."""
+    residency: Residency[str] = Residency(counted(200), failed_s=2.0)
+    terms = Terms(requests_max_of=lambda _: 1)
+    limits, clock = BatchLimits(100, 10, 25), FakeClock(0.0)
+    dispatch = Dispatch(limits, residency, wait_s=0.0, clock=clock, terms=terms)
+    for name in "ab":
+        dispatch.begin(key(name))
+        assert dispatch.admit(key(name), name, 60)
+    vplm = VplmName(tenant_id("acme"), "v")
+    chunks = [make.chunk(module=name, vplm=vplm) for name in "bab"]
+    dispatch.put(chunks)
+    first = taken(dispatch)
+    assert [chunk.number for chunk in first.batch.chunks] == [chunks[0].number]
+    assert dispatch.unload(key("a"))
+    dispatch.release(first)
+    found = dispatch.take()
+    assert found is not None and found.work is None and found.wanted == (key("a"),)
+    assert dispatch.begin(key("a"))
+    return dispatch, chunks[1]
+
+
+def test_what_a_dropped_chunk_held_back_is_taken(make: Maker) -> None:
+    dispatch, chunk = one_behind(make)
+    assert taken_after(dispatch, lambda: dispatch.drop(chunk.request)).modules == ("b",)
+
+
+def test_what_a_failed_chunk_held_back_is_taken(make: Maker) -> None:
+    dispatch, _ = one_behind(make)
+    gone = NotFound("deleted")
+    assert taken_after(dispatch, lambda: dispatch.fail(key("a"), gone)).modules == ("b",)

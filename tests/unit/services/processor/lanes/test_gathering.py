@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from services.processor.lanes.gathering import Gathering
-from services.processor.requests import Answered, Chunk, Failed, Ride
+from services.processor.requests import Answered, Chunk, Failed, Outcome, Ride
 from smile.errors import DataCorrupted, Unavailable
 from tests.unit.services.processor.conftest import Maker
 
@@ -49,15 +49,18 @@ async def test_the_first_failure_ends_a_request(make: Maker) -> None:
 
 async def test_outcomes_keep_failures_apart(make: Maker) -> None:
     gathering, chunks = Gathering(), [make.chunk() for _ in range(2)]
-    waiting = asyncio.create_task(gathering.outcomes(chunks, nowhere))
+    heard: list[Outcome] = []
+    waiting = asyncio.create_task(gathering.outcomes(chunks, nowhere, heard.append))
     await asyncio.sleep(0)
     failed = Failed(chunks[0], DataCorrupted("bad"))
     gathering.settle(failed)
+    assert heard == [failed], "at once"
     gathering.settle(answered(chunks[1]))
+    assert [one.chunk for one in heard] == chunks
     first, second = await waiting
     assert first is failed
     assert isinstance(second, Answered)
-    assert await gathering.outcomes([], nowhere) == []
+    assert await gathering.outcomes([], nowhere, heard.append) == []
 
 
 async def test_a_queue_that_refuses_leaves_nothing_behind(make: Maker) -> None:

@@ -37,7 +37,7 @@ def test_an_idle_device_waits_for_nothing() -> None:
 def test_the_next_batch_is_formed_just_before_the_device_needs_it() -> None:
     pace = Pace()
     pace.prepared(0.01)
-    pace.started(Load(100, 0.01, expected_s=1.0), now=10.0)
+    pace.started(0, Load(100, 0.01, expected_s=1.0), now=10.0)
     lead_s = PREPARE_TIMES * 0.01 + ERROR_SHARE * 1.0 + SPARE_S
     assert pace.wait_s(10.0) == pytest.approx(1.0 - lead_s)
     assert pace.wait_s(10.5) == pytest.approx(0.5 - lead_s)
@@ -46,11 +46,36 @@ def test_the_next_batch_is_formed_just_before_the_device_needs_it() -> None:
 
 def test_without_a_prediction_a_batch_takes_as_long_per_token_as_lately() -> None:
     pace = Pace()
-    pace.started(Load(100, 0.0), now=0.0)
+    pace.started(0, Load(100, 0.0), now=0.0)
     assert pace.wait_s(0.0) == 0.0, "nothing is known yet"
-    pace.ended(2.0)
-    pace.started(Load(50, 0.0), now=3.0)
+    pace.ended(0, 2.0)
+    pace.started(0, Load(50, 0.0), now=3.0)
     assert pace.wait_s(3.0) == pytest.approx(1.0 - ERROR_SHARE - SPARE_S)
+
+
+def test_with_several_streams_the_first_to_end_decides() -> None:
+    pace = Pace()
+    pace.started(1, Load(100, 0.0, expected_s=3.0), now=0.0)
+    pace.started(2, Load(100, 0.0, expected_s=1.0), now=0.0)
+    assert pace.wait_s(0.0) == pytest.approx(1.0 - 0.1 - SPARE_S)
+    pace.ended(2, 1.0)
+    assert pace.wait_s(1.0) == pytest.approx(2.0 - 0.3 - SPARE_S)
+
+
+def test_every_stream_has_a_batch_before_one_is_prepared_ahead() -> None:
+    between: Handoff[str] = Handoff(3, time.monotonic, Trace(), streams=2)
+    assert passes(between, 1.0)
+    between.put("a", Load(1, 0.0, expected_s=60.0))
+    assert passes(between, 1.0), "the other stream has nothing to do"
+    between.put("b", Load(1, 0.0, expected_s=60.0))
+    assert not passes(between, 0.1), "both are about to begin"
+    streams = [threading.Thread(target=between.take) for _ in "ab"]
+    for stream in streams:
+        stream.start()
+    for stream in streams:
+        stream.join()
+    assert not passes(between, 0.1), "both are far from their ends"
+    between.close()
 
 
 def test_jobs_come_out_in_order_and_then_the_end() -> None:

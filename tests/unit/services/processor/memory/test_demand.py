@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -195,6 +196,45 @@ async def test_loads_wait_for_room_that_requests_make(world: World) -> None:
     await third
     assert world.temperature(1) is Temperature.COLD
     assert world.dispatch.level().host.counters.evictions == 1
+
+
+async def test_what_nobody_asked_for_makes_room_once_it_is_there(world: World) -> None:
+    world.storage.gate.clear()
+    world.demand.enter(1, target(1))
+    prefetch = asyncio.create_task(world.demand.prefetch(target(2)))
+    await world.until(lambda: len(world.storage.asked) == 2)
+    load = world.demand.enter(3, target(3))
+    world.storage.gate.set()
+    await prefetch
+    await world.until(lambda: load.since is None)
+    assert world.temperature(1) is not Temperature.COLD
+    assert world.temperature(2) is Temperature.COLD
+
+
+async def test_a_load_that_fails_gives_its_room_to_those_that_wait(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.demand.enter(1, target(1))
+    await world.until(lambda: world.temperature(1) is Temperature.WARM)
+    placing, fails = threading.Event(), threading.Event()
+
+    def place(decoded: FakeDecoded, rows: Sequence[Row]) -> str:
+        if decoded.data.endswith(b"/2"):
+            placing.set()
+            assert fails.wait(5)
+            raise DataCorrupted("no place")
+        return decoded.data.decode()
+
+    monkeypatch.setattr(FakeDecoded, "place", place)
+    world.demand.enter(2, target(2))
+    await world.until(placing.is_set)
+    slots = world.dispatch.level().host.nbytes
+    assert slots == 80
+    load = world.demand.enter(3, target(3))
+    await asyncio.sleep(0.05)
+    fails.set()
+    await world.until(lambda: load.since is None)
+    assert world.temperature(3) is Temperature.WARM
 
 
 async def test_unpinning_and_sweeping_make_room(world: World) -> None:

@@ -215,7 +215,8 @@ def test_a_module_costs_the_same_however_many_there_are(
             costs[number] = work(lambda number=number: once(number))  # type: ignore[misc]
         else:
             once(number)
-    assert costs[10] == costs[5_000] == costs[10_500], costs
+    alike = [costs[number] for number in (10, 5_000, 10_500)]
+    assert max(alike) <= 1.1 * min(alike), costs  # a few lines more where a slab begins
     assert costs[count - 1] <= 2 * costs[10], "one eviction from each tier more"
     assert residency.host.counters.evictions == 1_000
 

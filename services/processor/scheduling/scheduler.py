@@ -56,7 +56,7 @@ class BatchLimits:
     quantum_tokens: int
     seconds_max: float = math.inf
     shared_seconds_max: float = math.inf
-    shared_for_s: float = 10.0
+    shared_for_s: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.quantum_tokens <= self.tokens_max or self.texts_max < 1:

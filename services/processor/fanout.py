@@ -2,8 +2,10 @@
 
 The chunks of a fan-out hold the very same tokenised text and follow each other in the queue, so
 they travel in the same batches, and a batch computes what equal texts have in common once: all
-layers below its lowest PET module. Whatever is wrong with one vPLM (absent, poisoned, not loadable)
-becomes that entry's answer and touches no other.
+layers below its lowest PET module. Each module is let go of once it has answered: a fan-out over
+more than memory holds does not keep what it is through with from what is still to come. Whatever is
+wrong with one vPLM (absent, poisoned, not loadable) becomes that entry's answer and touches no
+other.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class Ways(Generic[Module]):
 
     Attributes:
         tokenize: Backbone, text and whether to cut it, to its tokens.
-        outcomes: Queues chunks together and tells what came of each.
+        outcomes: Queues chunks together and tells what came of each, and of one as soon as it is
+            known.
         numbers: The next number of a request or chunk.
         due_s_max: A chunk is due after this long even if its deadline is later.
         answer_bytes_max: Of an answer, about: what a message may have.
@@ -71,7 +74,10 @@ class Ways(Generic[Module]):
     rentals: Rentals
     pool: Executor
     tokenize: Callable[[str, str, bool], Awaitable[TokenizedText]]
-    outcomes: Callable[[int, Sequence[Chunk]], Awaitable[Sequence[Answered | BaseException]]]
+    outcomes: Callable[
+        [int, Sequence[Chunk], Callable[[Chunk], None]],
+        Awaitable[Sequence[Answered | BaseException]],
+    ]
     numbers: Callable[[], int]
     clock: Callable[[], float]
     due_s_max: float
@@ -174,21 +180,30 @@ class Fanouts(Generic[Module]):
         """What came of each module, and how long each was waited for."""
         number = self._ways.numbers()
         entered: dict[ModuleKey, LoadTime] = {}
+        needed: set[ModuleKey] = set()
         outcomes: Outcomes = {}
+
+        def leave(key: ModuleKey) -> None:
+            needed.remove(key)
+            self._ways.demand.leave(number, key)
+
         try:
             for key, target in targets.items():
                 try:
                     entered[key] = self._enter(number, target)
+                    needed.add(key)
                 except SmileError as error:
                     outcomes[key] = error
             chunks = [self._chunk(request, number, targets[key], tokens) for key in entered]
-            for key, one in zip(entered, await self._ways.outcomes(number, chunks), strict=True):
+            came = await self._ways.outcomes(number, chunks, lambda chunk: leave(chunk.module))
+            for key, one in zip(entered, came, strict=True):
                 if isinstance(one, BaseException) and not isinstance(one, SmileError):
                     raise one
                 outcomes[key] = one
         finally:
+            for key in list(needed):
+                leave(key)
             for key in entered:
-                self._ways.demand.leave(number, key)
                 self._end(targets[key], outcomes.get(key))
         return outcomes, list(entered.values())
 

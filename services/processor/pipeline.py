@@ -458,11 +458,15 @@ class Pipeline(Generic[Module]):
         )
 
     async def _outcomes(
-        self, request: int, chunks: Sequence[Chunk]
+        self, request: int, chunks: Sequence[Chunk], settled: Callable[[Chunk], None]
     ) -> Sequence[Answered | BaseException]:
-        """What came of each chunk of a request, queued together; left early, none is computed."""
+        """What came of each chunk of a request, queued together; left early, none is computed.
+        `settled` is told of each as soon as that is known.
+        """
         try:
-            outcomes = await self._gathering.outcomes(chunks, self._parts.dispatch.put)
+            outcomes = await self._gathering.outcomes(
+                chunks, self._parts.dispatch.put, lambda one: settled(one.chunk)
+            )
         finally:
             self._parts.dispatch.drop(request)
         return [one.error if isinstance(one, Failed) else one for one in outcomes]

@@ -210,3 +210,30 @@ async def test_backbones_must_not_differ(tmp_path: Path) -> None:
             await world.infer_fanout("acme", TEXT, [name("here"), name("there")])
         assert caught.value.reason == "FANOUT_BACKBONES_DIFFER"
         assert name("here") in caught.value.message and "'other'" in caught.value.message
+
+
+async def test_what_has_answered_is_not_kept_from_what_is_to_come(tmp_path: Path) -> None:
+    """A module that a fan-out is through with left memory, and somebody brings it back."""
+    async with processor_world(write_toy_backbone(tmp_path)) as world:
+        names = [name("first"), name("second")]
+        for seed, vplm in enumerate(("first", "second")):
+            world.add("acme", vplm, seed=seed)
+        await world.infer("acme", names[0], [TEXT])
+        pipeline, gate = world.processor.pipeline, asyncio.Event()
+        residency = pipeline._parts.dispatch._residency
+        for tier in (residency.host, residency.device):
+            tier.space.bytes_max = residency.host.space.nbytes * 3 // 2
+        world.storage.gate = gate
+        asking = asyncio.create_task(world.infer_fanout("acme", TEXT, names))
+        async with asyncio.timeout(5):
+            while (  # noqa: ASYNC110 -- threads have no event
+                world.storage.asked["download"] < 2 or world.stats.batches_total < 2
+            ):
+                await asyncio.sleep(0.01)
+        assert pipeline.demand.sweep(0.0) == 1
+        world.storage.gate = None  # of those that come from now on
+        async with world.client("acme") as client:
+            await client.rent("first", wait=True, timeout=5)
+        gate.set()
+        check(world, await asyncio.wait_for(asking, 5), names)
+        assert world.stats.module_evictions_total == 1, "there was room for one"

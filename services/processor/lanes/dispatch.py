@@ -124,7 +124,7 @@ class Dispatch(Generic[Module]):
         self._together: set[ModuleKey] = set()  # modules of that micro-batch
         self._roomless: set[ModuleKey] = set()  # loaded, and there is no room in memory
         self._works = 0  # taken and not yet released
-        self._crowded = False  # the device has no room until one of them is
+        self._crowded = False  # the device has no room until one of them is, or one is unpinned
         self._dozes = False  # `take` waits for company, and wakes up by itself
         self._closed = False
 
@@ -162,7 +162,10 @@ class Dispatch(Generic[Module]):
             if request in self._here:
                 self._here.remove(request)
                 self._coming = (self._coming or 0) + 1  # until it leaves
-            return len(self._waiting.drop(request))
+            dropped = len(self._waiting.drop(request))
+            if dropped:
+                self._wake()  # what they held back is ready
+            return dropped
 
     def gone(self, batch: Batch) -> list[Failed]:
         """Chunks of a batch that was taken which nobody waits for any more."""
@@ -230,6 +233,8 @@ class Dispatch(Generic[Module]):
         """A module may leave again."""
         with self._changed:
             self._residency.unpin(key)
+            self._crowded = False
+            self._wake()
 
     def unload(self, key: ModuleKey) -> bool:
         """Give back a module's memory once nobody needs it; see `Residency.unload`."""
@@ -256,8 +261,9 @@ class Dispatch(Generic[Module]):
         with self._changed:
             self._residency.fail(key, error, self._clock())
             self._roomless.discard(key)
+            failed = [Failed(chunk, error) for chunk in self._waiting.abandon(key)]
             self._wake()
-            return [Failed(chunk, error) for chunk in self._waiting.abandon(key)]
+            return failed
 
     def error(self, key: ModuleKey) -> SmileError | None:
         """Why `key` cannot be had at the moment, if so."""
@@ -371,7 +377,7 @@ class Dispatch(Generic[Module]):
                 boarded.append((part, module))
         self._works += bool(boarded)
         if left:
-            self._crowded = self._works > 0
+            self._crowded = True
             self._waiting.done(Batch(batch.backbone, tuple(left)), self._terms)
             for part in left:
                 for chunk in part.chunks:

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from services.processor.requests import Answered, Chunk, Failed, Outcome
 
 
+def _nobody(_: Outcome) -> None:
+    """Who wants to hear of all chunks together only."""
+
+
 @dataclass(slots=True, eq=False)
 class _Group:
     """Chunks queued together, and what has come of them."""
@@ -16,6 +20,7 @@ class _Group:
     left: int
     strict: bool
     done: asyncio.Future[None]
+    heard: Callable[[Outcome], None]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
@@ -33,10 +38,13 @@ class Gathering:
         return [outcome for outcome in outcomes if isinstance(outcome, Answered)]
 
     async def outcomes(
-        self, chunks: Sequence[Chunk], put: Callable[[Sequence[Chunk]], None]
+        self,
+        chunks: Sequence[Chunk],
+        put: Callable[[Sequence[Chunk]], None],
+        heard: Callable[[Outcome], None],
     ) -> list[Outcome]:
-        """Queue chunks and wait until something has come of each."""
-        return await self._wait(chunks, put, strict=False)
+        """Queue chunks and wait until something has come of each; `heard` is told at once."""
+        return await self._wait(chunks, put, strict=False, heard=heard)
 
     def settle(self, outcome: Outcome) -> None:
         """Hand an outcome to who waits for it, if anyone still does."""
@@ -48,6 +56,7 @@ class Gathering:
             return
         group.outcomes[outcome.chunk.number] = outcome
         group.left -= 1
+        group.heard(outcome)
         if not group.left:
             group.done.set_result(None)
 
@@ -57,10 +66,11 @@ class Gathering:
         put: Callable[[Sequence[Chunk]], None],
         *,
         strict: bool,
+        heard: Callable[[Outcome], None] = _nobody,
     ) -> list[Outcome]:
         if not chunks:
             return []
-        group = _Group(len(chunks), strict, asyncio.get_running_loop().create_future())
+        group = _Group(len(chunks), strict, asyncio.get_running_loop().create_future(), heard)
         for chunk in chunks:
             self._groups[chunk.number] = group
         try:

@@ -97,9 +97,9 @@ class Demand(Generic[Module]):
         return load
 
     def leave(self, request: int, key: ModuleKey) -> None:
-        """The request is over."""
+        """The request is over, or through with this module."""
         self._dispatch.undemand(key)
-        del self._waiters[key][request]
+        self._waiters[key].pop(request).load.arrived(self._clock())
         if not self._waiters[key]:
             del self._waiters[key]
         self.room_made()
@@ -204,6 +204,7 @@ class Demand(Generic[Module]):
             self._trace.span(Lane.COPY, copying, now, facts)
             self._trace.loaded(target.key, started, now, facts)
         self._dispatch.publish(target.key, module)
+        self.room_made()  # it may leave if nobody has asked for it
 
     def _fail(self, key: ModuleKey, error: SmileError) -> None:
         for failed in self._dispatch.fail(key, error):
@@ -211,6 +212,7 @@ class Demand(Generic[Module]):
         for arrival in self._arrivals.get(key, ()):
             if not arrival.done():
                 arrival.set_exception(error)
+        self.room_made()
 
     @contextmanager
     def _prefetching(self) -> Iterator[None]:

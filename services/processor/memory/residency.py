@@ -230,6 +230,7 @@ class Residency(Generic[Module]):
                     reason="MODULE_TOO_LARGE",
                     metadata={"limit": str(space.bytes_max), "value": str(sum(sizes))},
                 )
+        self._transferred()
         return self.host.admit(key, sizes)
 
     def publish(self, key: ModuleKey, module: Module, now: float) -> None:

@@ -97,7 +97,7 @@ class World:
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         yield pool
 
 
@@ -198,43 +198,32 @@ async def test_loads_wait_for_room_that_requests_make(world: World) -> None:
     assert world.dispatch.level().host.counters.evictions == 1
 
 
-async def test_what_nobody_asked_for_makes_room_once_it_is_there(world: World) -> None:
-    world.storage.gate.clear()
-    world.demand.enter(1, target(1))
-    prefetch = asyncio.create_task(world.demand.prefetch(target(2)))
-    await world.until(lambda: len(world.storage.asked) == 2)
-    load = world.demand.enter(3, target(3))
-    world.storage.gate.set()
-    await prefetch
-    await world.until(lambda: load.since is None)
-    assert world.temperature(1) is not Temperature.COLD
-    assert world.temperature(2) is Temperature.COLD
-
-
-async def test_a_load_that_fails_gives_its_room_to_those_that_wait(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_load_that_ends_makes_room_for_those_that_wait(
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    world.demand.enter(1, target(1))
-    await world.until(lambda: world.temperature(1) is Temperature.WARM)
-    placing, fails = threading.Event(), threading.Event()
+    """Nobody asks for what was prefetched, or it could not be placed."""
+    go = threading.Event()
 
     def place(decoded: FakeDecoded, rows: Sequence[Row]) -> str:
         if decoded.data.endswith(b"/2"):
-            placing.set()
-            assert fails.wait(5)
-            raise DataCorrupted("no place")
+            assert go.wait(5)
+            if fails:
+                raise DataCorrupted("no place")
         return decoded.data.decode()
 
+    world.demand.enter(1, target(1))
+    await world.until(lambda: world.temperature(1) is Temperature.WARM)
     monkeypatch.setattr(FakeDecoded, "place", place)
-    world.demand.enter(2, target(2))
-    await world.until(placing.is_set)
-    slots = world.dispatch.level().host.nbytes
-    assert slots == 80
+    prefetch = asyncio.create_task(world.demand.prefetch(target(2)))
+    await world.until(lambda: world.dispatch.level().host.nbytes == 80)
     load = world.demand.enter(3, target(3))
-    await asyncio.sleep(0.05)
-    fails.set()
+    await world.until(lambda: bool(world.dispatch._roomless))
+    go.set()
     await world.until(lambda: load.since is None)
     assert world.temperature(3) is Temperature.WARM
+    assert world.temperature(2) is Temperature.COLD
+    await asyncio.gather(prefetch, return_exceptions=True)
 
 
 async def test_unpinning_and_sweeping_make_room(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import platform
 import time
 from pathlib import Path
@@ -44,7 +43,7 @@ class Probe:
         shape = engine.shape(backbone)
         rank = min(RANK, shape.hidden)
         self._text_tokens_max = shape.tokens_max
-        self._ids = engine.tokenizer(backbone).encode([SAMPLE])[0].ids
+        self._ids = sorted(set(engine.tokenizer(backbone).encode([SAMPLE])[0].ids))
         self._pets = {
             PetKind.NONE: PetSpec(PetKind.NONE),
             PetKind.PFEIFFER: PetSpec(PetKind.PFEIFFER, rank=rank),
@@ -91,12 +90,15 @@ class Probe:
             module=ModuleKey(NOBODY, f"{kind}-{module}", ""),
             due=0.0,
             deadline=0.0,
-            texts=(self._text(max(tokens, 1)),),
+            texts=(self._text(max(tokens, 1), number),),
             tokens=tokens,
         )
 
-    def _text(self, tokens: int) -> TokenizedText:
-        ids = list(itertools.islice(itertools.cycle(self._ids), tokens))
+    def _text(self, tokens: int, number: int) -> TokenizedText:
+        """One like no other in its batch: what equal texts have in common is computed only once."""
+        count = len(self._ids)
+        stride = 1 + number // count
+        ids = [self._ids[(number + place * stride) % count] for place in range(tokens)]
         return TokenizedText(ids, [(0, 0)] * tokens, [False] * tokens, [0] * tokens, False)
 
     def _load(self, kind: PetKind) -> list[LoadedModule]:

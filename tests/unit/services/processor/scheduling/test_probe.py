@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from services.processor.engine import Engine
+from services.processor.engine import Engine, Prepared
 from services.processor.options import EngineOptions
 from services.processor.scheduling.probe import Probe, subject_of, tables
 from smile.model.sources import BackboneSource, SourceKind
+from smile.model.specs import PetKind
 from smile.model.toy import write_toy_backbone
 
 
@@ -26,6 +27,19 @@ def test_every_kind_is_measured(engine: Engine) -> None:
     probe = Probe(engine, "toy")
     assert all(probe(40, 3, kind) > 0 for kind in probe.kinds)
     assert probe(2_048, 1, probe.kinds[0]) > 0  # in as many texts as the backbone needs
+
+
+@pytest.mark.parametrize(("tokens", "texts"), [(256, 64), (2_048, 128), (40, 1)])
+def test_no_text_is_computed_for_two(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tokens: int, texts: int
+) -> None:
+    """Equal texts would share all layers below their PET modules, and look cheap."""
+    computed: list[Prepared] = []
+    monkeypatch.setattr(Probe, "_seconds", lambda _, prepared: computed.append(prepared) or 0.1)
+    Probe(engine, "toy")(tokens, texts, PetKind.NONE)
+    (prepared,) = computed
+    assert prepared.mixed.different.tokens is None, "all are different"
+    assert prepared.mixed.packed.tokens == pytest.approx(tokens, abs=texts)
 
 
 def test_tables_are_measured_once(

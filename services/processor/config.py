@@ -28,7 +28,7 @@ from smile.backbone_config import BackboneServiceSettings
 PORT_DEFAULT = 7104
 MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
 STREAMS_MAX = 8  # where nobody says; more threads of one interpreter mostly wait for each other
-CHUNKS_PER_BATCH = 16  # a batch holds several tenants' chunks even where each sends long ones
+CHUNKS_PER_BATCH = 8  # a batch holds several tenants' chunks even where each sends long ones
 
 
 class ProcessorSettings(BackboneServiceSettings):
@@ -90,8 +90,8 @@ class ProcessorSettings(BackboneServiceSettings):
     queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
     batch_ms_max: float = Field(default=100.0, ge=0.1, le=60_000.0)
     batch_shared_ms_max: float = Field(default=40.0, ge=0.1, le=60_000.0)
-    batch_tokens_max: int = Field(default=2_048, ge=16, le=1_000_000)
-    batch_texts_max: int = Field(default=128, ge=1, le=100_000)
+    batch_tokens_max: int = Field(default=1_024, ge=16, le=1_000_000)
+    batch_texts_max: int = Field(default=64, ge=1, le=100_000)
     batch_wait_ms_max: float = Field(default=1.0, ge=0.0, le=100.0)
     host_bytes_max: int = Field(
         default=512 * limits.MIB,

@@ -33,7 +33,7 @@ def test_defaults() -> None:
     ("changes", "told"),
     [
         ({"queue_texts_max": 10_000}, "QUEUE_TEXTS_MAX=10000 .* one request of 10000 texts"),
-        ({"queue_tokens_max": 100}, "QUEUE_TOKENS_MAX=100 .* a batch of 2048 tokens"),
+        ({"queue_tokens_max": 100}, "QUEUE_TOKENS_MAX=100 .* a batch of 1024 tokens"),
         ({"host_bytes_max": 1_000}, "HOST_BYTES_MAX=1000 must hold the largest module"),
         ({"device_bytes_max": 1_000}, "DEVICE_BYTES_MAX=1000 must hold the largest module"),
         ({"pinned_share": 0.9}, "PINNED_SHARE=0.9 may pin"),

@@ -35,7 +35,12 @@ def test_no_text_is_computed_for_two(
 ) -> None:
     """Equal texts would share all layers below their PET modules, and look cheap."""
     computed: list[Prepared] = []
-    monkeypatch.setattr(Probe, "_seconds", lambda _, prepared: computed.append(prepared) or 0.1)
+
+    def seconds(_: Probe, prepared: Prepared) -> float:
+        computed.append(prepared)
+        return 0.1
+
+    monkeypatch.setattr(Probe, "_seconds", seconds)
     Probe(engine, "toy")(tokens, texts, PetKind.NONE)
     (prepared,) = computed
     assert prepared.mixed.different.tokens is None, "all are different"

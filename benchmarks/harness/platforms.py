@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,10 +165,11 @@ def _environment(settings: Settings) -> Iterator[None]:
 
 def _await_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     until = time.monotonic() + START_S_MAX
-    while not asyncio.run(probe(address)).ready:
-        if process.poll() is not None or time.monotonic() > until:
-            raise FailedPrecondition(f"the processor is not ready; its log: {last_lines(log)}")
-        time.sleep(0.2)
+    with ThreadPoolExecutor(1) as beside:  # whoever waits may run an event loop of its own
+        while not beside.submit(asyncio.run, probe(address)).result().ready:
+            if process.poll() is not None or time.monotonic() > until:
+                raise FailedPrecondition(f"the processor is not ready; its log: {last_lines(log)}")
+            time.sleep(0.2)
 
 
 def _with_processor(state: PlatformState, address: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,8 @@ from smile.rpc.channel import ServiceCredential, build_channel
 from smile.rpc.health import Readiness
 from smile.rpc.server import Service, run, serve
 from smile.v1 import processor_pb2_grpc
+
+COLLECT_AFTER = (20_000, 20, 20)  # objects, then generations: a full queue is not walked every second
 
 
 async def main(settings: ProcessorSettings) -> None:
@@ -59,6 +62,7 @@ async def lifespan(
 
 
 if __name__ == "__main__":
+    gc.set_threshold(*COLLECT_AFTER)
     settings = load(ProcessorSettings)
     logs.configure("processor", settings.log_level, settings.log_format)
     run(main(settings))

@@ -22,7 +22,8 @@ from smile.rpc.health import Readiness
 from smile.rpc.server import Service, run, serve
 from smile.v1 import processor_pb2_grpc
 
-COLLECT_AFTER = (20_000, 20, 20)  # objects, then generations: a full queue is not walked every second
+# Objects, then generations: a queue full of tokens is not walked through every second.
+COLLECT_AFTER = (20_000, 20, 20)
 
 
 async def main(settings: ProcessorSettings) -> None:

@@ -80,6 +80,7 @@ async def test_the_store_fails_at_any_moment_of_a_request(place: Scene, method: 
 async def test_the_store_gone_in_mid_flight(place: Scene) -> None:
     """Storage is unready and alive; known vPLMs go on answering; afterwards all is as it was."""
     platform = place.platform
+    await place.client.create_vplm("unasked", backbone="toy", pet=smile.BitFit(), labels=["a", "b"])
     before = await platform.store.snapshot()
     address = platform.servers["storage"].address
     platform.store.break_down()
@@ -91,7 +92,7 @@ async def test_the_store_gone_in_mid_flight(place: Scene) -> None:
         answers = await asyncio.gather(*(place.neighbour.infer("topic", TEXT) for _ in range(20)))
         assert {answer.digest for answer in answers} == {place.golden.digest}
         with pytest.raises(smile.Unavailable) as caught:
-            await place.client.infer("second", "never asked before", timeout=3)
+            await place.client.infer("unasked", "never asked before", timeout=3)
         told(caught.value)
         outcome = await place.call("StorageService.ResolveAlias", b"")
         assert outcome.code is UNAVAILABLE, "storage remembers no keys"
@@ -100,7 +101,8 @@ async def test_the_store_gone_in_mid_flight(place: Scene) -> None:
     await until_ready(platform.readiness["storage"])
     assert await health(address) == SERVING
     assert await platform.store.snapshot() == before
-    assert (await place.client.infer("second", TEXT)).predictions
+    assert (await place.client.infer("unasked", TEXT)).predictions
+    await place.client.delete_vplm("unasked")
 
 
 async def test_a_store_that_forbids_writing(place: Scene) -> None:

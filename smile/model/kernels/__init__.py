@@ -57,9 +57,9 @@ def kernels_for(
         return EAGER
     why = _unsuited(device, dtype)
     loaded = load(places or Places()) if why is None else Loaded(None, why)
-    if loaded.library is not None:
+    if loaded.handle is not None:
         _log_once(loaded)
-        return Kernels(NativeDense(loaded.library), NativeGrouped(loaded.library))
+        return Kernels(NativeDense(loaded.handle), NativeGrouped(loaded.handle))
     if choice is KernelChoice.NATIVE:
         raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
     if why is None:
@@ -77,7 +77,7 @@ def _unsuited(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def _log_once(loaded: Loaded) -> None:
-    if loaded.library is None:
+    if loaded.handle is None:
         get_logger().warning("no native kernels, torch's own serve", why=loaded.origin)
     else:
         get_logger().info("native kernels loaded", origin=loaded.origin)

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _build(output: Path, target: build.Target, compiler: build.Compiler) -> bool:
-    path = output / build.library_name(build.SOURCES, target)
+    path = output / build.file_name(build.SOURCES, target)
     try:
         build.compile_to(path, build.SOURCES, target, compiler)
     except (OSError, subprocess.SubprocessError) as error:

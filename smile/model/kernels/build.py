@@ -108,7 +108,7 @@ class Loaded:
         origin: A line for the log: where the library came from, or what went wrong.
     """
 
-    library: ctypes.CDLL | None
+    handle: ctypes.CDLL | None
     origin: str
 
 
@@ -117,7 +117,7 @@ def load(places: Places = Places()) -> Loaded:
     """The kernels' library for this processor, from where it can be had soonest."""
     targets = supported(processor_features())
     for target in targets:
-        path = places.prebuilt / library_name(places.sources, target)
+        path = places.prebuilt / file_name(places.sources, target)
         library = _open(path)
         if library is not None:
             return Loaded(library, f"{target.name}, prebuilt: {path}")
@@ -165,7 +165,7 @@ def portable_targets() -> tuple[Target, ...]:
     return TARGETS if x86 else supported(processor_features())
 
 
-def library_name(sources: Path, target: Target, compiler: Compiler | None = None) -> str:
+def file_name(sources: Path, target: Target, compiler: Compiler | None = None) -> str:
     """Tells apart all that decides the machine code. A prebuilt one serves for any compiler."""
     digest = hashlib.sha256()
     for path in (*_sources(sources), *sorted(sources.glob("*.h"))):
@@ -199,7 +199,7 @@ def compile_to(path: Path, sources: Path, target: Target, compiler: Compiler) ->
 
 def _cached(places: Places, target: Target, compiler: Compiler) -> Loaded:
     """From the cache, else compiled into it, or where it cannot be, into a private directory."""
-    name = library_name(places.sources, target, compiler)
+    name = file_name(places.sources, target, compiler)
     try:
         folder = _cache_folder(places.cache)
         library = _open(folder / name)

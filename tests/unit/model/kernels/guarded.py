@@ -66,7 +66,7 @@ def run(inputs: int, rank: int, outputs: int, dtype: torch.dtype, kernels: Nativ
 
 def main() -> None:
     torch.set_num_threads(1)
-    library = load(Places()).library
+    library = load(Places()).handle
     assert library is not None
     for dtype in (torch.float32, torch.bfloat16):
         for widths in ((64, 32, 64), (16, 16, 16), (40, 24, 56), (5, 3, 7)):

@@ -45,8 +45,8 @@ def places(tmp_path: Path) -> Places:
 
 
 def _answer(loaded: build.Loaded) -> int:
-    assert loaded.library is not None, loaded.origin
-    answer: int = loaded.library.smile_answer()
+    assert loaded.handle is not None, loaded.origin
+    answer: int = loaded.handle.smile_answer()
     return answer
 
 
@@ -82,7 +82,7 @@ def test_a_broken_file_is_replaced(places: Places, damage: str) -> None:
     compiler = COMPILER
     assert compiler is not None and places.cache is not None
     target = build.supported(build.processor_features())[0]
-    path = places.cache / build.library_name(places.sources, target, compiler)
+    path = places.cache / build.file_name(places.sources, target, compiler)
     path.parent.mkdir(parents=True, mode=0o700)
     build.compile_to(path, places.sources, target, compiler)
     whole = path.read_bytes()
@@ -104,7 +104,7 @@ def test_a_broken_file_is_replaced(places: Places, damage: str) -> None:
 def test_faulty_sources_leave_torch_and_say_why(places: Places) -> None:
     (places.sources / "answer.cpp").write_text('#error "this is why"\n')
     loaded = build.load(places)
-    assert loaded.library is None
+    assert loaded.handle is None
     assert "this is why" in loaded.origin
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
@@ -118,7 +118,7 @@ def test_no_compiler(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
     loaded = build.load(places)
-    assert loaded.library is None
+    assert loaded.handle is None
     assert "no C++ compiler" in loaded.origin
 
 
@@ -128,7 +128,7 @@ def test_prebuilt_needs_no_compiler(places: Places, monkeypatch: pytest.MonkeyPa
     places.prebuilt.mkdir()
     features = build.processor_features()
     for target in build.supported(features):
-        path = places.prebuilt / build.library_name(places.sources, target)
+        path = places.prebuilt / build.file_name(places.sources, target)
         build.compile_to(path, places.sources, target, COMPILER)
     monkeypatch.setattr(Compiler, "find", lambda: None)
     loaded = build.load(places)
@@ -137,7 +137,7 @@ def test_prebuilt_needs_no_compiler(places: Places, monkeypatch: pytest.MonkeyPa
     assert build.supported(features)[0].name in loaded.origin
     (places.sources / "answer.h").write_text("#define ANSWER 43\n")
     build.load.cache_clear()
-    assert build.load(places).library is None  # other sources: not what was built
+    assert build.load(places).handle is None  # other sources: not what was built
 
 
 @needs_compiler
@@ -177,7 +177,7 @@ def test_processes_build_at_once(places: Places) -> None:
     code = (
         "import sys; from pathlib import Path; from smile.model.kernels import build;"
         "found = build.load(build.Places(*map(Path, sys.argv[1:])));"
-        "sys.exit(found.library.smile_answer() - 42)"
+        "sys.exit(found.handle.smile_answer() - 42)"
     )
     command = [
         sys.executable,
@@ -215,7 +215,7 @@ def test_targets() -> None:
 def test_names(places: Places) -> None:
     def name(target: build.Target = TARGETS[0], version: str | None = None) -> str:
         compiler = None if version is None else Compiler("/usr/bin/c++", version)
-        return build.library_name(places.sources, target, compiler)
+        return build.file_name(places.sources, target, compiler)
 
     names = [name(), name(TARGETS[1]), name(version="12"), name(version="13")]
     (places.sources / "answer.h").write_text("#define ANSWER 43\n")
@@ -301,7 +301,7 @@ def test_threads_share_the_work(places: Places) -> None:
         "    });\n"
         "}\n"
     )
-    library = build.load(places).library
+    library = build.load(places).handle
     assert library is not None
     for threads, count in ((1, 5), (2, 20), (3, 20), (4, 1)):
         ids = (ctypes.c_int64 * count)()

@@ -24,15 +24,15 @@ from smile.model.kernels.rows import Members, Row, RowLayout
 from tests.unit.model.kernels import members as cases
 
 LOADED = load(Places())
-pytestmark = pytest.mark.skipif(LOADED.library is None, reason=LOADED.origin)
+pytestmark = pytest.mark.skipif(LOADED.handle is None, reason=LOADED.origin)
 
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2}  # one rounding, of the sum
 WIDTHS = st.sampled_from([1, 7, 8, 16, 24, 40, 48, 56, 64, 96, 131])
 
 
 def _native() -> NativeGrouped:
-    assert LOADED.library is not None
-    return NativeGrouped(LOADED.library)
+    assert LOADED.handle is not None
+    return NativeGrouped(LOADED.handle)
 
 
 @dataclass

@@ -34,6 +34,13 @@ struct Bfloat {  // the upper half of a float's bits
 };
 static_assert(sizeof(Bfloat) == 2);
 
+union Word {  // one argument of a kernel's C entry: these are all the kinds there are
+    int64_t i;
+    double f;
+    void* p;
+};
+static_assert(sizeof(Word) == 8);
+
 inline Vec splat(float value) { return value - Vec{}; }
 
 // a where it is less than b, else b; NaN in `b` stays NaN.

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
@@ -150,6 +151,38 @@ inline float sum_of(Vec value) {
     return lanes[0];
 }
 
+// --- arguments ---
+
+template <class T>
+struct Rows {  // of a matrix; elements of a row lie side by side
+    T* at;
+    int64_t stride;
+
+    T* operator[](int64_t row) const { return at + row * stride; }
+};
+
+// An entry point's arguments, one after another. Take them in braces: that fixes their order.
+class Arguments {
+public:
+    explicit Arguments(const Word* first) : next_(first) {}
+
+    int64_t number() { return (next_++)->i; }
+    float real() { return static_cast<float>((next_++)->f); }
+
+    template <class T>
+    T* pointer() {
+        return static_cast<T*>((next_++)->p);
+    }
+
+    template <class T>
+    Rows<T> rows() {
+        return {pointer<T>(), number()};
+    }
+
+private:
+    const Word* next_;
+};
+
 // Calls body(offset, lanes) over [0, count): whole vectors with 16, then one tail with 1 to 15.
 template <class Body>
 inline void for_lanes(int64_t count, const Body& body) {
@@ -187,8 +220,9 @@ public:
         const size_t bytes = (count * sizeof(T) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
         if (bytes > bytes_) {
             std::free(data_);
+            bytes_ = 0;
             data_ = std::aligned_alloc(ALIGNMENT, bytes);
-            if (data_ == nullptr) std::abort();
+            if (data_ == nullptr) throw std::bad_alloc();
             bytes_ = bytes;
         }
         return static_cast<T*>(data_);
@@ -200,7 +234,7 @@ private:
 };
 
 // Calls body(begin, end) over [0, count) in pieces of `grain`, each taken by the next free thread.
-// Which thread takes a piece never changes what it computes. `body` must not throw.
+// Which thread takes a piece never changes what it computes. `body` may throw std::bad_alloc.
 template <class Body>
 inline void parallel_for(int64_t count, int64_t grain, int threads, const Body& body) {
     if (count <= 0) return;
@@ -214,17 +248,23 @@ inline void parallel_for(int64_t count, int64_t grain, int threads, const Body& 
         const Body& body;
         int64_t count, grain;
         std::atomic<int64_t> next;
-    } shared{body, count, grain, {0}};
+        std::atomic<bool> failed;
+    } shared{body, count, grain, {0}, {false}};
     const auto work = [](void* argument) {
         auto& all = *static_cast<Shared*>(argument);
         for (;;) {
             const int64_t begin = all.next.fetch_add(all.grain, std::memory_order_relaxed);
             if (begin >= all.count) return;
-            all.body(begin, begin + all.grain < all.count ? begin + all.grain : all.count);
+            try {
+                all.body(begin, begin + all.grain < all.count ? begin + all.grain : all.count);
+            } catch (const std::bad_alloc&) {  // must not leave a thread of the pool
+                all.failed.store(true, std::memory_order_relaxed);
+            }
         }
     };
     // Always as many threads as torch uses: libgomp would end and restart those left out.
     GOMP_parallel(work, &shared, static_cast<unsigned>(threads), 0);
+    if (shared.failed.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
 }  // namespace smile

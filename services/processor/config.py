@@ -51,6 +51,8 @@ class ProcessorSettings(BackboneServiceSettings):
         host_bytes_max: Host memory for modules.
         device_bytes_max: Device memory for modules; 0 is as much as the host's. A CPU reads the
             host's memory: there it bounds how many modules count as hot.
+        disk_bytes_max: Local disk for modules that host memory had no room for; 0 for none.
+        disk_folder: Where on local disk; None: where the system keeps temporary files.
         pinned_share: Part of both that modules rented hot may take.
         eviction: Which modules leave memory first.
         module_idle_s: How long a module nobody uses stays in memory.
@@ -102,6 +104,8 @@ class ProcessorSettings(BackboneServiceSettings):
         ),
     )
     device_bytes_max: int = Field(default=0, ge=0)
+    disk_bytes_max: int = Field(default=2 * limits.GIB, ge=0)
+    disk_folder: Path | None = None
     pinned_share: float = Field(default=0.5, ge=0.0, le=0.9)
     eviction: Eviction = Eviction.S3_FIFO
     module_idle_s: float = Field(default=3_600.0, ge=1.0)
@@ -175,6 +179,8 @@ class ProcessorSettings(BackboneServiceSettings):
             device_bytes_max=self.device_bytes_max or self.host_bytes_max,
             pinned_share=self.pinned_share,
             eviction=self.eviction,
+            disk_bytes_max=self.disk_bytes_max,
+            disk_folder=self.disk_folder,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import Path
 
 from smile.model.sources import BackboneSource
 
@@ -46,12 +47,16 @@ class MemoryOptions:
         device_bytes_max: On the device; of the host's, where they are the same.
         pinned_share: Part of either that pinned modules may take.
         eviction: Which policy.
+        disk_bytes_max: Of modules that memory has no room for, on local disk.
+        disk_folder: Where; None: where the system keeps temporary files.
     """
 
     host_bytes_max: int
     device_bytes_max: int
     pinned_share: float
     eviction: Eviction
+    disk_bytes_max: int = 0
+    disk_folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

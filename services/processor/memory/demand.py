@@ -198,7 +198,7 @@ class Demand(Generic[Module]):
                 self._room.clear()
                 await self._room.wait()
             copying = self._clock()
-            module = await self._loader.place(decoded, slots)
+            module = await self._loader.place(target, decoded, slots)
         if self._trace.on:  # before a batch can use it
             now, facts = self._clock(), Facts(vplms=1, bytes=sum(sizes))
             self._trace.span(Lane.COPY, copying, now, facts)

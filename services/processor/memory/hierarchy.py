@@ -1,4 +1,4 @@
-"""The memory hierarchy of one processor: object store → host slabs → device slots."""
+"""The memory hierarchy of one processor: object store → local disk → host slabs → device slots."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from services.processor.memory.arena import (
 from services.processor.memory.policy import LeastRecentlyUsed, Policy, S3Fifo
 from services.processor.memory.residency import InPlace, Memory
 from services.processor.memory.space import Space
+from services.processor.memory.spill import FULL_SHARE, Spill
 from services.processor.options import Device, Eviction, MemoryOptions
 from services.processor.requests import ModuleKey
 from smile.limits import GIB, MIB
@@ -37,10 +38,11 @@ POLICIES: dict[Eviction, MakePolicy] = {
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """Both tiers, and the host's slabs to write to."""
+    """Both tiers of memory, the host's slabs to write to, and what local disk keeps."""
 
     memory: Memory[LoadedModule]
     host: HostSlabs
+    spill: Spill[LoadedModule]
 
     @classmethod
     def build(cls, options: MemoryOptions, device: Device) -> Hierarchy:
@@ -57,7 +59,8 @@ class Hierarchy:
         policy = POLICIES[options.eviction]
         space = _host_space(options, host)
         mover = InPlace[LoadedModule]()
-        return cls(Memory(space, device, policy(), policy(), mover, options.pinned_share), host)
+        memory = Memory(space, device, policy(), policy(), mover, options.pinned_share)
+        return cls(memory, host, _spill(options, space))
 
     @classmethod
     def _cuda(cls, options: MemoryOptions) -> Hierarchy:
@@ -73,10 +76,16 @@ class Hierarchy:
         policy = POLICIES[options.eviction]
         space = _host_space(options, host)
         mover = Copying[LoadedModule](slabs.rows, SideStream(on))
-        return cls(Memory(space, device, policy(), policy(), mover, options.pinned_share), host)
+        memory = Memory(space, device, policy(), policy(), mover, options.pinned_share)
+        return cls(memory, host, _spill(options, space))
 
 
 def _host_space(options: MemoryOptions, slabs: HostSlabs) -> Space:
     return Space(
         options.host_bytes_max, slab_bytes=HOST_SLAB_BYTES, granule=GRANULE_BYTES, backing=slabs
     )
+
+
+def _spill(options: MemoryOptions, host: Space) -> Spill[LoadedModule]:
+    full_bytes = int(FULL_SHARE * host.bytes_max)
+    return Spill(options.disk_folder, options.disk_bytes_max, lambda: host.nbytes >= full_bytes)

@@ -1,5 +1,5 @@
 """Storage → host memory: one module's bytes, capped, checked against its digest, decoded, and put
-in their place.
+in their place. What local disk has kept of it comes from there, ready to be put.
 
 Who calls `load` makes sure that it is called once per module at a time (`Residency.begin`).
 """
@@ -14,7 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from services.processor.memory.space import Slot
-from services.processor.requests import Target
+from services.processor.requests import ModuleKey, Target
 from smile.errors import DataCorrupted
 from smile.limits import MODULE_BYTES_MAX
 from smile.model.kernels.rows import Row
@@ -52,6 +52,23 @@ class Decoding(Protocol[Module_co]):
     def decode(self, spec: ModuleSpec, data: bytes) -> Decoded[Module_co]: ...
 
 
+class Kept(Protocol[Module]):
+    """Modules on local disk. Its methods block, and are for any thread."""
+
+    def take(self, key: ModuleKey) -> Decoded[Module] | None: ...
+    def keep(self, key: ModuleKey, module: Module) -> None: ...
+
+
+class Nothing:
+    """No local disk."""
+
+    def take(self, key: ModuleKey) -> None:
+        """It is not there."""
+
+    def keep(self, key: ModuleKey, module: object) -> None:
+        """It is not kept."""
+
+
 class Loader(Generic[Module]):
     """Loads modules, a few at a time.
 
@@ -62,6 +79,7 @@ class Loader(Generic[Module]):
         rows_of: The memory in slots.
         loads_max: Loads at a time. Each holds at most one module's bytes and the decoded module,
             until that has its place: what waits for room is bounded by this, too.
+        kept: Local disk, asked before storage.
     """
 
     def __init__(
@@ -72,11 +90,13 @@ class Loader(Generic[Module]):
         *,
         rows_of: RowsOf,
         loads_max: int,
+        kept: Kept[Module] | None = None,
     ) -> None:
         self._source = source
         self._engine = engine
         self._pool = pool
         self._rows_of = rows_of
+        self._kept: Kept[Module] = kept or Nothing()
         self._turns = asyncio.Semaphore(loads_max)
 
     @asynccontextmanager
@@ -91,15 +111,26 @@ class Loader(Generic[Module]):
             Unavailable: storage is away.
         """
         async with self._turns:
-            data = await self._fetch(target)
             loop = asyncio.get_running_loop()
+            recalled = await loop.run_in_executor(self._pool, self._kept.take, target.key)
+            if recalled is not None:
+                yield recalled
+                return
+            data = await self._fetch(target)
             decode = self._engine.decode
             yield await loop.run_in_executor(self._pool, decode, target.spec, data)
 
-    async def place(self, decoded: Decoded[Module], slots: Sequence[Slot]) -> Module:
+    async def place(
+        self, target: Target, decoded: Decoded[Module], slots: Sequence[Slot]
+    ) -> Module:
         """The module, copied into its slots."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, decoded.place, self._rows_of(slots))
+        return await loop.run_in_executor(self._pool, self._place, target.key, decoded, slots)
+
+    def _place(self, key: ModuleKey, decoded: Decoded[Module], slots: Sequence[Slot]) -> Module:
+        module = decoded.place(self._rows_of(slots))
+        self._kept.keep(key, module)
+        return module
 
     async def _fetch(self, target: Target) -> bytes:
         version = target.version

@@ -12,7 +12,7 @@ import pytest
 
 from services.processor.memory.loader import Loader
 from services.processor.memory.space import Slot
-from services.processor.requests import Target
+from services.processor.requests import ModuleKey, Target
 from smile.errors import DataCorrupted, NotFound
 from smile.model.kernels.rows import Row, own_row
 from smile.model.specs import ModuleSpec
@@ -70,17 +70,18 @@ class FakeEngine:
 Module = tuple[bytes, list[int]]
 
 
-def loader_of(source: FakeSource, pool: ThreadPoolExecutor, loads_max: int = 1) -> Loader[Module]:
-    def rows_of(slots: Sequence[Slot]) -> list[Row]:
-        return [own_row(slot.row_bytes) for slot in slots]
+def rows_of(slots: Sequence[Slot]) -> list[Row]:
+    return [own_row(slot.row_bytes) for slot in slots]
 
+
+def loader_of(source: FakeSource, pool: ThreadPoolExecutor, loads_max: int = 1) -> Loader[Module]:
     return Loader(source, FakeEngine(), pool, rows_of=rows_of, loads_max=loads_max)
 
 
 async def load(loader: Loader[Module]) -> Module:
     async with loader.load(target()) as decoded:
         slots = [Slot(size, 0, 0) for size in decoded.row_bytes]
-        return await loader.place(decoded, slots)
+        return await loader.place(target(), decoded, slots)
 
 
 @pytest.fixture
@@ -138,3 +139,26 @@ async def test_what_waits_for_room_keeps_its_turn(pool: ThreadPoolExecutor) -> N
             await asyncio.sleep(0)
         assert source.sent == len(DATA) // 10, "the second has not begun"
     assert await second == (DATA, [64, 128])
+
+
+class FakeDisk:
+    """Keeps modules in a dictionary."""
+
+    def __init__(self) -> None:
+        self.modules: dict[ModuleKey, Module] = {}
+
+    def take(self, key: ModuleKey) -> FakeDecoded | None:
+        found = self.modules.get(key)
+        return None if found is None else FakeDecoded(found[0])
+
+    def keep(self, key: ModuleKey, module: Module) -> None:
+        self.modules[key] = module
+
+
+async def test_what_disk_has_kept_is_not_fetched_again(pool: ThreadPoolExecutor) -> None:
+    source, disk = FakeSource(), FakeDisk()
+    loader = Loader(source, FakeEngine(), pool, rows_of=rows_of, loads_max=1, kept=disk)
+    first = await load(loader)
+    sent = source.sent
+    assert await load(loader) == first and list(disk.modules) == [target().key]
+    assert source.sent == sent

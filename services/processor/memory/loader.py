@@ -96,7 +96,7 @@ class Loader(Generic[Module]):
         self._engine = engine
         self._pool = pool
         self._rows_of = rows_of
-        self._kept: Kept[Module] = kept or Nothing()
+        self._kept: Kept[Module] = Nothing() if kept is None else kept
         self._turns = asyncio.Semaphore(loads_max)
 
     @asynccontextmanager

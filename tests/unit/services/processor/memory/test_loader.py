@@ -147,6 +147,9 @@ class FakeDisk:
     def __init__(self) -> None:
         self.modules: dict[ModuleKey, Module] = {}
 
+    def __len__(self) -> int:
+        return len(self.modules)
+
     def take(self, key: ModuleKey) -> FakeDecoded | None:
         found = self.modules.get(key)
         return None if found is None else FakeDecoded(found[0])

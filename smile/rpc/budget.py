@@ -8,9 +8,6 @@ arriving: gRPC assembles it before anybody is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from smile.errors import Overloaded
 
 RETRY_S = 0.5
@@ -38,11 +35,22 @@ class CallBytes:
                 retry_after=RETRY_S,
             )
 
-    @contextmanager
-    def holding(self, message: bytes) -> Iterator[None]:
+    def holding(self, message: bytes) -> _Held:
         """Count a message while entered; `check` tells whether that is too much."""
-        self.held += len(message)
-        try:
-            yield
-        finally:
-            self.held -= len(message)
+        return _Held(self, len(message))
+
+
+class _Held:
+    """The bytes of one message, counted while entered."""
+
+    __slots__ = ("_budget", "_bytes")
+
+    def __init__(self, budget: CallBytes, nbytes: int) -> None:
+        self._budget = budget
+        self._bytes = nbytes
+
+    def __enter__(self) -> None:
+        self._budget.held += self._bytes
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.held -= self._bytes

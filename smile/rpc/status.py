@@ -98,9 +98,9 @@ def to_status(error: SmileError) -> status_pb2.Status:
     return status
 
 
-def to_trailers(error: SmileError) -> tuple[tuple[str, bytes], ...]:
-    """The trailing metadata that carries `error` besides its code and message."""
-    return ((DETAILS_KEY, to_status(error).SerializeToString()),)
+def to_trailer(status: status_pb2.Status) -> tuple[str, bytes]:
+    """The trailing metadata that carries an error besides its code and message."""
+    return DETAILS_KEY, status.SerializeToString()
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> SmileError:

@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterator
+from contextvars import copy_context
 from io import StringIO
 from typing import Any
 
@@ -14,7 +15,18 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smile.logs import REDACTED, LogFormat, LogLevel, configure, get_logger, redact, redacted_text
+from smile.logs import (
+    REDACTED,
+    LogFormat,
+    LogLevel,
+    configure,
+    get_logger,
+    redact,
+    redacted_text,
+    set_about,
+    write_call,
+    written,
+)
 from smile.names import TenantId
 from smile.rpc.keys import KeyKind, new_key, new_tenant_key
 
@@ -29,7 +41,6 @@ def stream() -> Iterator[StringIO]:
     configure("storage", LogLevel.INFO, LogFormat.JSON, stream=out)
     yield out
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
     logging.getLogger().handlers[:] = handlers
     logging.getLogger().setLevel(level)
 
@@ -41,8 +52,11 @@ def only(stream: StringIO) -> dict[str, Any]:
 
 
 def test_an_event_is_one_json_object_with_its_context(stream: StringIO) -> None:
-    with structlog.contextvars.bound_contextvars(request_id="r-1", tenant="acme"):
+    def stored() -> None:
+        set_about({"request_id": "r-1", "tenant": "acme"})
         get_logger().info("stored\nwell", bytes=3, nested={"a": [1, None, True, 2.5]})
+
+    copy_context().run(stored)
     event = only(stream)
     assert event.pop("timestamp").endswith("Z")
     assert event == {
@@ -118,3 +132,23 @@ def test_console_lines_are_for_people_and_as_clean() -> None:
     assert "failed" in out.getvalue()
     assert "RuntimeError" in out.getvalue()
     assert PARTS[1].secret not in out.getvalue()
+
+
+def test_access_lines_hold_the_same_fields_and_no_key(stream: StringIO) -> None:
+    key = PARTS[1].text
+    about = {"request_id": key, "method": "/smile.v1.ProcessorService/Infer", "tenant": "acme"}
+    assert written(LogLevel.INFO)
+    assert not written(LogLevel.DEBUG)
+    write_call(LogLevel.INFO, about, {"code": "OK", "duration_ms": 1.5})
+    event = only(stream)
+    assert event.pop("timestamp").endswith("Z")
+    assert event == {
+        "event": "call",
+        "level": "info",
+        "service": "storage",
+        "request_id": REDACTED,
+        "method": "/smile.v1.ProcessorService/Infer",
+        "tenant": "acme",
+        "code": "OK",
+        "duration_ms": 1.5,
+    }

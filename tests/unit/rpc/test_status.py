@@ -23,7 +23,7 @@ from smile.rpc.status import (
     from_rpc_error,
     from_status,
     to_status,
-    to_trailers,
+    to_trailer,
 )
 
 
@@ -40,7 +40,7 @@ def as_rpc_error(error: SmileError) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(
         code_of(error),
         grpc.aio.Metadata(),
-        grpc.aio.Metadata(*to_trailers(error)),
+        grpc.aio.Metadata(to_trailer(to_status(error))),
         to_status(error).message,
     )
 

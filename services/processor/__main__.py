@@ -17,7 +17,9 @@ from smile import logs
 from smile.client.version_reader import VersionReader
 from smile.config import load
 from smile.rpc.auth import RemoteAuthenticator
+from smile.rpc.changes import ChangeFeed
 from smile.rpc.channel import ServiceCredential, build_channel
+from smile.rpc.freshness import Freshness
 from smile.rpc.health import Readiness
 from smile.rpc.server import Service, run, serve
 from smile.v1 import processor_pb2_grpc
@@ -31,26 +33,29 @@ async def main(settings: ProcessorSettings) -> None:
     readiness = Readiness(BACKBONES_CHECK, STORAGE_CHECK)
     credentials = ServiceCredential(key)
     async with build_channel(settings.storage_address, credentials=credentials) as storage:
-        processor = Processor.build(settings, VersionReader(storage))
+        freshness = Freshness()
+        feed = ChangeFeed(storage, freshness)
+        processor = Processor.build(settings, VersionReader(storage), freshness)
         add = processor_pb2_grpc.add_ProcessorServiceServicer_to_server
         await serve(
             [Service(ProcessorServicer(processor.pipeline, processor.renting), add, FULL_NAME)],
             settings=settings,
-            authenticator=RemoteAuthenticator(storage, key),
+            authenticator=RemoteAuthenticator(storage, key, freshness=freshness),
             readiness=readiness,
-            lifespan=lifespan(processor, storage, readiness),
+            lifespan=lifespan(processor, storage, feed, readiness),
         )
 
 
 @asynccontextmanager
 async def lifespan(
-    processor: Processor, storage: grpc.aio.Channel, readiness: Readiness
+    processor: Processor, storage: grpc.aio.Channel, feed: ChangeFeed, readiness: Readiness
 ) -> AsyncIterator[None]:
     """The processor at work, ready once storage has been reached; later it serves without."""
 
     async def reach_storage() -> None:
         await storage.channel_ready()
         readiness.set_ready(STORAGE_CHECK)
+        await feed.run()
 
     reaching = asyncio.create_task(reach_storage())
     async with processor.running(readiness):

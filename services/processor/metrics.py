@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 from services.processor.lanes.dispatch import TierLevel
 from services.processor.stats import Counters, Gauges, Histogram
 from smile.logs import get_logger
+from smile.rpc.freshness import Lookup
 
 PREFIX = "smile_processor"
 LAG_EVERY_S = 0.25
@@ -107,6 +108,10 @@ def _levels(counters: Counters, gauges: Gauges) -> Iterator[Metric]:
     yield _gauge("rented", "Processors that are rented.", gauges.rented)
     help_ = "Of the tokens computed, those that were in no text."
     yield _gauge("padding_share", help_, gauges.padding_share)
+    yield _gauge("feed_live", "Whether storage tells of changes.", gauges.feed_live)
+    help_ = "Names and keys looked up, by whether storage was asked."
+    lookups = {str(each): gauges.lookups.get(each, 0) for each in Lookup}
+    yield _counts("lookups", help_, "lookup", lookups)
     yield _histogram("loop_lag_seconds", "The event loop was late.", {"": counters.lag})
 
 

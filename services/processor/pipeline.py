@@ -212,6 +212,8 @@ class Pipeline(Generic[Module]):
             refusals=dict(admission.refusals),
             rented=len(self._parts.rentals),
             padding_share=padding / max(engine.tokens_packed, 1),
+            feed_live=self._parts.resolver.freshness.live,
+            lookups=dict(self._parts.resolver.freshness.lookups),
         )
 
     def stats(self) -> ProcessorStats:

@@ -1,10 +1,11 @@
 """Which immutable version answers: aliases and version names, resolved through storage and
-remembered briefly.
+remembered.
 
-An answer is used for at most `ttl_s`, so a moved alias or a deleted vPLM is seen within that time;
-a name in use is asked for again in the background from half of it on, so hot vPLMs never wait for
-storage. While storage is away the last answer keeps serving. Names carry the caller's tenant, so an
-answer never crosses tenants.
+An answer is used while it is known to have held within the last `ttl_s`, so a moved alias or a
+deleted vPLM is seen within that time. A change feed keeps answers known to hold; what it does not
+cover ages from when it was asked for. A name in use is asked for again in the background from half
+of `ttl_s` on, so hot vPLMs never wait for storage. While storage is away the last answer keeps
+serving. Names carry the caller's tenant, so an answer never crosses tenants.
 
 An alias may split its traffic between two versions. Which of them answers is decided by a hash of
 the vPLM, the alias and the request's routing key: the same key gets the same version everywhere and
@@ -19,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, replace
+from random import uniform
 from typing import Protocol
 
 from services.processor.requests import Asked, Target
@@ -26,6 +28,7 @@ from smile.errors import DataCorrupted, DeadlineExceeded, NotFound, Overloaded, 
 from smile.logs import get_logger
 from smile.names import VersionName, VplmName
 from smile.resources import VplmVersion
+from smile.rpc.freshness import Freshness, Lookup
 
 ENTRIES_MAX = 100_000
 PATIENCE_S = 0.5  # how long a request waits for storage where an old answer is known
@@ -78,10 +81,16 @@ def place_of(asked: Asked, routing_key: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An answer, asked for at `asked`; `failed` is when storage last could not confirm it."""
+    """An answer, asked for at `asked`; `failed` is when storage last could not confirm it.
+
+    `name` is what a change feed calls it by; from `confirm` on it is asked for again whatever that
+    says.
+    """
 
     route: Route
+    name: str
     asked: float
+    confirm: float
     failed: float | None = None
 
 
@@ -92,6 +101,7 @@ class Resolver:
         versions: Where to ask.
         ttl_s: How long an answer is used while storage can be asked.
         clock: Monotonic seconds.
+        freshness: What a change feed tells; without one, an answer is as old as its question.
         entries_max: Answers remembered; the least recently used leaves first.
     """
 
@@ -101,9 +111,11 @@ class Resolver:
         *,
         ttl_s: float,
         clock: Callable[[], float],
+        freshness: Freshness | None = None,
         entries_max: int = ENTRIES_MAX,
     ) -> None:
         self._versions = versions
+        self.freshness = freshness or Freshness()
         self._ttl_s = ttl_s
         self._clock = clock
         self._entries_max = entries_max
@@ -133,14 +145,19 @@ class Resolver:
 
     async def _route(self, asked: Asked) -> Route:
         known = self._known.get(asked)
+        lookups = self.freshness.lookups
         if known is None:
+            lookups[Lookup.ALIAS_ASKED] += 1
             return await asyncio.shield(self._start(asked))
         self._known.move_to_end(asked)
         now = self._clock()
-        if now - known.asked <= self._ttl_s:
-            if now - known.asked > self._ttl_s / 2:
+        age_s = now - self.freshness.fresh_at(known.name, known.asked, now)
+        if age_s <= self._ttl_s and not self.freshness.outdated(known.name, known.asked):
+            lookups[Lookup.ALIAS_REMEMBERED] += 1
+            if age_s > self._ttl_s / 2 or now >= known.confirm:
                 self._start(asked)
             return known.route
+        lookups[Lookup.ALIAS_ASKED] += 1
         if known.failed is not None and now - known.failed < AWAY_S:
             if now - known.failed >= ASK_AGAIN_S:
                 self._start(asked)
@@ -189,7 +206,8 @@ class Resolver:
             if (known := self._known.get(asked)) is not None:
                 self._known[asked] = replace(known, failed=self._clock())
             raise
-        self._known[asked] = _Known(route, started)
+        confirm = started + self.freshness.confirm_s * uniform(0.5, 1.0)  # noqa: S311
+        self._known[asked] = _Known(route, str(asked.vplm), started, confirm)
         self._known.move_to_end(asked)
         if len(self._known) > self._entries_max:
             self._known.popitem(last=False)

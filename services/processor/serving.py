@@ -34,6 +34,7 @@ from services.processor.scheduling.probe import learn
 from services.processor.scheduling.scheduler import Terms
 from smile.logs import get_logger
 from smile.model.loaded import LoadedModule
+from smile.rpc.freshness import Freshness
 from smile.rpc.health import Readiness
 
 BACKBONES_CHECK = "backbones"
@@ -59,8 +60,10 @@ class Processor:
     measure: Callable[[], None]
 
     @classmethod
-    def build(cls, settings: ProcessorSettings, storage: Storage) -> Processor:
-        """A processor that has not been started."""
+    def build(
+        cls, settings: ProcessorSettings, storage: Storage, freshness: Freshness | None = None
+    ) -> Processor:
+        """A processor that has not been started. Without `freshness`, no change feed is told of."""
         engine = Engine(settings.engine_options)
         pool = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenize")
         clock = time.monotonic
@@ -76,7 +79,9 @@ class Processor:
         trace = Trace(settings.trace, clock=clock)
         parts = Collaborators(
             engine=engine,
-            resolver=Resolver(storage, ttl_s=settings.resolve_ttl_s, clock=clock),
+            resolver=Resolver(
+                storage, ttl_s=settings.resolve_ttl_s, clock=clock, freshness=freshness
+            ),
             loader=Loader(
                 storage,
                 engine,

@@ -18,6 +18,7 @@ from services.processor.lanes.dispatch import Level, Work
 from smile.errors import Internal, SmileError
 from smile.names import BackboneName
 from smile.resources import ClassLatency, ProcessorStats, Timings
+from smile.rpc.freshness import Lookup
 
 Module = TypeVar("Module")
 
@@ -95,6 +96,8 @@ class Gauges:
         padding_share: Of the tokens computed since start, those that were in no text.
         refused: Requests refused by admission since start.
         refusals: The same by reason.
+        feed_live: Whether storage tells of changes, so that answers are remembered for long.
+        lookups: Names and keys looked up since start.
     """
 
     level: Level
@@ -104,6 +107,8 @@ class Gauges:
     refusals: Mapping[str, int]
     rented: int
     padding_share: float
+    feed_live: bool
+    lookups: Mapping[Lookup, int]
 
 
 @dataclass(slots=True)

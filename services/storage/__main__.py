@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
 from services.storage.config import StorageSettings
-from services.storage.servicer.assembly import StorageOptions, assemble
+from services.storage.feed.bus import Bus, BusTimes
+from services.storage.feed.hub import Hub
+from services.storage.servicer.assembly import Feed, StorageOptions, assemble
 from services.storage.sweeper import Sweeper
 from smile import logs
 from smile.config import load
 from smile.rpc.health import Readiness
 from smile.rpc.server import run, serve
 from smile.store.objects import ObjectStore, open_store
+from smile.store.redis import connect
 
 CHECK = "object-store"
 PROBE_EVERY_S = 5.0
@@ -29,7 +32,8 @@ async def main(settings: StorageSettings) -> None:
         dataset_bytes_max=settings.dataset_bytes_max,
         upload_bytes_max=settings.upload_bytes_max,
     )
-    services, authenticator = assemble(store, options)
+    hub, bus = feed_of(settings, store)
+    services, authenticator = assemble(store, options, Feed(bus, hub))
     readiness = Readiness()
     readiness.watch(CHECK, store.probe, every_s=PROBE_EVERY_S, timeout_s=PROBE_TIMEOUT_S)
     await serve(
@@ -37,20 +41,37 @@ async def main(settings: StorageSettings) -> None:
         settings=settings,
         authenticator=authenticator,
         readiness=readiness,
-        lifespan=sweeping(store, settings.sweep_every_s),
+        lifespan=beside(
+            Sweeper(store).run(settings.sweep_every_s),
+            *([bus.run(), _closing(hub, readiness)] if bus is not None and hub is not None else []),
+        ),
     )
 
 
+def feed_of(settings: StorageSettings, store: ObjectStore) -> tuple[Hub | None, Bus | None]:
+    """The change feed, where there is a Redis to spread it."""
+    if not (url := settings.redis_url.get_secret_value()):
+        return None, None
+    hub = Hub(time.monotonic, settings.write_s_max)
+    return hub, Bus(connect(url), store, hub, times=BusTimes(doubt_s=settings.write_s_max))
+
+
+async def _closing(hub: Hub, readiness: Readiness) -> None:
+    """End the streams of watchers once draining begins."""
+    await readiness.draining.wait()
+    hub.close()
+
+
 @asynccontextmanager
-async def sweeping(store: ObjectStore, every_s: float) -> AsyncIterator[None]:
-    """Removes what broken-off requests left, beside the server."""
-    task = asyncio.create_task(Sweeper(store).run(every_s))
+async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Works beside the server: removes what broken-off requests left, tells of changes."""
+    tasks = [asyncio.create_task(each) for each in work]
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from services.storage import keys
 from services.storage.blobs import ByteBudget, Declared, received
+from services.storage.changes import Announcer, Unannounced
 from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger, every_object
@@ -99,9 +101,15 @@ class Catalog:
     """vPLM records and their first versions."""
 
     def __init__(
-        self, store: ObjectStore, identity: Identity, ledger: Ledger, budget: ByteBudget
+        self,
+        store: ObjectStore,
+        identity: Identity,
+        ledger: Ledger,
+        budget: ByteBudget,
+        announcer: Announcer | None = None,
     ) -> None:
         self._store = store
+        self._announcer = announcer or Unannounced()
         self._documents = Documents(store)
         self._identity = identity
         self._ledger = ledger
@@ -231,7 +239,7 @@ class Catalog:
             )
             return _changed(record, _pointing(record, move), note)
 
-        return await self._edit(move.name, apply)
+        return await self._edit(move.name, apply, self._announced(move.name))
 
     async def delete(self, name: VplmName, etag: str, request_id: str) -> None:
         """Delete a vPLM. The record becomes a tombstone at once; its bytes go after that.
@@ -256,7 +264,9 @@ class Catalog:
             }
             return record.model_copy(update={"deleted": deletion, **cleared})
 
-        stored = await self._documents.edit(keys.vplm(name), VplmRecord, apply)
+        stored = await self._documents.edit(
+            keys.vplm(name), VplmRecord, apply, self._announced(name)
+        )
         if stored.document.deleted is not None:
             await self._remove(keys.vplm_contents(name, stored.document.uid))
         self._ledger.forget(name.tenant)
@@ -265,9 +275,13 @@ class Catalog:
         self,
         name: VplmName,
         change: Callable[[Stored[VplmRecord] | None], VplmRecord | None],
+        around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> Vplm:
-        stored = await self._documents.edit(keys.vplm(name), VplmRecord, change)
+        stored = await self._documents.edit(keys.vplm(name), VplmRecord, change, around)
         return stored.document.view(str(name), stored.etag)
+
+    def _announced(self, name: VplmName) -> Callable[[], AbstractAsyncContextManager[None]]:
+        return partial(self._announcer.changing, str(name))
 
     def _loader(self, tenant: TenantId) -> Callable[[str], asyncio.Future[Vplm | None]]:
         async def load(vplm: str) -> Vplm | None:

@@ -12,6 +12,7 @@ from smile.config import ServiceSettings
 from smile.errors import InvalidArgument
 from smile.limits import DATASET_BYTES_MAX, GIB, MIB, MODULE_BYTES_MAX
 from smile.store.objects import S3Options, open_store
+from smile.store.redis import connect
 
 PORT_DEFAULT = 7101
 URL_EXAMPLE = "file:///var/lib/smile"
@@ -36,6 +37,7 @@ class StorageSettings(ServiceSettings):
     dataset_bytes_max: int = Field(default=DATASET_BYTES_MAX, ge=1, le=1024 * GIB)
     upload_bytes_max: int = Field(default=512 * MIB, ge=MODULE_BYTES_MAX)
     sweep_every_s: float = Field(default=3600.0, ge=1.0)
+    redis_url: SecretStr = SecretStr("")
 
     @field_validator("url")
     @classmethod
@@ -50,6 +52,16 @@ class StorageSettings(ServiceSettings):
             raise ValueError("expected a directory, and this is a file")
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            try:
+                connect(value.get_secret_value())
+            except InvalidArgument as error:
+                raise ValueError(error.message) from None
+        return value
+
     @model_validator(mode="after")
     def _check_s3(self) -> StorageSettings:
         if not self.url.startswith("s3:"):
@@ -61,6 +73,11 @@ class StorageSettings(ServiceSettings):
                 "SMILE_STORAGE_S3_ACCESS_KEY and SMILE_STORAGE_S3_SECRET_KEY are set together"
             )
         return self
+
+    @property
+    def write_s_max(self) -> float:
+        """No single write takes longer: a lock is waited for, S3 has its timeout and is retried."""
+        return max(60.0, 2 * self.s3_timeout_s) if self.url.startswith("s3:") else 30.0
 
     @property
     def s3(self) -> S3Options | None:

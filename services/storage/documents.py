@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -64,11 +65,16 @@ class Documents:
         return await self._store.compare_and_swap(key, _encoded(document), etag)
 
     async def edit(
-        self, key: str, kind: type[D], change: Callable[[Stored[D] | None], D | None]
+        self,
+        key: str,
+        kind: type[D],
+        change: Callable[[Stored[D] | None], D | None],
+        around: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> Stored[D]:
         """Apply `change` to the document until no one else changes it meanwhile.
 
         `change` gets what is stored and gives what shall be (None: nothing to do); it may raise.
+        Each attempt to write is made inside of `around`.
         """
         for _ in range(EDIT_ATTEMPTS_MAX):
             stored = await self.read(key, kind)
@@ -77,7 +83,8 @@ class Documents:
                 assert stored is not None
                 return stored
             try:
-                etag = await self.swap(key, wanted, stored.etag if stored else None)
+                async with around():
+                    etag = await self.swap(key, wanted, stored.etag if stored else None)
             except Aborted:
                 await asyncio.sleep(random.uniform(0, EDIT_WAIT_S_MAX))  # noqa: S311
                 continue

@@ -7,8 +7,10 @@ import base64
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from services.storage import keys
+from services.storage.changes import Announcer, Unannounced
 from services.storage.documents import Documents, Stored, load_page
 from services.storage.quota import every_object
 from services.storage.records import KeyRecord, TenantRecord, now
@@ -57,8 +59,9 @@ def key_id_for(tenant: TenantId, request_id: str) -> str:
 class Identity:
     """Tenants and keys in the object store."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, announcer: Announcer | None = None) -> None:
         self._store = store
+        self._announcer = announcer or Unannounced()
         self._documents = Documents(store)
 
     async def tenant(self, tenant: TenantId) -> Tenant:
@@ -172,7 +175,9 @@ class Identity:
                 return None
             return stored.document.model_copy(update={"revoke_time": now()})
 
-        await self._documents.edit(keys.api_key(name), KeyRecord, revoke)
+        await self._documents.edit(
+            keys.api_key(name), KeyRecord, revoke, partial(self._announcer.changing, str(name))
+        )
 
     async def secret_sha256(self, name: ApiKeyName) -> str | None:
         """The hash that a working key's secret has; None where the key does not work."""

@@ -8,6 +8,7 @@ tenants/{t}/datasets/{d}/dataset.json · {uid}/data     record (swapped), bytes
 tenants/{t}/trainingJobs/{j}/record.json · curve.jsonl
 tenants/{t}/trainingJobOrder/{time}-{j}                empty; newest job first
 pendingJobs/{t}/{j}                                    empty; there while the job has not ended
+feed/unheard                                           who changes things without a word, if any
 
 Bytes are below the uid of what they belong to, so that deleting removes a folder and never asks who
 else might use a blob.
@@ -22,6 +23,7 @@ from smile.names import ApiKeyName, DatasetName, JobName, TenantId, VplmName
 TENANTS = "identity/tenants/"
 TENANT_DATA = "tenants/"
 PENDING_JOBS = "pendingJobs/"
+UNHEARD = "feed/unheard"
 _TIME_MS_MAX = 9_999_999_999_999
 
 

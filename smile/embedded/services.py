@@ -95,6 +95,7 @@ def environment_of(
         "SMILE_STORAGE_ADDRESS": f"{HOST}:{config.ports['storage']}",
         "SMILE_STORAGE_URL": DataDirectory(config.data).objects.as_uri(),
         "SMILE_STORAGE_OPERATOR_KEY_SHA256": secrets.operator_key_sha256,
+        "SMILE_STORAGE_REDIS_URL": redis_url(config.ports[REDIS], secrets.redis_password),
         "SMILE_REDIS_URL": redis_url(config.ports[REDIS], secrets.redis_password),
         "SMILE_BACKBONES": config.backbones,
         "SMILE_TRAINER_WORKERS": str(config.workers),

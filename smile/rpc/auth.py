@@ -1,8 +1,9 @@
 """Keys to principals: how a server learns whose key a call carries.
 
 Storage owns tenants and keys; every other service asks it through `IdentityService.ResolveApiKey`
-and remembers the answer for as long as a revoked key may keep working (5 s). While storage is away,
-keys known to be good lately keep working, so serving outlives it.
+and remembers the answer for as long as a revoked key may keep working: until 5 s after it was last
+known to be good, by having been asked for or by a change feed. While storage is away, keys known to
+be good lately keep working, so serving outlives it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, replace
+from random import uniform
 from typing import Protocol
 
 import grpc
@@ -23,6 +25,7 @@ from smile.errors import PermissionDenied, Unauthenticated
 from smile.logs import get_logger
 from smile.names import ApiKeyName, TenantId, tenant_id
 from smile.rpc.context import AUTHORIZATION_KEY, TENANT_KEY
+from smile.rpc.freshness import Freshness, Lookup
 from smile.rpc.keys import KeyKind, KeyParts, same, unauthenticated
 from smile.rpc.principal import Principal, Role, current_principal, not_found, own
 from smile.rpc.status import calling
@@ -45,7 +48,7 @@ __all__ = [
 ]
 
 SERVICE_KEY_INVALID = "SERVICE_KEY_INVALID"
-KEYS_REMEMBERED_MAX = 10_000
+KEYS_REMEMBERED_MAX = 50_000
 RESOLVE_TIMEOUT_S = 2.0
 _AWAY = (errors.Unavailable, errors.DeadlineExceeded, errors.Overloaded)
 
@@ -119,11 +122,17 @@ class CacheTimes:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What storage said about a key at `at`; `principal` is None for a key it refused."""
+    """What storage said about a key at `at`; `principal` is None for a key it refused.
+
+    `name` is what a change feed calls a tenant's key by, which no feed covers where it is empty.
+    From `confirm` on it is asked for again, whatever a feed says.
+    """
 
     principal: Principal | None
     at: float
     asked_at: float
+    name: str
+    confirm: float
     storage_away: bool = False  # at `asked_at`, the last time it was asked
 
 
@@ -135,6 +144,7 @@ class RemoteAuthenticator:
         service_key: The key services share; calls that carry it are answered without storage.
         times: How long answers are used.
         clock: Monotonic seconds.
+        freshness: What a change feed tells; without one, an answer is as old as its question.
     """
 
     recheck_s = 0.0  # a look at what is remembered costs nothing
@@ -146,7 +156,9 @@ class RemoteAuthenticator:
         *,
         times: CacheTimes | None = None,
         clock: Callable[[], float] = time.monotonic,
+        freshness: Freshness | None = None,
     ) -> None:
+        self._freshness = freshness or Freshness()
         self._stub = identity_pb2_grpc.IdentityServiceStub(channel)
         self._service_key = ServiceKey(service_key)
         self._times = times or CacheTimes()
@@ -171,11 +183,17 @@ class RemoteAuthenticator:
         if (known := self._bad.get(digest)) and now - known.at < self._times.bad_s:
             return known
         known = self._good.get(digest)
-        if known is None or now - known.at > self._times.stale_s:
+        age_s = self._age_s(known, now)
+        if known is None or age_s > self._times.stale_s:
+            self._freshness.lookups[Lookup.KEY_ASKED] += 1
             return await asyncio.shield(self._ask_once(digest, parts))
         self._good.move_to_end(digest)
-        if now - known.at < self._times.good_s:
+        if age_s < self._times.good_s:
+            self._freshness.lookups[Lookup.KEY_REMEMBERED] += 1
+            if now >= known.confirm and now - known.asked_at >= self._times.ask_again_s:
+                self._ask_once(digest, parts)
             return known
+        self._freshness.lookups[Lookup.KEY_ASKED] += 1
         if not known.storage_away:
             try:
                 return await asyncio.shield(self._ask_once(digest, parts))
@@ -184,6 +202,14 @@ class RemoteAuthenticator:
         elif now - known.asked_at >= self._times.ask_again_s:
             self._ask_once(digest, parts)  # its answer is for the next call: this one need not wait
         return known
+
+    def _age_s(self, known: _Answer | None, now: float) -> float:
+        """For how long it has not been known that a key is good; one being revoked is not."""
+        if known is None or self._freshness.outdated(known.name, known.at):
+            return float("inf")
+        if not known.name:
+            return now - known.at
+        return now - self._freshness.fresh_at(known.name, known.at, now)
 
     def _ask_once(self, digest: bytes, parts: KeyParts) -> asyncio.Task[_Answer]:
         """One question per key at a time, which no asker's cancellation or deadline ends."""
@@ -209,7 +235,14 @@ class RemoteAuthenticator:
             if known := self._good.get(digest):
                 self._good[digest] = replace(known, asked_at=self._clock(), storage_away=True)
             raise
-        answer = _Answer(principal, asked, asked)
+        named = parts.tenant is not None and parts.key_id is not None
+        answer = _Answer(
+            principal,
+            asked,
+            asked,
+            name=f"tenants/{parts.tenant}/apiKeys/{parts.key_id}" if named else "",
+            confirm=asked + self._freshness.confirm_s * uniform(0.5, 1.0),  # noqa: S311
+        )
         if principal is None:
             self._good.pop(digest, None)
             self._remember(self._bad, digest, answer)

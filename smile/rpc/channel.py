@@ -42,6 +42,8 @@ TIMEOUT_S_DEFAULT = 30.0
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 RETRY_ATTEMPTS_MAX = 4
+# Opened again and again by who follows them, which must not use up the retries of other calls.
+FOLLOWED = ("smile.v1.ChangeFeedService.WatchChanges",)
 RECONNECT_MS_MAX = 1_000  # below what the retries of a call wait in all, so that one gets through
 RESOLVE_MS_MIN = 1_000  # gRPC's 30 s would keep a restarted container's old address so long
 
@@ -128,7 +130,7 @@ def service_config() -> str:
     once = [
         {"service": method.containing_service.full_name, "method": method.name}
         for method in _methods()
-        if method.client_streaming
+        if method.client_streaming or method.full_name in FOLLOWED
     ]
     method_configs: list[dict[str, object]] = [{"name": [{}], "retryPolicy": retry}]
     if once:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from services.storage.blobs import ByteBudget
 from services.storage.catalog import Catalog
+from services.storage.changes import Announcer
 from services.storage.datasets import Datasets
+from services.storage.feed.hub import Hub
 from services.storage.identity import Identity
 from services.storage.quota import Ledger
-from services.storage.servicer import datasets, identity, training_records, vplms
+from services.storage.servicer import changes, datasets, identity, training_records, vplms
 from services.storage.servicer.authenticator import LocalAuthenticator
 from services.storage.training_records import TrainingRecords
 from services.storage.usage import UsageReports
@@ -18,6 +20,7 @@ from smile.limits import DATASET_BYTES_MAX, MIB
 from smile.rpc.server import Service
 from smile.store.objects import ObjectStore
 from smile.v1 import (
+    changes_pb2_grpc,
     datasets_pb2_grpc,
     identity_pb2_grpc,
     storage_pb2_grpc,
@@ -35,14 +38,23 @@ class StorageOptions:
     upload_bytes_max: int = 512 * MIB
 
 
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Who is told of changes, and who tells watchers. By default nobody."""
+
+    announcer: Announcer | None = None
+    hub: Hub | None = None
+
+
 def assemble(
-    store: ObjectStore, options: StorageOptions
+    store: ObjectStore, options: StorageOptions, feed: Feed | None = None
 ) -> tuple[list[Service], LocalAuthenticator]:
     """The services to serve, and who checks keys for them."""
-    owner = Identity(store)
+    feed = feed or Feed()
+    owner = Identity(store, feed.announcer)
     ledger = Ledger(store)
     budget = ByteBudget(options.upload_bytes_max)
-    catalog = Catalog(store, owner, ledger, budget)
+    catalog = Catalog(store, owner, ledger, budget, feed.announcer)
     versions = Versions(store, catalog, owner, ledger, budget)
     authenticator = LocalAuthenticator(owner, options.service_key, options.operator_key_sha256)
     services = [
@@ -65,6 +77,11 @@ def assemble(
             training_records.TrainingRecordServicer(TrainingRecords(store, owner)),
             training_records_pb2_grpc.add_TrainingRecordServiceServicer_to_server,
             training_records.FULL_NAME,
+        ),
+        Service(
+            changes.ChangeFeedServicer(feed.hub),
+            changes_pb2_grpc.add_ChangeFeedServiceServicer_to_server,
+            changes.FULL_NAME,
         ),
     ]
     return services, authenticator

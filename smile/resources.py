@@ -14,8 +14,26 @@ from datetime import datetime
 
 from smile.errors import SmileError
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetSpec
-
-SERVING = "serving"
+from smile.training import (
+    SERVING,
+    ClassScore,
+    ClassWeighting,
+    ColumnMapping,
+    DatasetReport,
+    HyperParameters,
+    JobError,
+    JobProgress,
+    JobState,
+    Metric,
+    Optimizer,
+    RowProblem,
+    Schedule,
+    Selection,
+    TrainingEvent,
+    TrainingJob,
+    TrainingRecord,
+    TrainingSummary,
+)
 
 __all__ = [
     "SERVING",
@@ -23,6 +41,8 @@ __all__ = [
     "Backbone",
     "Canary",
     "ClassLatency",
+    "ClassScore",
+    "ClassWeighting",
     "Classification",
     "ColumnMapping",
     "Dataset",
@@ -46,6 +66,7 @@ __all__ = [
     "ProcessorStats",
     "RowProblem",
     "Schedule",
+    "Selection",
     "Tenant",
     "Timings",
     "TokenClassification",
@@ -53,6 +74,7 @@ __all__ = [
     "TrainingEvent",
     "TrainingJob",
     "TrainingRecord",
+    "TrainingSummary",
     "Usage",
     "VersionOrigin",
     "Vplm",
@@ -75,36 +97,6 @@ class DatasetFormat(enum.StrEnum):
     CSV = "csv"
     JSONL = "jsonl"
     PARQUET = "parquet"
-
-
-class JobState(enum.StrEnum):
-    """Life of a training job."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def done(self) -> bool:
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
-
-
-class Optimizer(enum.StrEnum):
-    """Optimization algorithm."""
-
-    ADAMW = "adamw"
-    ADAM = "adam"
-    SGD = "sgd"
-
-
-class Schedule(enum.StrEnum):
-    """How the learning rate moves after warm-up."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-    CONSTANT = "constant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +156,7 @@ class Vplm:
 
 @dataclass(frozen=True, slots=True)
 class VplmVersion:
-    """One immutable state of a vPLM's weights.
+    """One immutable state of a vPLM's weights; `training` is what came of the job that made it.
 
     `canary` is set where an alias was resolved that splits its traffic: the second version, and
     `canary_weight` the share of requests that it answers.
@@ -181,6 +173,7 @@ class VplmVersion:
     note: str = ""
     canary: VplmVersion | None = None
     canary_weight: float = 0.0
+    training: TrainingSummary | None = None
 
     @property
     def number(self) -> int:
@@ -221,128 +214,6 @@ class Usage:
     vplm_count: int
     vplms: tuple[VplmUsage, ...] = ()
     next_page_token: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnMapping:
-    """Which columns of a dataset hold what. `pair` set means embedding training on pairs."""
-
-    text: str = "text"
-    label: str = "label"
-    pair: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class HyperParameters:
-    """How to train; the defaults are the platform's. `tokens_max` 0 means the backbone's limit."""
-
-    epochs: int = 5
-    learning_rate: float = 2e-3
-    schedule: Schedule = Schedule.LINEAR
-    batch_size: int = 32
-    optimizer: Optimizer = Optimizer.ADAMW
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.06
-    seed: int = 0
-    early_stopping_epochs: int = 0
-    validation_ratio: float = 0.1
-    tokens_max: int = 0
-    gradient_norm_max: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RowProblem:
-    """One row problem; row 0 is the dataset as a whole."""
-
-    row: int
-    column: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetReport:
-    """What a dataset holds, as a job would read it. `problems` holds the first 100."""
-
-    rows: int
-    valid_rows: int
-    problems: tuple[RowProblem, ...] = ()
-    problem_count: int = 0
-    label_counts: Mapping[str, int] = field(default_factory=dict)
-    columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class JobError:
-    """A failure a person can act on."""
-
-    reason: str
-    message: str
-    dataset_report: DatasetReport | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class JobProgress:
-    """Where a running job is."""
-
-    phase: str = ""
-    step: int = 0
-    steps_total: int = 0
-    epoch: int = 0
-    epochs_total: int = 0
-    loss: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingJob:
-    """A training job. `promote_alias` empty moves no alias on success."""
-
-    name: str
-    vplm: str
-    dataset: str
-    validation_dataset: str = ""
-    columns: ColumnMapping = field(default_factory=ColumnMapping)
-    hyper_parameters: HyperParameters = field(default_factory=HyperParameters)
-    base_version: int = 0
-    promote_alias: str = SERVING
-    state: JobState = JobState.QUEUED
-    create_time: datetime | None = None
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-    version: str = ""
-    error: JobError | None = None
-    progress: JobProgress = field(default_factory=JobProgress)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    attempt: int = 0
-    queue_position: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRecord:
-    """A job as storage keeps it, with the fence of its last writer."""
-
-    job: TrainingJob
-    fence: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One measured value at one step (from 1)."""
-
-    name: str
-    value: float
-    step: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingEvent:
-    """One event of a job: the job after a change, or the metrics of a step."""
-
-    resume_token: str
-    time: datetime | None = None
-    job: TrainingJob | None = None
-    metrics: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from smile.resources import (
     DatasetFormat,
     Tenant,
     TrainingRecord,
+    TrainingSummary,
     VersionOrigin,
     Vplm,
     VplmVersion,
@@ -168,6 +169,7 @@ class VersionManifest(Document):
     create_time: datetime
     note: str = ""
     request_id: str
+    training: TrainingSummary | None = None
 
     def view(self, vplm: str) -> VplmVersion:
         """The resource as callers see it."""
@@ -181,6 +183,7 @@ class VersionManifest(Document):
             metrics=dict(self.metrics),
             create_time=self.create_time,
             note=self.note,
+            training=self.training,
         )
 
 

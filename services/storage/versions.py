@@ -22,7 +22,7 @@ from smile import pages
 from smile.errors import AlreadyExists, DataCorrupted, InvalidArgument, NotFound
 from smile.model.specs import ModuleSpec
 from smile.names import JobName, VersionName, VplmName
-from smile.resources import SERVING, VersionOrigin, VplmVersion
+from smile.resources import SERVING, TrainingSummary, VersionOrigin, VplmVersion
 from smile.store.objects import ObjectStore
 
 NUMBER_MAX = 999_999_999
@@ -41,6 +41,7 @@ class NewVersion:
     training_job: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    training: TrainingSummary | None = None
 
 
 class Versions:
@@ -231,6 +232,7 @@ def _manifest(new: NewVersion, spec: ModuleSpec) -> VersionManifest:
         create_time=now(),
         note=new.note,
         request_id=new.request_id,
+        training=new.training,
     )
 
 

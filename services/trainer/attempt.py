@@ -12,16 +12,18 @@ from typing import TypeVar
 
 from services.trainer.backbones import Backbones
 from services.trainer.failures import JobFailure, dataset_invalid, loss_not_finite
-from services.trainer.loop import EpochDone, LossNotFinite, Planned, Trained, TrainingInput, train
+from services.trainer.loop import train
+from services.trainer.loop_events import EpochDone, Planned
 from services.trainer.memory import release_free_memory
 from services.trainer.patience import patiently
+from services.trainer.provenance import RunSpec, environment
 from services.trainer.report import Report
 from services.trainer.rows import ReadDataset, RowSchema, read_dataset
+from services.trainer.run import LossNotFinite, Trained, TrainingInput
 from services.trainer.storage import Storage
 from smile.logs import get_logger
 from smile.model import weights
 from smile.model.backbone import Backbone
-from smile.model.initial import StoredArray
 from smile.names import DatasetName, VersionName, VplmName
 from smile.resources import TrainingJob, Vplm
 
@@ -47,6 +49,17 @@ class Workshop:
     states_bytes_max: int
 
 
+@dataclass(frozen=True, slots=True)
+class _JobRows:
+    """A job's rows, with the SHA-256 of their datasets; without `validation`, a share of
+    `training` is drawn."""
+
+    training_digest: str
+    training: ReadDataset
+    validation_digest: str = ""
+    validation: ReadDataset | None = None
+
+
 class Attempt:
     """One attempt at `job`; what it says goes to `report`."""
 
@@ -66,37 +79,48 @@ class Attempt:
         """
         started = time.monotonic()
         with TemporaryDirectory(dir=self._shop.folder, prefix="smile-job-") as folder:
-            training, validation = await self._read(vplm, Path(folder))
+            rows = await self._read(vplm, Path(folder))
         self._report.phase("loading")
         backbone = await self._in_thread(
             lambda: self._shop.backbones.of(vplm.spec, lambda found: found.digest)
         )
+        base = await self._base(vplm)
+        spec = self._spec(vplm, rows, base)
         given = TrainingInput(
             backbone=backbone,
             spec=vplm.spec,
             values=self._job.hyper_parameters,
-            examples=training.examples,
-            validation=None if validation is None else validation.examples,
-            tensors=await self._base_tensors(vplm, backbone),
+            examples=rows.training.examples,
+            validation=None if rows.validation is None else rows.validation.examples,
+            tensors=None if base is None else weights.decode(base, vplm.spec, backbone.shape),
             states_bytes_max=self._shop.states_bytes_max,
         )
         trained = await self._in_thread(lambda: self._trained(given))
         return replace(
             trained,
             metrics={**trained.metrics, "train_seconds": time.monotonic() - started},
+            summary=replace(
+                trained.summary,
+                spec_digest=spec.digest,
+                environment=environment(self._shop.states_bytes_max),
+            ),
         )
 
-    async def _read(self, vplm: Vplm, folder: Path) -> tuple[ReadDataset, ReadDataset | None]:
+    async def _read(self, vplm: Vplm, folder: Path) -> _JobRows:
         schema = RowSchema(vplm.spec.head, self._job.columns)
-        training = await self._read_one(self._job.dataset, schema, folder / "training")
+        digest, training = await self._read_one(self._job.dataset, schema, folder / "training")
         if not self._job.validation_dataset:
-            return training, None
+            return _JobRows(digest, training)
         head = replace(schema.head, labels=training.labels) if schema.head.labels else schema.head
         schema = RowSchema(head, self._job.columns, training=False)
         name = self._job.validation_dataset
-        return training, await self._read_one(name, schema, folder / "validation")
+        return _JobRows(
+            digest, training, *await self._read_one(name, schema, folder / "validation")
+        )
 
-    async def _read_one(self, dataset: str, schema: RowSchema, path: Path) -> ReadDataset:
+    async def _read_one(
+        self, dataset: str, schema: RowSchema, path: Path
+    ) -> tuple[str, ReadDataset]:
         self._report.phase("loading")
         name = DatasetName.parse(dataset)
         found = await patiently(lambda: self._storage.download_dataset(name, path))
@@ -104,14 +128,25 @@ class Attempt:
         read = await self._in_thread(lambda: read_dataset(path, found.format, schema))
         if not read.valid:
             raise dataset_invalid(dataset, read.report)
-        return read
+        return found.digest, read
 
-    async def _base_tensors(self, vplm: Vplm, backbone: Backbone) -> dict[str, StoredArray] | None:
+    async def _base(self, vplm: Vplm) -> bytes | None:
+        """The version to start from."""
         if not self._job.base_version:
             return None
         name = VersionName(VplmName.parse(vplm.name), self._job.base_version)
         _, data = await patiently(lambda: self._storage.download_version(name))
-        return weights.decode(data, vplm.spec, backbone.shape)
+        return data
+
+    def _spec(self, vplm: Vplm, rows: _JobRows, base: bytes | None) -> RunSpec:
+        return RunSpec(
+            module=vplm.spec,
+            columns=self._job.columns,
+            values=self._job.hyper_parameters,
+            dataset=rows.training_digest,
+            validation=rows.validation_digest,
+            base="" if base is None else weights.sha256_hex(base),
+        )
 
     def _trained(self, given: TrainingInput) -> Trained:
         """In a thread: runs the loop to its end, or to `Stopped`."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from services.trainer.selection import selectable
 from smile.errors import InvalidArgument, InvalidSpec
 from smile.model.specs import BackboneShape, HeadSpec, Task
-from smile.resources import ColumnMapping, HyperParameters, TrainingJob
+from smile.resources import (
+    ClassWeighting,
+    ColumnMapping,
+    HyperParameters,
+    Selection,
+    TrainingJob,
+)
 
 Violation = tuple[str, str]
 
@@ -22,7 +29,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "early_stopping_epochs": (0, 1000),
     "validation_ratio": (0, 0.9),
     "gradient_norm_max": (0, 1000),
+    "momentum": (0, 0.999999),
+    "accumulation_batches": (1, 1024),
+    "early_stopping_delta": (0, 1000),
 }
+CLASS_WEIGHT_MAX = 1000.0
+SHOWN_CHARS_MAX = 80
 TOKENS_MIN = 3  # two special tokens and one of the text
 
 
@@ -42,6 +54,8 @@ def check_job(job: TrainingJob, head: HeadSpec, shape: BackboneShape) -> None:
                 "early stopping needs validation rows: set validation_ratio or validation_dataset",
             )
         )
+    violations += _weight_violations(job.hyper_parameters, head)
+    violations += _selection_violations(job, head)
     if violations:
         raise InvalidSpec(_told(violations), violations=violations)
     check_columns(job.columns, head)
@@ -73,6 +87,40 @@ def _tokens_violations(values: HyperParameters, shape: BackboneShape) -> list[Vi
         f"or 0 for the latter, got {tokens}"
     )
     return [("hyper_parameters.tokens_max", message)]
+
+
+def _weight_violations(values: HyperParameters, head: HeadSpec) -> Iterator[Violation]:
+    weighed = values.class_weights or values.class_weighting is not ClassWeighting.UNIFORM
+    if weighed and head.task is Task.EMBEDDING:
+        name = "class_weights" if values.class_weights else "class_weighting"
+        yield f"hyper_parameters.{name}", "embeddings have no classes to weigh"
+        return
+    for label, weight in values.class_weights.items():
+        if label not in head.labels:
+            message = f"class_weights names '{label[:SHOWN_CHARS_MAX]}', which is no label"
+            yield "hyper_parameters.class_weights", message
+        elif not 0 < weight <= CLASS_WEIGHT_MAX:
+            message = (
+                f"a class weight must be above 0 and at most {CLASS_WEIGHT_MAX:g}, got {weight:g} "
+                f"for '{label}'"
+            )
+            yield "hyper_parameters.class_weights", message
+
+
+def _selection_violations(job: TrainingJob, head: HeadSpec) -> Iterator[Violation]:
+    selection, choices = job.hyper_parameters.selection, selectable(head)
+    if selection not in choices:
+        message = (
+            f"selection of this vPLM must be one of {', '.join(choices)}, got {selection}; entity "
+            "F1 needs token labels O, B-type and I-type"
+        )
+        yield "hyper_parameters.selection", message
+    elif selection is not Selection.TASK and not _validates(job):
+        message = (
+            f"selection by {selection} needs validation rows: set validation_ratio or "
+            "validation_dataset"
+        )
+        yield "hyper_parameters.selection", message
 
 
 def _validates(job: TrainingJob) -> bool:

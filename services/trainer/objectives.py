@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,20 +21,21 @@ from smile.model.losses import (
     token_loss,
 )
 from smile.model.metrics import (
-    TokenScoring,
+    ClassificationReport,
     classification_report,
-    is_bio,
     pair_retrieval_report,
     retrieval_report,
     token_report,
 )
 from smile.model.reference import VplmModule
 from smile.model.specs import HeadSpec, Task
+from smile.resources import TrainingSummary
 
 STEP_TOKENS_MAX = 16_384  # tokens back-propagated at once, where a task's loss is a sum over texts
 EVALUATED_TOKENS_MAX = 8192
 RETRIEVAL_ROWS_MAX = 4000  # all-pairs similarities grow with the square
 RETRIEVAL_LOSS_ROWS = 128
+CONFUSION_CLASSES_MAX = 100  # a larger matrix is nothing to look at
 
 
 class NothingFinite(ArithmeticError):
@@ -43,17 +44,10 @@ class NothingFinite(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Validation metrics by name, and the one that decides (higher is better)."""
+    """Validation metrics by name, and class by class."""
 
     metrics: Mapping[str, float]
-    decisive: float
-
-    def better_than(self, other: Score | None) -> bool:
-        if other is None:
-            return True
-        if self.decisive != other.decisive:
-            return self.decisive > other.decisive
-        return self.metrics["validation_loss"] < other.metrics["validation_loss"]
+    summary: TrainingSummary = field(default_factory=TrainingSummary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +66,10 @@ class Data:
 class Objective(Protocol):
     """One task's learning."""
 
-    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
-        """Adds the gradients of the rows' mean loss, and returns the loss.
+    def backward(
+        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+    ) -> float:
+        """Adds the gradients of the mean loss over the batches of one step, and returns the loss.
 
         Raises:
             NothingFinite: the loss is no number.
@@ -85,35 +81,54 @@ class Objective(Protocol):
         ...
 
 
-def objective(head: HeadSpec, *, pairs: bool) -> Objective:
-    """The objective of a head's task; `pairs` decides between the two of embeddings."""
+def objective(head: HeadSpec, *, pairs: bool, weights: Tensor | None = None) -> Objective:
+    """The objective of a head's task.
+
+    Args:
+        pairs: Decides between the two of embeddings.
+        weights: How much each class counts in training [labels]; None: all the same.
+    """
     match head.task:
         case Task.SEQUENCE_CLASSIFICATION:
-            return _Sequences(head)
+            return _Sequences(head, weights)
         case Task.TOKEN_CLASSIFICATION:
-            return _Tokens(head)
+            return _Tokens(head, weights)
         case Task.EMBEDDING:
             return _Pairs() if pairs else _Groups()
 
 
 class _Summed:
-    """Tasks whose loss is a mean over texts or tokens: a batch may be taken in parts."""
+    """Tasks whose loss is a mean over texts or tokens: the batches of a step are as one, and that
+    may be taken in parts. Only training counts classes by their weights."""
 
-    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def __init__(self, head: HeadSpec, weights: Tensor | None) -> None:
+        self._labels = head.labels
+        self._weights = weights
+
+    def _loss(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
-    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
-        counted = sum(_counted(row) for row in rows) or 1
+    def backward(
+        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+    ) -> float:
+        rows = [row for batch in batches for row in batch]
+        counted = sum(self._weight(row) for row in rows) or 1
         total = 0.0
         lengths = [data.corpus.length(row) for row in rows]
         for part in token_batches(lengths, STEP_TOKENS_MAX):
             chosen = [rows[index] for index in sorted(part)]
             output, _ = data.outputs(module, [row.texts[0] for row in chosen])
-            share = sum(map(_counted, chosen)) / counted
-            loss = self._loss(output, _targets(chosen)) * share
+            share = sum(map(self._weight, chosen)) / counted
+            loss = self._loss(output, _targets(chosen), self._weights) * share
             total += _checked(loss)
             loss.backward()
         return total
+
+    def _weight(self, row: CorpusRow) -> float:
+        """How much a row counts in the mean."""
+        if self._weights is None:
+            return _counted(row)
+        return sum(float(self._weights[label]) for label in row.labels if label != IGNORED_LABEL)
 
     @torch.no_grad()
     def _answers(
@@ -136,11 +151,8 @@ class _Summed:
 
 
 class _Sequences(_Summed):
-    def __init__(self, head: HeadSpec) -> None:
-        self._labels = head.labels
-
-    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return sequence_loss(output, target)
+    def _loss(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        return sequence_loss(output, target, weights)
 
     def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
         answers, loss = self._answers(module, data, rows)
@@ -151,17 +163,14 @@ class _Sequences(_Summed):
             "validation_accuracy": report.accuracy,
             "validation_macro_f1": report.macro_f1,
         }
-        return Score(metrics, report.accuracy)
+        return Score(metrics, _by_class(report))
 
 
 class _Tokens(_Summed):
     _by_token = True
 
-    def __init__(self, head: HeadSpec) -> None:
-        self._labels = head.labels
-
-    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return token_loss(output, target)
+    def _loss(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        return token_loss(output, target, weights)
 
     def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
         answers, loss = self._answers(module, data, rows)
@@ -172,19 +181,19 @@ class _Tokens(_Summed):
             "validation_loss": loss,
             "validation_token_accuracy": report.accuracy,
             "validation_f1": report.f1,
+            "validation_macro_f1": report.tokens.macro_f1,
         }
-        entities = is_bio(self._labels) and report.scoring is TokenScoring.ENTITIES
-        return Score(metrics, report.f1 if entities else report.accuracy)
+        return Score(metrics, replace(_by_class(report.tokens), entities=report.entities))
 
 
 class _Pairs:
     """Embeddings trained on pairs: the other pairs of a batch are the negatives."""
 
-    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
-        loss = ranking_loss(*_both_sides(module, data, rows))
-        value = _checked(loss)
-        loss.backward()
-        return value
+    def backward(
+        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+    ) -> float:
+        losses = (ranking_loss(*_both_sides(module, data, rows)) for rows in batches)
+        return _averaged(losses, batches)
 
     @torch.no_grad()
     def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
@@ -204,12 +213,14 @@ class _Pairs:
 class _Groups:
     """Embeddings trained on labels: texts of one label shall lie together."""
 
-    def backward(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> float:
+    def backward(
+        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+    ) -> float:
+        return _averaged((self._of(module, data, rows) for rows in batches), batches)
+
+    def _of(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Tensor:
         output, _ = data.outputs(module, [row.texts[0] for row in rows])
-        loss = contrastive_loss(output, _targets(rows))
-        value = _checked(loss)
-        loss.backward()
-        return value
+        return contrastive_loss(output, _targets(rows))
 
     @torch.no_grad()
     def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
@@ -227,7 +238,23 @@ class _Groups:
 
 
 def _retrieved(loss: float, recall: float) -> Score:
-    return Score({"validation_loss": loss, "validation_recall_at_1": recall}, recall)
+    return Score({"validation_loss": loss, "validation_recall_at_1": recall})
+
+
+def _averaged(losses: Iterator[Tensor], batches: Sequence[Sequence[CorpusRow]]) -> float:
+    """Back-propagates batch after batch, each by its share of the step's rows; their mean loss."""
+    rows = sum(map(len, batches))
+    total = 0.0
+    for loss, batch in zip(losses, batches, strict=True):
+        shared = loss * (len(batch) / rows)
+        total += _checked(shared)
+        shared.backward()
+    return total
+
+
+def _by_class(report: ClassificationReport) -> TrainingSummary:
+    shown = len(report.classes) <= CONFUSION_CLASSES_MAX
+    return TrainingSummary(report.classes, report.confusion if shown else ())
 
 
 def _both_sides(module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,10 @@ from uuid import NAMESPACE_URL, uuid5
 from services.trainer.attempt import Attempt, Workshop
 from services.trainer.failures import JobFailure, explained, worker_lost
 from services.trainer.holding import Holding, LetGo
-from services.trainer.loop import Trained
 from services.trainer.patience import patiently
 from services.trainer.queue import Claim, JobQueue
 from services.trainer.report import Report
+from services.trainer.run import Trained
 from services.trainer.storage import NewVersion
 from smile.errors import Aborted, FailedPrecondition, NotFound, SmileError, Unavailable
 from smile.logs import get_logger
@@ -141,7 +141,9 @@ class Runner:
         holding.settled = True
         if job.promote_alias:
             await self._promote(job, version)
-        succeeded = replace(job, version=version.name, metrics=dict(version.metrics))
+        succeeded = replace(
+            job, version=version.name, metrics=dict(version.metrics), summary=version.training
+        )
         return self._ended(succeeded, JobState.SUCCEEDED, holding.report)
 
     async def _published_before(self, claim: Claim, job: TrainingJob) -> VplmVersion | None:
@@ -163,6 +165,7 @@ class Runner:
             digest=weights.sha256_hex(data),
             training_job=job.name,
             metrics=dict(trained.metrics),
+            summary=trained.summary,
             request_id=str(uuid5(NAMESPACE_URL, job.name)),
         )
         await patiently(lambda: self._storage.put_curve(holding.claim.name, holding.report.kept()))

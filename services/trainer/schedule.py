@@ -1,4 +1,4 @@
-"""Optimizers, and how the learning rate moves."""
+"""Optimizers, their state as arrays, and how the learning rate moves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from services.trainer.snapshots import State
 from smile.resources import HyperParameters, Optimizer, Schedule
-
-MOMENTUM = 0.9
 
 
 def learning_rate(values: HyperParameters, step: int, steps_total: int) -> float:
@@ -48,4 +47,27 @@ def build_optimizer(
         case Optimizer.ADAM:
             return torch.optim.Adam(groups, lr=values.learning_rate)
         case Optimizer.SGD:
-            return torch.optim.SGD(groups, lr=values.learning_rate, momentum=MOMENTUM)
+            return torch.optim.SGD(groups, lr=values.learning_rate, momentum=values.momentum)
+        case Optimizer.ADAFACTOR:
+            return torch.optim.Adafactor(groups, lr=values.learning_rate)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, State]:
+    """What the optimizer remembers, by `{index of parameter}.{name}`."""
+    state: Mapping[int, Mapping[str, Tensor | None]] = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": value.detach().clone().numpy()
+        for index, remembered in state.items()
+        for name, value in remembered.items()
+        if value is not None
+    }
+
+
+def restore(optimizer: torch.optim.Optimizer, state: Mapping[str, State]) -> None:
+    """Gives a fresh optimizer over the same parameters what another one remembered."""
+    remembered: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        index, _, name = key.partition(".")
+        remembered.setdefault(int(index), {})[name] = torch.from_numpy(value)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": remembered, "param_groups": groups})

@@ -13,6 +13,7 @@ from smile.resources import (
     Metric,
     TrainingJob,
     TrainingRecord,
+    TrainingSummary,
     VersionOrigin,
     Vplm,
     VplmVersion,
@@ -30,6 +31,7 @@ class NewVersion:
     metrics: dict[str, float]
     request_id: str
     origin: VersionOrigin = VersionOrigin.TRAINING
+    summary: TrainingSummary | None = None
 
 
 @dataclass(frozen=True, slots=True)

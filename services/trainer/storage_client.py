@@ -181,6 +181,7 @@ def _version_parts(version: NewVersion) -> Iterator[storage_pb2.PutVersionReques
         training_job=version.training_job,
         metrics=version.metrics,
         request_id=version.request_id,
+        training=None if version.summary is None else codec.summary_to_pb(version.summary),
     )
     yield storage_pb2.PutVersionRequest(header=header)
     for start in range(0, len(version.data), CHUNK_BYTES_MAX):

@@ -145,6 +145,7 @@ class Watcher:
             progress=event.progress,
             version="",  # the record may be from after the end
             metrics={},
+            summary=None,
             error=None,
             end_time=None,
         )

@@ -10,9 +10,11 @@ MODULES = (
     "smile.cli.vplms",
     "smile.cli.datasets",
     "smile.cli.training",
+    "smile.cli.jobs",
     "smile.cli.inference",
     "smile.cli.renting",
     "smile.cli.versions",
+    "smile.cli.porting",
     "smile.cli.account",
     "smile.cli.platform",
 )

@@ -1,4 +1,4 @@
-"""`smile train | jobs | watch | cancel`."""
+"""`smile train | watch`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -14,17 +13,20 @@ import typer
 
 from smile.cli.command import Session, command
 from smile.cli.datasets import ColumnOptions, send, show_report
-from smile.cli.output import facts, metric_rows, seconds, short, table, when, write_json
+from smile.cli.jobs import show_job
+from smile.cli.output import short, write_json
 from smile.cli.progress import JobView
 from smile.client.options import TrainOptions, hyper_parameters
 from smile.client.training import JobFailed
 from smile.errors import AlreadyExists
 from smile.resources import (
     SERVING,
+    ClassWeighting,
     HyperParameters,
     JobState,
     Optimizer,
     Schedule,
+    Selection,
     TrainingEvent,
     TrainingJob,
 )
@@ -56,6 +58,22 @@ class HyperOptions:
     gradient_norm_max: Annotated[float, typer.Option(help="0: no clipping.")] = (
         _DEFAULT.gradient_norm_max
     )
+    momentum: Annotated[float, typer.Option(help="Of SGD.")] = _DEFAULT.momentum
+    accumulation_batches: Annotated[int, typer.Option(help="Batches that make one step.")] = (
+        _DEFAULT.accumulation_batches
+    )
+    class_weighting: Annotated[
+        ClassWeighting, typer.Option(help="How much each class counts in the loss.")
+    ] = _DEFAULT.class_weighting
+    class_weight: Annotated[
+        list[str] | None, typer.Option(help="LABEL=WEIGHT, for one class; may be repeated.")
+    ] = None
+    early_stopping_delta: Annotated[
+        float, typer.Option(help="How much better counts as progress.")
+    ] = _DEFAULT.early_stopping_delta
+    selection: Annotated[Selection, typer.Option(help="Metric that chooses the best epoch.")] = (
+        _DEFAULT.selection
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +98,7 @@ class SourceOptions:
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command("train")(command(train))
-    app.command("jobs")(command(jobs))
     app.command("watch")(command(watch))
-    app.command("cancel")(command(cancel))
 
 
 def train(
@@ -99,6 +115,7 @@ def train(
     if (source.data is None) == (source.dataset is None):
         raise typer.BadParameter("give either --data FILE or --dataset ID")
     options = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
+    options["class_weights"] = _weights(options.pop("class_weight") or [])
     options |= {field.name: getattr(columns, field.name) for field in fields(columns)}
     options |= {
         "validation_dataset": source.validation_dataset,
@@ -116,26 +133,7 @@ def train(
         return _follow(session, job, "")
     if session.json:
         return write_json(job)
-    session.out.print(facts(job_facts(job)))
-
-
-def jobs(
-    session: Session,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
-) -> None:
-    """List your training jobs, newest first."""
-    found = list(islice(session.client.jobs(), limit))
-    if session.json:
-        return write_json({"jobs": found})
-    rows = [
-        [
-            short(j.name), short(j.vplm), short(j.dataset), str(j.state), _step(j),
-            short(j.version), when(j.create_time), seconds(j.start_time, j.end_time),
-        ]
-        for j in found
-    ]  # fmt: skip
-    columns = ["job", "vplm", "dataset", "state", "step>", "version>", "created", "took>"]
-    session.out.print(table(columns, rows))
+    show_job(session, job)
 
 
 def watch(
@@ -147,13 +145,18 @@ def watch(
     _follow(session, session.client.job(job), resume_token)
 
 
-def cancel(session: Session, job: Annotated[str, typer.Argument(help="Id of the job.")]) -> None:
-    """Ask a job to stop."""
-    stopped = session.client.cancel(job)
-    if session.json:
-        return write_json(stopped)
-    session.note(f"{stopped.name} is {stopped.state}")
-    session.out.print(facts(job_facts(stopped)))
+def _weights(given: list[str]) -> dict[str, float]:
+    """`LABEL=WEIGHT` texts as weights by label."""
+    weights: dict[str, float] = {}
+    for text in given:
+        label, _, weight = text.rpartition("=")
+        try:
+            weights[label] = float(weight)
+        except ValueError:
+            label = ""
+        if not label:
+            raise typer.BadParameter(f"--class-weight takes LABEL=WEIGHT, got '{text}'")
+    return weights
 
 
 def _follow(session: Session, job: TrainingJob, resume_token: str) -> None:
@@ -174,8 +177,7 @@ def _follow(session: Session, job: TrainingJob, resume_token: str) -> None:
         _show_failure(session, ended)
         raise JobFailed(ended)
     if not session.json:
-        session.out.print(facts(job_facts(ended)))
-        session.out.print(table(["metric", "value>"], metric_rows(ended.metrics)))
+        show_job(session, ended)
 
 
 def _show_failure(session: Session, job: TrainingJob) -> None:
@@ -205,25 +207,3 @@ def _digest(file: Path) -> str:
             while chunk := opened.read(1 << 20):
                 sha256.update(chunk)
     return sha256.hexdigest()
-
-
-def job_facts(job: TrainingJob) -> list[tuple[str, str]]:
-    """A job for people."""
-    rows = [
-        ("job", job.name),
-        ("vplm", job.vplm),
-        ("dataset", job.dataset),
-        ("state", str(job.state)),
-        ("ahead in queue", str(job.queue_position or "")),
-        ("step", _step(job)),
-        ("version", job.version),
-        ("created", when(job.create_time)),
-        ("took", seconds(job.start_time, job.end_time)),
-        ("error", f"{job.error.message} ({job.error.reason})" if job.error else ""),
-    ]
-    return [(name, value) for name, value in rows if value]
-
-
-def _step(job: TrainingJob) -> str:
-    progress = job.progress
-    return f"{progress.step}/{progress.steps_total}" if progress.steps_total else ""

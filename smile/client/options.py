@@ -11,15 +11,24 @@ from smile.errors import InvalidSpec
 from smile.model.specs import DType, HeadSpec, Pooling, Task
 from smile.resources import (
     SERVING,
+    ClassWeighting,
     ColumnMapping,
     HyperParameters,
     Optimizer,
     Schedule,
+    Selection,
     TrainingJob,
 )
 
 E = TypeVar("E", bound=enum.StrEnum)
-_NONZERO = ("epochs", "learning_rate", "batch_size")  # zero would mean the default on the wire
+# Zero would mean the default on the wire.
+_NONZERO = ("epochs", "learning_rate", "batch_size", "accumulation_batches")
+_CHOICES: Mapping[str, type[enum.StrEnum]] = {
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "class_weighting": ClassWeighting,
+    "selection": Selection,
+}
 
 
 class VplmOptions(TypedDict, total=False):
@@ -84,6 +93,12 @@ class TrainOptions(TypedDict, total=False):
     validation_ratio: float
     tokens_max: int
     gradient_norm_max: float
+    momentum: float
+    accumulation_batches: int
+    class_weighting: ClassWeighting | str
+    class_weights: Mapping[str, float]
+    early_stopping_delta: float
+    selection: Selection | str
 
 
 class InferOptions(TypedDict, total=False):
@@ -186,7 +201,7 @@ def hyper_parameters(options: TrainOptions) -> HyperParameters:
     """The hyper-parameters among `options`, the platform's defaults for the others.
 
     Raises:
-        InvalidSpec: an unknown optimizer or schedule, or a zero that would mean the default.
+        InvalidSpec: an unknown optimizer or the like, or a zero that would mean the default.
     """
     given: dict[str, Any] = {
         field.name: options[field.name]  # type: ignore[literal-required]
@@ -196,10 +211,9 @@ def hyper_parameters(options: TrainOptions) -> HyperParameters:
     for name in _NONZERO:
         if name in given and not given[name] > 0:
             raise InvalidSpec(f"{name} must be above 0, got {given[name]}")
-    if "optimizer" in given:
-        given["optimizer"] = choice(Optimizer, given["optimizer"], "optimizer")
-    if "schedule" in given:
-        given["schedule"] = choice(Schedule, given["schedule"], "schedule")
+    for name, values in _CHOICES.items():
+        if name in given:
+            given[name] = choice(values, given[name], name)
     return HyperParameters(**given)
 
 

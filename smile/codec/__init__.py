@@ -51,7 +51,9 @@ from smile.codec.stored import (
     vplm_from_pb,
     vplm_to_pb,
 )
+from smile.codec.summaries import summary_from_pb, summary_to_pb
 from smile.codec.tables import (
+    CLASS_WEIGHTINGS,
     FORMATS,
     KINDS,
     OPTIMIZERS,
@@ -60,6 +62,7 @@ from smile.codec.tables import (
     PRECISIONS,
     PROJECTIONS,
     SCHEDULES,
+    SELECTIONS,
     STATES,
     TASKS,
     duration_to_pb,
@@ -86,6 +89,7 @@ from smile.codec.training import (
 
 __all__ = [
     "ADAPTER_RANK_DEFAULT",
+    "CLASS_WEIGHTINGS",
     "FORMATS",
     "KINDS",
     "LORA_RANK_DEFAULT",
@@ -96,6 +100,7 @@ __all__ = [
     "PRECISIONS",
     "PROJECTIONS",
     "SCHEDULES",
+    "SELECTIONS",
     "STATES",
     "TASKS",
     "api_key_from_pb",
@@ -137,6 +142,8 @@ __all__ = [
     "spec_to_pb",
     "stats_from_pb",
     "stats_to_pb",
+    "summary_from_pb",
+    "summary_to_pb",
     "tenant_from_pb",
     "tenant_to_pb",
     "terms_from_pb",

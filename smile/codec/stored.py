@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smile import resources as r
 from smile.codec.modules import spec_from_pb, spec_to_pb
+from smile.codec.summaries import summary_from_pb, summary_to_pb
 from smile.codec.tables import FORMATS, ORIGINS, time_from_pb, time_to_pb
 from smile.v1 import identity_pb2, resources_pb2, storage_pb2
 
@@ -62,6 +63,7 @@ def version_to_pb(version: r.VplmVersion) -> resources_pb2.VplmVersion:
         note=version.note,
         canary=version_to_pb(version.canary) if version.canary is not None else None,
         canary_weight=version.canary_weight,
+        training=None if version.training is None else summary_to_pb(version.training),
     )
 
 
@@ -78,6 +80,7 @@ def version_from_pb(message: resources_pb2.VplmVersion) -> r.VplmVersion:
         note=message.note,
         canary=version_from_pb(message.canary) if message.HasField("canary") else None,
         canary_weight=message.canary_weight,
+        training=summary_from_pb(message.training) if message.HasField("training") else None,
     )
 
 

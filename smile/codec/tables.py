@@ -49,6 +49,10 @@ OPTIMIZERS = _Table(r.Optimizer, "OPTIMIZER", trainer_pb2.Optimizer, r.Optimizer
 SCHEDULES = _Table(
     r.Schedule, "LEARNING_RATE_SCHEDULE", trainer_pb2.LearningRateSchedule, r.Schedule.LINEAR
 )
+CLASS_WEIGHTINGS = _Table(
+    r.ClassWeighting, "CLASS_WEIGHTING", trainer_pb2.ClassWeighting, r.ClassWeighting.UNIFORM
+)
+SELECTIONS = _Table(r.Selection, "SELECTION", trainer_pb2.Selection, r.Selection.TASK)
 PROCESSOR_STATES = _Table(ProcessorState, "PROCESSOR_STATE", processor_pb2.ProcessorState)
 STATES = _Table(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from smile import resources as r
-from smile.codec.tables import OPTIMIZERS, SCHEDULES, STATES, time_from_pb, time_to_pb
+from smile.codec.summaries import summary_from_pb, summary_to_pb
+from smile.codec.tables import (
+    CLASS_WEIGHTINGS,
+    OPTIMIZERS,
+    SCHEDULES,
+    SELECTIONS,
+    STATES,
+    time_from_pb,
+    time_to_pb,
+)
 from smile.v1 import trainer_pb2, training_records_pb2
 
 NO_ALIAS = "-"
@@ -34,6 +43,12 @@ def hyper_parameters_to_pb(values: r.HyperParameters) -> trainer_pb2.HyperParame
         validation_ratio=values.validation_ratio,
         tokens_max=values.tokens_max,
         gradient_norm_max=values.gradient_norm_max,
+        momentum=values.momentum,
+        accumulation_batches=values.accumulation_batches,
+        class_weighting=CLASS_WEIGHTINGS.to_pb(values.class_weighting),
+        class_weights=dict(values.class_weights),
+        early_stopping_delta=values.early_stopping_delta,
+        selection=SELECTIONS.to_pb(values.selection),
     )
 
 
@@ -57,6 +72,12 @@ def hyper_parameters_from_pb(message: trainer_pb2.HyperParameters) -> r.HyperPar
         validation_ratio=optional("validation_ratio", default.validation_ratio),
         tokens_max=message.tokens_max,
         gradient_norm_max=optional("gradient_norm_max", default.gradient_norm_max),
+        momentum=optional("momentum", default.momentum),
+        accumulation_batches=message.accumulation_batches or default.accumulation_batches,
+        class_weighting=CLASS_WEIGHTINGS.from_pb(message.class_weighting),
+        class_weights=dict(message.class_weights),
+        early_stopping_delta=message.early_stopping_delta,
+        selection=SELECTIONS.from_pb(message.selection),
     )
 
 
@@ -107,6 +128,7 @@ def job_to_pb(job: r.TrainingJob) -> trainer_pb2.TrainingJob:
         metrics=dict(job.metrics),
         attempt=job.attempt,
         queue_position=job.queue_position,
+        summary=None if job.summary is None else summary_to_pb(job.summary),
     )
     if job.error is not None:
         message.error.reason = job.error.reason
@@ -137,6 +159,7 @@ def job_from_pb(message: trainer_pb2.TrainingJob) -> r.TrainingJob:
         metrics=dict(message.metrics),
         attempt=message.attempt,
         queue_position=message.queue_position,
+        summary=summary_from_pb(message.summary) if message.HasField("summary") else None,
     )
 
 

@@ -18,15 +18,29 @@ CONTRASTIVE_TEMPERATURE = 0.1
 RANKING_SCALE = 20.0
 
 
-def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [texts, labels] against class indices [texts]."""
-    return functional.cross_entropy(logits, labels)
+def sequence_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of logits [texts, labels] against class indices [texts].
+
+    Args:
+        weights: How much a text of each class counts in the mean [labels]; None: all the same.
+    """
+    return functional.cross_entropy(logits, labels, weights)
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [tokens, labels]; tokens labelled -100 do not count."""
-    total = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-    return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+def token_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of logits [tokens, labels]; tokens labelled -100 do not count.
+
+    Args:
+        weights: How much a token of each class counts in the mean [labels]; None: all the same.
+    """
+    total = functional.cross_entropy(
+        logits, labels, weights, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    counted = labels != IGNORED_LABEL
+    if weights is None:
+        return total / counted.sum().clamp(min=1)
+    weighed = weights[labels[counted]].sum()
+    return total / torch.where(weighed > 0, weighed, 1.0)
 
 
 def contrastive_loss(

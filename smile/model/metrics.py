@@ -7,28 +7,37 @@ that occur neither in the truth nor among the predictions.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from smile.training import ClassScore
+
 IGNORED_LABEL = -100  # of tokens that neither loss nor metric counts
 OUTSIDE = "O"
 
+__all__ = [
+    "IGNORED_LABEL",
+    "ClassScore",
+    "ClassificationReport",
+    "RetrievalReport",
+    "TokenReport",
+    "TokenScoring",
+    "bio_spans",
+    "classification_report",
+    "confusion_matrix",
+    "is_bio",
+    "pair_retrieval_report",
+    "retrieval_report",
+    "span_scores",
+    "token_report",
+]
+
 Indices = npt.NDArray[np.int64]
 Span = tuple[int, int, str]  # first token, one past the last token, type
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScore:
-    """One class against all others. `support` counts its true members."""
-
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,8 @@ class TokenScoring(enum.StrEnum):
 class TokenReport:
     """Scores of a token classifier over the tokens that carry a label.
 
-    With `scoring` ENTITIES, precision, recall and F1 are micro-averages over spans; with TOKENS
-    they are means over classes.
+    With `scoring` ENTITIES, precision, recall and F1 are micro-averages over spans, and `entities`
+    has a row per type; with TOKENS they are means over classes.
     """
 
     accuracy: float
@@ -64,6 +73,7 @@ class TokenReport:
     f1: float
     scoring: TokenScoring
     tokens: ClassificationReport
+    entities: tuple[ClassScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +127,14 @@ def token_report(
     true_kept = [true[keep] for true, keep in zip(truth, kept, strict=True)]
     predicted_kept = [guess[keep] for guess, keep in zip(predicted, kept, strict=True)]
     tokens = classification_report(_joined(true_kept), _joined(predicted_kept), labels)
+    entities: tuple[ClassScore, ...] = ()
     if is_bio(labels):
         scoring = TokenScoring.ENTITIES
-        precision, recall, f1 = _span_scores(
+        entities, whole = span_scores(
             [_named(text, labels) for text in true_kept],
             [_named(text, labels) for text in predicted_kept],
         )
+        precision, recall, f1 = whole.precision, whole.recall, whole.f1
     else:
         scoring = TokenScoring.TOKENS
         precision, recall, f1 = tokens.macro_precision, tokens.macro_recall, tokens.macro_f1
@@ -133,6 +145,7 @@ def token_report(
         f1=f1,
         scoring=scoring,
         tokens=tokens,
+        entities=entities,
     )
 
 
@@ -188,18 +201,33 @@ def pair_retrieval_report(
     )
 
 
-def _span_scores(
+def span_scores(
     truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
-) -> tuple[float, float, float]:
-    true_count = predicted_count = hits = 0
+) -> tuple[tuple[ClassScore, ...], ClassScore]:
+    """Scores of entities that are right in both ends and type, from the tags of each text.
+
+    Returns:
+        A row per type of entity that is there or was predicted, by name, and the micro-average.
+    """
+    true_count: Counter[str] = Counter()
+    predicted_count: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
     for true_tags, predicted_tags in zip(truth, predicted, strict=True):
         true_spans, predicted_spans = bio_spans(true_tags), bio_spans(predicted_tags)
-        true_count += len(true_spans)
-        predicted_count += len(predicted_spans)
-        hits += len(true_spans & predicted_spans)
-    precision = hits / max(predicted_count, 1)
-    recall = hits / max(true_count, 1)
-    return precision, recall, 2 * hits / max(true_count + predicted_count, 1)
+        true_count.update(kind for _, _, kind in true_spans)
+        predicted_count.update(kind for _, _, kind in predicted_spans)
+        hits.update(kind for _, _, kind in true_spans & predicted_spans)
+    rows = tuple(
+        _span_score(kind, hits[kind], predicted_count[kind], true_count[kind])
+        for kind in sorted(true_count | predicted_count)
+    )
+    whole = _span_score("", hits.total(), predicted_count.total(), true_count.total())
+    return rows, whole
+
+
+def _span_score(label: str, hits: int, predicted: int, true: int) -> ClassScore:
+    f1 = 2 * hits / max(true + predicted, 1)
+    return ClassScore(label, hits / max(predicted, 1), hits / max(true, 1), f1, true)
 
 
 def _joined(texts: Sequence[Indices]) -> Indices:

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from smile.v1 import training_summary_pb2 as _training_summary_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -125,6 +126,8 @@ class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.Value
     """Mean over the text's tokens. Default."""
     POOLING_CLS: _Pooling.ValueType  # 2
     """State of the first token."""
+    POOLING_POOLER: _Pooling.ValueType  # 3
+    """BERT's own pooler: tanh of a dense product of the first token's state. For sequence classification."""
 
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
     """How token states become one state per text."""
@@ -134,6 +137,8 @@ POOLING_MEAN: Pooling.ValueType  # 1
 """Mean over the text's tokens. Default."""
 POOLING_CLS: Pooling.ValueType  # 2
 """State of the first token."""
+POOLING_POOLER: Pooling.ValueType  # 3
+"""BERT's own pooler: tanh of a dense product of the first token's state. For sequence classification."""
 Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
 
 class _Precision:
@@ -588,6 +593,7 @@ class VplmVersion(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
     CANARY_WEIGHT_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}/versions/{n}`, n from 1."""
     digest: _builtins.str
@@ -615,6 +621,10 @@ class VplmVersion(_message.Message):
     def canary(self) -> Global___VplmVersion:
         """Set by ResolveAlias where the alias splits its traffic: the second version, itself without one."""
 
+    @_builtins.property
+    def training(self) -> _training_summary_pb2.TrainingSummary:
+        """What came of the training that made it; unset for other origins."""
+
     def __init__(
         self,
         *,
@@ -629,10 +639,11 @@ class VplmVersion(_message.Message):
         note: _builtins.str = ...,
         canary: Global___VplmVersion | None = ...,
         canary_weight: _builtins.float = ...,
+        training: _training_summary_pb2.TrainingSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "create_time", b"create_time", "spec", b"spec", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_weight", b"canary_weight", "create_time", b"create_time", "digest", b"digest", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "size_bytes", b"size_bytes", "spec", b"spec", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_weight", b"canary_weight", "create_time", b"create_time", "digest", b"digest", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "size_bytes", b"size_bytes", "spec", b"spec", "training", b"training", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

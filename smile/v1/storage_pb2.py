@@ -27,9 +27,10 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 from smile.v1 import resources_pb2 as smile_dot_v1_dot_resources__pb2
+from smile.v1 import training_summary_pb2 as smile_dot_v1_dot_training__summary__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smile/v1/storage.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\"\xcd\x01\n\x10\x43ommitVplmHeader\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nsize_bytes\x18\x02 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\x08\x62\x61\x63kbone\x18\x05 \x01(\x0b\x32\x12.smile.v1.BackboneB\x06\xbaH\x03\xc8\x01\x01\"n\n\x11\x43ommitVplmRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.CommitVplmHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"0\n\x14GetVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"n\n\x16ListVplmRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Q\n\x17ListVplmRecordsResponse\x12\x1d\n\x05vplms\x18\x01 \x03(\x0b\x32\x0e.smile.v1.Vplm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x17UpdateVplmRecordRequest\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"i\n\x17\x44\x65leteVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x9a\x03\n\x10PutVersionHeader\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.smile.v1.ModuleSpec\x12 \n\nsize_bytes\x18\x03 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x33\n\x06origin\x18\x05 \x01(\x0e\x32\x17.smile.v1.VersionOriginB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1e\n\x0ctraining_job\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x42\n\x07metrics\x18\x07 \x03(\x0b\x32\'.smile.v1.PutVersionHeader.MetricsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x64\x12\x16\n\x04note\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"n\n\x11PutVersionRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.PutVersionHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"-\n\x11GetVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"k\n\x13ResolveAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"k\n\x13ListVersionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"X\n\x14ListVersionsResponse\x12\'\n\x08versions\x18\x01 \x03(\x0b\x32\x15.smile.v1.VplmVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16\x44ownloadVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\\\n\x17\x44ownloadVersionResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x15.smile.v1.VplmVersionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd6\x01\n\x0fSetAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x37\n\x05\x61lias\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x18\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x16\n\x04\x65tag\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x10.smile.v1.Canary\"e\n\x0fGetUsageRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"p\n\tVplmUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x15\n\rserving_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x66ull_model_bytes\x18\x05 \x01(\x03\"\xa8\x01\n\x05Usage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12\x15\n\rdataset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bquota_bytes\x18\x04 \x01(\x03\x12\x12\n\nvplm_count\x18\x05 \x01(\x03\x12\"\n\x05vplms\x18\x06 \x03(\x0b\x32\x13.smile.v1.VplmUsage\x12\x17\n\x0fnext_page_token\x18\x07 \x01(\t2\xbb\x07\n\x0eStorageService\x12\x44\n\nCommitVplm\x12\x1b.smile.v1.CommitVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x42\n\x07GetVplm\x12\x1e.smile.v1.GetVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Y\n\tListVplms\x12 .smile.v1.ListVplmRecordsRequest\x1a!.smile.v1.ListVplmRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12H\n\nUpdateVplm\x12!.smile.v1.UpdateVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12P\n\nDeleteVplm\x12!.smile.v1.DeleteVplmRecordRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12L\n\nPutVersion\x12\x1b.smile.v1.PutVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03(\x01\x12J\n\nGetVersion\x12\x1b.smile.v1.GetVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12N\n\x0cResolveAlias\x12\x1d.smile.v1.ResolveAliasRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12W\n\x0cListVersions\x12\x1d.smile.v1.ListVersionsRequest\x1a\x1e.smile.v1.ListVersionsResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12\x62\n\x0f\x44ownloadVersion\x12 .smile.v1.DownloadVersionRequest\x1a!.smile.v1.DownloadVersionResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x30\x01\x12?\n\x08SetAlias\x12\x19.smile.v1.SetAliasRequest\x1a\x0e.smile.v1.Vplm\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12@\n\x08GetUsage\x12\x19.smile.v1.GetUsageRequest\x1a\x0f.smile.v1.Usage\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smile/v1/storage.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\x1a\x1fsmile/v1/training_summary.proto\"\x9a\x02\n\x10\x43ommitVplmHeader\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nsize_bytes\x18\x02 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\x08\x62\x61\x63kbone\x18\x05 \x01(\x0b\x32\x12.smile.v1.BackboneB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x06origin\x18\x06 \x01(\x0e\x32\x17.smile.v1.VersionOriginB\n\xbaH\x07\x82\x01\x04\x10\x01 \x02\x12\x16\n\x04note\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\"n\n\x11\x43ommitVplmRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.CommitVplmHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"0\n\x14GetVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"n\n\x16ListVplmRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Q\n\x17ListVplmRecordsResponse\x12\x1d\n\x05vplms\x18\x01 \x03(\x0b\x32\x0e.smile.v1.Vplm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x17UpdateVplmRecordRequest\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"i\n\x17\x44\x65leteVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc7\x03\n\x10PutVersionHeader\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.smile.v1.ModuleSpec\x12 \n\nsize_bytes\x18\x03 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x33\n\x06origin\x18\x05 \x01(\x0e\x32\x17.smile.v1.VersionOriginB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1e\n\x0ctraining_job\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x42\n\x07metrics\x18\x07 \x03(\x0b\x32\'.smile.v1.PutVersionHeader.MetricsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x64\x12\x16\n\x04note\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\x08training\x18\n \x01(\x0b\x32\x19.smile.v1.TrainingSummary\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"n\n\x11PutVersionRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.PutVersionHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"-\n\x11GetVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"k\n\x13ResolveAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"k\n\x13ListVersionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"X\n\x14ListVersionsResponse\x12\'\n\x08versions\x18\x01 \x03(\x0b\x32\x15.smile.v1.VplmVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16\x44ownloadVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\\\n\x17\x44ownloadVersionResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x15.smile.v1.VplmVersionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd6\x01\n\x0fSetAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x37\n\x05\x61lias\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x18\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x16\n\x04\x65tag\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x10.smile.v1.Canary\"e\n\x0fGetUsageRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"p\n\tVplmUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x15\n\rserving_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x66ull_model_bytes\x18\x05 \x01(\x03\"\xa8\x01\n\x05Usage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12\x15\n\rdataset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bquota_bytes\x18\x04 \x01(\x03\x12\x12\n\nvplm_count\x18\x05 \x01(\x03\x12\"\n\x05vplms\x18\x06 \x03(\x0b\x32\x13.smile.v1.VplmUsage\x12\x17\n\x0fnext_page_token\x18\x07 \x01(\t2\xbb\x07\n\x0eStorageService\x12\x44\n\nCommitVplm\x12\x1b.smile.v1.CommitVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x42\n\x07GetVplm\x12\x1e.smile.v1.GetVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Y\n\tListVplms\x12 .smile.v1.ListVplmRecordsRequest\x1a!.smile.v1.ListVplmRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12H\n\nUpdateVplm\x12!.smile.v1.UpdateVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12P\n\nDeleteVplm\x12!.smile.v1.DeleteVplmRecordRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12L\n\nPutVersion\x12\x1b.smile.v1.PutVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03(\x01\x12J\n\nGetVersion\x12\x1b.smile.v1.GetVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12N\n\x0cResolveAlias\x12\x1d.smile.v1.ResolveAliasRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12W\n\x0cListVersions\x12\x1d.smile.v1.ListVersionsRequest\x1a\x1e.smile.v1.ListVersionsResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12\x62\n\x0f\x44ownloadVersion\x12 .smile.v1.DownloadVersionRequest\x1a!.smile.v1.DownloadVersionResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x30\x01\x12?\n\x08SetAlias\x12\x19.smile.v1.SetAliasRequest\x1a\x0e.smile.v1.Vplm\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12@\n\x08GetUsage\x12\x19.smile.v1.GetUsageRequest\x1a\x0f.smile.v1.Usage\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +47,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITVPLMHEADER'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_COMMITVPLMHEADER'].fields_by_name['backbone']._loaded_options = None
   _globals['_COMMITVPLMHEADER'].fields_by_name['backbone']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_COMMITVPLMHEADER'].fields_by_name['origin']._loaded_options = None
+  _globals['_COMMITVPLMHEADER'].fields_by_name['origin']._serialized_options = b'\272H\007\202\001\004\020\001 \002'
+  _globals['_COMMITVPLMHEADER'].fields_by_name['note']._loaded_options = None
+  _globals['_COMMITVPLMHEADER'].fields_by_name['note']._serialized_options = b'\272H\005r\003\030\350\007'
   _globals['_COMMITVPLMREQUEST'].oneofs_by_name['part']._loaded_options = None
   _globals['_COMMITVPLMREQUEST'].oneofs_by_name['part']._serialized_options = b'\272H\002\010\001'
   _globals['_COMMITVPLMREQUEST'].fields_by_name['chunk']._loaded_options = None
@@ -146,46 +151,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORAGESERVICE'].methods_by_name['SetAlias']._serialized_options = b'\252\324\030\004\n\002\001\003'
   _globals['_STORAGESERVICE'].methods_by_name['GetUsage']._loaded_options = None
   _globals['_STORAGESERVICE'].methods_by_name['GetUsage']._serialized_options = b'\252\324\030\004\n\002\001\002'
-  _globals['_COMMITVPLMHEADER']._serialized_start=179
-  _globals['_COMMITVPLMHEADER']._serialized_end=384
-  _globals['_COMMITVPLMREQUEST']._serialized_start=386
-  _globals['_COMMITVPLMREQUEST']._serialized_end=496
-  _globals['_GETVPLMRECORDREQUEST']._serialized_start=498
-  _globals['_GETVPLMRECORDREQUEST']._serialized_end=546
-  _globals['_LISTVPLMRECORDSREQUEST']._serialized_start=548
-  _globals['_LISTVPLMRECORDSREQUEST']._serialized_end=658
-  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_start=660
-  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_end=741
-  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_start=744
-  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_end=894
-  _globals['_DELETEVPLMRECORDREQUEST']._serialized_start=896
-  _globals['_DELETEVPLMRECORDREQUEST']._serialized_end=1001
-  _globals['_PUTVERSIONHEADER']._serialized_start=1004
-  _globals['_PUTVERSIONHEADER']._serialized_end=1414
-  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_start=1368
-  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_end=1414
-  _globals['_PUTVERSIONREQUEST']._serialized_start=1416
-  _globals['_PUTVERSIONREQUEST']._serialized_end=1526
-  _globals['_GETVERSIONREQUEST']._serialized_start=1528
-  _globals['_GETVERSIONREQUEST']._serialized_end=1573
-  _globals['_RESOLVEALIASREQUEST']._serialized_start=1575
-  _globals['_RESOLVEALIASREQUEST']._serialized_end=1682
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1684
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1791
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1793
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1881
-  _globals['_DOWNLOADVERSIONREQUEST']._serialized_start=1883
-  _globals['_DOWNLOADVERSIONREQUEST']._serialized_end=1933
-  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_start=1935
-  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_end=2027
-  _globals['_SETALIASREQUEST']._serialized_start=2030
-  _globals['_SETALIASREQUEST']._serialized_end=2244
-  _globals['_GETUSAGEREQUEST']._serialized_start=2246
-  _globals['_GETUSAGEREQUEST']._serialized_end=2347
-  _globals['_VPLMUSAGE']._serialized_start=2349
-  _globals['_VPLMUSAGE']._serialized_end=2461
-  _globals['_USAGE']._serialized_start=2464
-  _globals['_USAGE']._serialized_end=2632
-  _globals['_STORAGESERVICE']._serialized_start=2635
-  _globals['_STORAGESERVICE']._serialized_end=3590
+  _globals['_COMMITVPLMHEADER']._serialized_start=212
+  _globals['_COMMITVPLMHEADER']._serialized_end=494
+  _globals['_COMMITVPLMREQUEST']._serialized_start=496
+  _globals['_COMMITVPLMREQUEST']._serialized_end=606
+  _globals['_GETVPLMRECORDREQUEST']._serialized_start=608
+  _globals['_GETVPLMRECORDREQUEST']._serialized_end=656
+  _globals['_LISTVPLMRECORDSREQUEST']._serialized_start=658
+  _globals['_LISTVPLMRECORDSREQUEST']._serialized_end=768
+  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_start=770
+  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_end=851
+  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_start=854
+  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_end=1004
+  _globals['_DELETEVPLMRECORDREQUEST']._serialized_start=1006
+  _globals['_DELETEVPLMRECORDREQUEST']._serialized_end=1111
+  _globals['_PUTVERSIONHEADER']._serialized_start=1114
+  _globals['_PUTVERSIONHEADER']._serialized_end=1569
+  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_start=1523
+  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_end=1569
+  _globals['_PUTVERSIONREQUEST']._serialized_start=1571
+  _globals['_PUTVERSIONREQUEST']._serialized_end=1681
+  _globals['_GETVERSIONREQUEST']._serialized_start=1683
+  _globals['_GETVERSIONREQUEST']._serialized_end=1728
+  _globals['_RESOLVEALIASREQUEST']._serialized_start=1730
+  _globals['_RESOLVEALIASREQUEST']._serialized_end=1837
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1839
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1946
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1948
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2036
+  _globals['_DOWNLOADVERSIONREQUEST']._serialized_start=2038
+  _globals['_DOWNLOADVERSIONREQUEST']._serialized_end=2088
+  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_start=2090
+  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_end=2182
+  _globals['_SETALIASREQUEST']._serialized_start=2185
+  _globals['_SETALIASREQUEST']._serialized_end=2399
+  _globals['_GETUSAGEREQUEST']._serialized_start=2401
+  _globals['_GETUSAGEREQUEST']._serialized_end=2502
+  _globals['_VPLMUSAGE']._serialized_start=2504
+  _globals['_VPLMUSAGE']._serialized_end=2616
+  _globals['_USAGE']._serialized_start=2619
+  _globals['_USAGE']._serialized_end=2787
+  _globals['_STORAGESERVICE']._serialized_start=2790
+  _globals['_STORAGESERVICE']._serialized_end=3745
 # @@protoc_insertion_point(module_scope)

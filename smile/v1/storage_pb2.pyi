@@ -9,6 +9,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from smile.v1 import resources_pb2 as _resources_pb2
+from smile.v1 import training_summary_pb2 as _training_summary_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -31,12 +32,18 @@ class CommitVplmHeader(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     BACKBONE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Declared size of the first version's bytes, at most 64 MiB."""
     digest: _builtins.str
     """Declared SHA-256, hex."""
     request_id: _builtins.str
     """UUID4; a repeated id gives the earlier answer."""
+    origin: _resources_pb2.VersionOrigin.ValueType
+    """Of the first version: initial (default) or import."""
+    note: _builtins.str
+    """Of the first version: text for people, at most 1,000 characters."""
     @_builtins.property
     def vplm(self) -> _resources_pb2.Vplm:
         """The vPLM to store: `name`, `display_name`, `labels` and `spec` are read."""
@@ -53,10 +60,12 @@ class CommitVplmHeader(_message.Message):
         digest: _builtins.str = ...,
         request_id: _builtins.str = ...,
         backbone: _resources_pb2.Backbone | None = ...,
+        origin: _resources_pb2.VersionOrigin.ValueType = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "vplm", b"vplm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "digest", b"digest", "request_id", b"request_id", "size_bytes", b"size_bytes", "vplm", b"vplm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "digest", b"digest", "note", b"note", "origin", b"origin", "request_id", b"request_id", "size_bytes", b"size_bytes", "vplm", b"vplm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,6 +266,7 @@ class PutVersionHeader(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     size_bytes: _builtins.int
@@ -279,6 +289,10 @@ class PutVersionHeader(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Final metrics, at most 100."""
 
+    @_builtins.property
+    def training(self) -> _training_summary_pb2.TrainingSummary:
+        """What came of the training, for origin training."""
+
     def __init__(
         self,
         *,
@@ -291,10 +305,11 @@ class PutVersionHeader(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         note: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        training: _training_summary_pb2.TrainingSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "metrics", b"metrics", "note", b"note", "origin", b"origin", "parent", b"parent", "request_id", b"request_id", "size_bytes", b"size_bytes", "spec", b"spec", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "metrics", b"metrics", "note", b"note", "origin", b"origin", "parent", b"parent", "request_id", b"request_id", "size_bytes", b"size_bytes", "spec", b"spec", "training", b"training", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from smile.v1 import training_summary_pb2 as _training_summary_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -31,7 +32,9 @@ class _OptimizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Optimizer.V
     """Adam with decoupled weight decay. Default."""
     OPTIMIZER_ADAM: _Optimizer.ValueType  # 2
     OPTIMIZER_SGD: _Optimizer.ValueType  # 3
-    """Stochastic gradient descent with momentum 0.9."""
+    """Stochastic gradient descent with `momentum`."""
+    OPTIMIZER_ADAFACTOR: _Optimizer.ValueType  # 4
+    """Adafactor: a second moment of a row and a column per matrix; steps are relative to the weights."""
 
 class Optimizer(_Optimizer, metaclass=_OptimizerEnumTypeWrapper):
     """Optimization algorithm."""
@@ -41,8 +44,66 @@ OPTIMIZER_ADAMW: Optimizer.ValueType  # 1
 """Adam with decoupled weight decay. Default."""
 OPTIMIZER_ADAM: Optimizer.ValueType  # 2
 OPTIMIZER_SGD: Optimizer.ValueType  # 3
-"""Stochastic gradient descent with momentum 0.9."""
+"""Stochastic gradient descent with `momentum`."""
+OPTIMIZER_ADAFACTOR: Optimizer.ValueType  # 4
+"""Adafactor: a second moment of a row and a column per matrix; steps are relative to the weights."""
 Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
+
+class _ClassWeighting:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ClassWeightingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClassWeighting.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CLASS_WEIGHTING_UNSPECIFIED: _ClassWeighting.ValueType  # 0
+    CLASS_WEIGHTING_UNIFORM: _ClassWeighting.ValueType  # 1
+    """Every row as much as every other. Default."""
+    CLASS_WEIGHTING_BALANCED: _ClassWeighting.ValueType  # 2
+    """Every class as much as every other: rows / (classes * rows of the class)."""
+
+class ClassWeighting(_ClassWeighting, metaclass=_ClassWeightingEnumTypeWrapper):
+    """How much each class counts in the loss."""
+
+CLASS_WEIGHTING_UNSPECIFIED: ClassWeighting.ValueType  # 0
+CLASS_WEIGHTING_UNIFORM: ClassWeighting.ValueType  # 1
+"""Every row as much as every other. Default."""
+CLASS_WEIGHTING_BALANCED: ClassWeighting.ValueType  # 2
+"""Every class as much as every other: rows / (classes * rows of the class)."""
+Global___ClassWeighting: _TypeAlias = ClassWeighting  # noqa: Y015
+
+class _Selection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SelectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Selection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SELECTION_UNSPECIFIED: _Selection.ValueType  # 0
+    SELECTION_TASK: _Selection.ValueType  # 1
+    """The task's own: accuracy, entity F1 where labels are IOB2, recall at 1 for embeddings. Default."""
+    SELECTION_LOSS: _Selection.ValueType  # 2
+    """Lowest validation loss."""
+    SELECTION_ACCURACY: _Selection.ValueType  # 3
+    """Of texts, or of tokens."""
+    SELECTION_MACRO_F1: _Selection.ValueType  # 4
+    """Mean F1 over classes."""
+    SELECTION_ENTITY_F1: _Selection.ValueType  # 5
+    """Of whole spans; labels must be IOB2."""
+
+class Selection(_Selection, metaclass=_SelectionEnumTypeWrapper):
+    """The validation metric by which the best epoch is chosen, and early stopping decides."""
+
+SELECTION_UNSPECIFIED: Selection.ValueType  # 0
+SELECTION_TASK: Selection.ValueType  # 1
+"""The task's own: accuracy, entity F1 where labels are IOB2, recall at 1 for embeddings. Default."""
+SELECTION_LOSS: Selection.ValueType  # 2
+"""Lowest validation loss."""
+SELECTION_ACCURACY: Selection.ValueType  # 3
+"""Of texts, or of tokens."""
+SELECTION_MACRO_F1: Selection.ValueType  # 4
+"""Mean F1 over classes."""
+SELECTION_ENTITY_F1: Selection.ValueType  # 5
+"""Of whole spans; labels must be IOB2."""
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
 class _LearningRateSchedule:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -104,6 +165,26 @@ class HyperParameters(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ClassWeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EPOCHS_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
@@ -116,6 +197,12 @@ class HyperParameters(_message.Message):
     VALIDATION_RATIO_FIELD_NUMBER: _builtins.int
     TOKENS_MAX_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_MAX_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    ACCUMULATION_BATCHES_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTING_FIELD_NUMBER: _builtins.int
+    CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_DELTA_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """Passes over the training rows, 1 to 1,000. Default 5."""
     learning_rate: _builtins.float
@@ -138,6 +225,18 @@ class HyperParameters(_message.Message):
     """Longest text in tokens while training; longer ones are cut. Default and limit: the backbone's."""
     gradient_norm_max: _builtins.float
     """Gradients are scaled down to this norm, 0 to 1,000. Default 1; 0 switches it off."""
+    momentum: _builtins.float
+    """Of SGD, 0 to below 1. Default 0.9."""
+    accumulation_batches: _builtins.int
+    """Batches whose gradients make one step, 1 to 1,024. Default 1."""
+    class_weighting: Global___ClassWeighting.ValueType
+    early_stopping_delta: _builtins.float
+    """How much better an epoch must be to count as better for early stopping, 0 to 1,000. Default 0."""
+    selection: Global___Selection.ValueType
+    @_builtins.property
+    def class_weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Weights of classes by label, above 0 and at most 1,000; in place of what `class_weighting` gives those classes."""
+
     def __init__(
         self,
         *,
@@ -153,13 +252,21 @@ class HyperParameters(_message.Message):
         validation_ratio: _builtins.float | None = ...,
         tokens_max: _builtins.int = ...,
         gradient_norm_max: _builtins.float | None = ...,
+        momentum: _builtins.float | None = ...,
+        accumulation_batches: _builtins.int = ...,
+        class_weighting: Global___ClassWeighting.ValueType = ...,
+        class_weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        early_stopping_delta: _builtins.float = ...,
+        selection: Global___Selection.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max", "_validation_ratio", b"_validation_ratio", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "gradient_norm_max", b"gradient_norm_max", "validation_ratio", b"validation_ratio", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max", "_momentum", b"_momentum", "_validation_ratio", b"_validation_ratio", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "gradient_norm_max", b"gradient_norm_max", "momentum", b"momentum", "validation_ratio", b"validation_ratio", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max", "_validation_ratio", b"_validation_ratio", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "batch_size", b"batch_size", "early_stopping_epochs", b"early_stopping_epochs", "epochs", b"epochs", "gradient_norm_max", b"gradient_norm_max", "learning_rate", b"learning_rate", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "tokens_max", b"tokens_max", "validation_ratio", b"validation_ratio", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max", "_momentum", b"_momentum", "_validation_ratio", b"_validation_ratio", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "accumulation_batches", b"accumulation_batches", "batch_size", b"batch_size", "class_weighting", b"class_weighting", "class_weights", b"class_weights", "early_stopping_delta", b"early_stopping_delta", "early_stopping_epochs", b"early_stopping_epochs", "epochs", b"epochs", "gradient_norm_max", b"gradient_norm_max", "learning_rate", b"learning_rate", "momentum", b"momentum", "optimizer", b"optimizer", "schedule", b"schedule", "seed", b"seed", "selection", b"selection", "tokens_max", b"tokens_max", "validation_ratio", b"validation_ratio", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gradient_norm_max: _TypeAlias = _typing.Literal["gradient_norm_max"]  # noqa: Y015
     _WhichOneofArgType__gradient_norm_max: _TypeAlias = _typing.Literal["_gradient_norm_max", b"_gradient_norm_max"]  # noqa: Y015
+    _WhichOneofReturnType__momentum: _TypeAlias = _typing.Literal["momentum"]  # noqa: Y015
+    _WhichOneofArgType__momentum: _TypeAlias = _typing.Literal["_momentum", b"_momentum"]  # noqa: Y015
     _WhichOneofReturnType__validation_ratio: _TypeAlias = _typing.Literal["validation_ratio"]  # noqa: Y015
     _WhichOneofArgType__validation_ratio: _TypeAlias = _typing.Literal["_validation_ratio", b"_validation_ratio"]  # noqa: Y015
     _WhichOneofReturnType__warmup_ratio: _TypeAlias = _typing.Literal["warmup_ratio"]  # noqa: Y015
@@ -168,6 +275,8 @@ class HyperParameters(_message.Message):
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gradient_norm_max) -> _WhichOneofReturnType__gradient_norm_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__momentum) -> _WhichOneofReturnType__momentum | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_ratio) -> _WhichOneofReturnType__validation_ratio | None: ...
     @_typing.overload
@@ -252,6 +361,7 @@ class TrainingJob(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/trainingJobs/{job}`."""
     vplm: _builtins.str
@@ -292,6 +402,10 @@ class TrainingJob(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Final metrics by name, e.g. `validation_accuracy`."""
 
+    @_builtins.property
+    def summary(self) -> _training_summary_pb2.TrainingSummary:
+        """What came of it, class by class, once it has succeeded."""
+
     def __init__(
         self,
         *,
@@ -313,10 +427,11 @@ class TrainingJob(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         attempt: _builtins.int = ...,
         queue_position: _builtins.int = ...,
+        summary: _training_summary_pb2.TrainingSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hyper_parameters", b"hyper_parameters", "progress", b"progress", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hyper_parameters", b"hyper_parameters", "progress", b"progress", "start_time", b"start_time", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "columns", b"columns", "create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "error", b"error", "hyper_parameters", b"hyper_parameters", "metrics", b"metrics", "name", b"name", "progress", b"progress", "promote_alias", b"promote_alias", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "validation_dataset", b"validation_dataset", "version", b"version", "vplm", b"vplm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "columns", b"columns", "create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "error", b"error", "hyper_parameters", b"hyper_parameters", "metrics", b"metrics", "name", b"name", "progress", b"progress", "promote_alias", b"promote_alias", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "summary", b"summary", "validation_dataset", b"validation_dataset", "version", b"version", "vplm", b"vplm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

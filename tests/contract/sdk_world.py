@@ -30,6 +30,7 @@ from smile.names import JobName, TenantName, VplmName
 from smile.processors import Processor, ProcessorState
 from smile.resources import (
     Classification,
+    ClassScore,
     DatasetReport,
     FanoutAnswer,
     FanoutResult,
@@ -44,6 +45,7 @@ from smile.resources import (
     Timings,
     TrainingEvent,
     TrainingJob,
+    TrainingSummary,
     VersionOrigin,
 )
 from smile.rpc.auth import RemoteAuthenticator, current_principal, own
@@ -61,6 +63,14 @@ from smile.v1 import (
 )
 
 STEPS = 4
+SUMMARY = TrainingSummary(
+    classes=(ClassScore("a", 1.0, 0.75, 0.8571, 4), ClassScore("b", 0.5, 1.0, 0.6667, 1)),
+    confusion=((3, 1), (0, 1)),
+    entities=(ClassScore("PER", 0.25, 0.5, 0.3333, 2),),
+    seed=7,
+    spec_digest="d" * 64,
+    environment={"torch": "2.13"},
+)
 
 
 @dataclass
@@ -163,7 +173,7 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
 
     def _events(self, job: TrainingJob) -> list[TrainingEvent]:
         if job.state is not JobState.CANCELLED:
-            job = _changed(job, state=JobState.QUEUED, metrics={}, version="")
+            job = _changed(job, state=JobState.QUEUED, metrics={}, version="", summary=None)
         moments = [job]
         for step in range(1, STEPS + 1):
             progress = JobProgress("training", step, STEPS, 1, 1, 1.0 / step)
@@ -181,7 +191,10 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
             state = JobState.FAILED if failed else JobState.SUCCEEDED
             metrics = {} if failed else {"validation_accuracy": 0.975}
             version = "" if failed else f"{job.vplm}/versions/2"
-            job = _changed(job, state=state, error=failed, metrics=metrics, version=version)
+            summary = None if failed else SUMMARY
+            job = _changed(
+                job, state=state, error=failed, metrics=metrics, version=version, summary=summary
+            )
             self.jobs[job.name] = job
         return [*found, TrainingEvent(str(len(found) + 1), job=job)]
 

@@ -62,6 +62,16 @@ NUMBERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "negative tokens": ({"tokens_max": -1}, ("tokens_max",)),
     "two tokens": ({"tokens_max": 2}, ("tokens_max", "3", "128", "2")),
     "tokens beyond the backbone": ({"tokens_max": 129}, ("tokens_max", "128", "129")),
+    "momentum of 1": ({"momentum": 1.0}, ("momentum", "1")),
+    "negative accumulation": ({"accumulation_batches": -1}, ("accumulation_batches", "1024")),
+    "accumulation of 1,025": ({"accumulation_batches": 1025}, ("accumulation_batches", "1024")),
+    "unknown weighting": ({"class_weighting": 99}, ("class_weighting",)),
+    "weight of no label": ({"class_weights": {"nobody": 1.0}}, ("class_weights", "nobody")),
+    "weight of zero": ({"class_weights": {"sport": 0.0}}, ("class_weights", "0")),
+    "weight nan": ({"class_weights": {"sport": math.nan}}, ("class_weights",)),
+    "negative delta": ({"early_stopping_delta": -1.0}, ("early_stopping_delta",)),
+    "unknown selection": ({"selection": 99}, ("selection",)),
+    "entities of topics": ({"selection": 5}, ("selection", "entity_f1")),
     "negative norm": ({"gradient_norm_max": -1.0}, ("gradient_norm_max",)),
 }
 

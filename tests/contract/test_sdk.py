@@ -257,7 +257,7 @@ async def test_waiting_has_an_end_and_leaves_the_job_alone(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, got 'lion'"),
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, adafactor, got 'lion'"),
         ({"schedule": "step"}, "schedule must be one of linear, cosine, constant"),
         ({"epochs": 0}, "epochs must be above 0, got 0"),
         ({"learning_rate": -1e-3}, "learning_rate must be above 0, got -0.001"),

@@ -71,8 +71,15 @@ def test_the_journey_for_people(cli: Cli, tmp_path: Path) -> None:
     assert trained.exit_code == 0, trained.stderr
     assert re.search(r"validation_accuracy +0\.9750", trained.stdout)
     assert "training, epoch 1 of 1" in trained.stderr and "queued" in trained.stderr
-    (job,) = re.findall(r"trainingJobs/(\w+)", trained.stdout)
+    (job,) = set(re.findall(r"trainingJobs/(\w+)", trained.stdout))
+    refused = cli("train", "topic", "--dataset", "news", "--class-weight", "sport")
+    assert refused.exit_code == 2 and "LABEL=WEIGHT" in refused.stderr
     assert re.search(rf"{job} +topic +news +succeeded", cli("jobs").stdout)
+    assert re.search(rf"{job} +topic +news +succeeded", cli("jobs", "--limit", "1").stdout)
+    shown = cli("jobs", "show", job).stdout
+    assert re.search(r"a +1\.0000 +0\.7500 +0\.8571 +4", shown), shown
+    assert re.search(r"PER +0\.2500 +0\.5000 +0\.3333 +2", shown)
+    assert re.search(r"a +3 +1\n", shown) and re.search(r"torch +2\.13", shown)
     assert re.search(r"state +succeeded", cli("watch", job).stdout)
     answer = cli("infer", "topic", "four", "[bold]x")
     assert re.search(r"four +4 +0\.7500", answer.stdout)
@@ -119,6 +126,9 @@ def test_the_journey_for_programs(cli: Cli, tmp_path: Path) -> None:
     rest = lines(run("watch", job["name"], "--resume-token", events[3]["resume_token"]))
     assert rest == events[4:]
     assert document(run("jobs"))["jobs"][0]["state"] == "succeeded"
+    shown = document(run("jobs", "show", job["name"]))
+    assert shown["summary"]["confusion"] == [[3, 1], [0, 1]]
+    assert shown["summary"]["classes"][1]["support"] == 1
     answer = document(run("infer", "topic", "four", "--top-k", "1"))
     (prediction,) = answer["predictions"]
     assert (prediction["label"], prediction["score"]) == ("4", 0.75)

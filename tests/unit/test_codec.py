@@ -60,14 +60,11 @@ PETS = st.one_of(
     ),
 )
 LABELS = st.lists(TEXT.filter(bool), min_size=2, max_size=5, unique=True).map(tuple)
+STATES_ALONE = st.sampled_from([Pooling.MEAN, Pooling.CLS])
 HEADS = st.one_of(
-    st.builds(
-        HeadSpec,
-        st.sampled_from([Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION]),
-        LABELS,
-        st.sampled_from(Pooling),
-    ),
-    st.builds(HeadSpec, st.just(Task.EMBEDDING), pooling=st.sampled_from(Pooling)),
+    st.builds(HeadSpec, st.just(Task.SEQUENCE_CLASSIFICATION), LABELS, st.sampled_from(Pooling)),
+    st.builds(HeadSpec, st.just(Task.TOKEN_CLASSIFICATION), LABELS, STATES_ALONE),
+    st.builds(HeadSpec, st.just(Task.EMBEDDING), pooling=STATES_ALONE),
 )
 SPECS = st.builds(ModuleSpec, IDS, TEXT, PETS, HEADS, st.sampled_from(DType))
 SHAPES = st.builds(BackboneShape, COUNT, COUNT, COUNT, COUNT, COUNT, BIG, BIG)
@@ -97,6 +94,22 @@ HYPER = st.builds(
     validation_ratio=st.floats(0, 0.9),
     tokens_max=COUNT,
     gradient_norm_max=st.floats(0, 1000),
+    momentum=st.floats(0, 0.999),
+    accumulation_batches=st.integers(1, 1024),
+    class_weighting=st.sampled_from(r.ClassWeighting),
+    class_weights=st.dictionaries(TEXT, st.floats(1e-9, 1000), max_size=2),
+    early_stopping_delta=st.floats(0, 1000),
+    selection=st.sampled_from(r.Selection),
+)
+CLASS_SCORES = st.lists(st.builds(r.ClassScore, TEXT, REAL, REAL, REAL, BIG), max_size=3).map(tuple)
+SUMMARIES = st.builds(
+    r.TrainingSummary,
+    CLASS_SCORES,
+    st.lists(st.lists(BIG, max_size=3).map(tuple), max_size=3).map(tuple),
+    CLASS_SCORES,
+    BIG,
+    TEXT,
+    st.dictionaries(TEXT, TEXT, max_size=2),
 )
 JOBS = st.builds(
     r.TrainingJob,
@@ -118,6 +131,7 @@ JOBS = st.builds(
     METRICS,
     COUNT,
     BIG,
+    st.none() | SUMMARIES,
 )
 METRIC = st.builds(r.Metric, TEXT, REAL, BIG, COUNT)
 EVENTS = st.one_of(
@@ -171,7 +185,11 @@ VERSION_FIELDS = (
     *(TEXT, METRICS, TIME, TEXT),
 )
 VERSIONS = st.builds(
-    r.VplmVersion, *VERSION_FIELDS, st.none() | st.builds(r.VplmVersion, *VERSION_FIELDS), REAL
+    r.VplmVersion,
+    *VERSION_FIELDS,
+    st.none() | st.builds(r.VplmVersion, *VERSION_FIELDS),
+    REAL,
+    st.none() | SUMMARIES,
 )
 DATASETS = st.builds(r.Dataset, TEXT, st.sampled_from(r.DatasetFormat), TEXT, BIG, TIME, TEXT)
 USAGES = st.builds(
@@ -240,6 +258,7 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[
         codec.record_from_pb,
     ),
     "metric": (METRIC, codec.metric_to_pb, codec.metric_from_pb),
+    "summary": (SUMMARIES, codec.summary_to_pb, codec.summary_from_pb),
     "event": (EVENTS, codec.event_to_pb, codec.event_from_pb),
     "prediction": (PREDICTIONS, codec.prediction_to_pb, codec.prediction_from_pb),
     "infer": (ANSWERS, codec.infer_to_pb, codec.infer_from_pb),
@@ -292,6 +311,8 @@ def test_values_survive_the_wire(name: str, data: st.DataObject) -> None:
         (codec.OPTIMIZERS, r.Optimizer),
         (codec.SCHEDULES, r.Schedule),
         (codec.STATES, r.JobState),
+        (codec.CLASS_WEIGHTINGS, r.ClassWeighting),
+        (codec.SELECTIONS, r.Selection),
     ],
 )
 def test_enum_tables_are_complete_both_ways(table: Any, members: Any) -> None:

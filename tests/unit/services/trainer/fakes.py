@@ -135,6 +135,7 @@ class FakeStorage:
             origin=version.origin,
             training_job=version.training_job,
             metrics=version.metrics,
+            training=version.summary,
         )
         versions.append((made, version.data, version.request_id))
         self._fail("put_version")

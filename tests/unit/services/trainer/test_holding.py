@@ -8,7 +8,7 @@ import pytest
 
 from services.trainer.failures import explained
 from services.trainer.holding import Holding, LetGo
-from services.trainer.loop import Encoding, Planned, StepDone
+from services.trainer.loop_events import Encoding, Planned, StepDone
 from services.trainer.queue import Beat, Claim, JobQueue, QueueSettings
 from services.trainer.report import Report, Stopped
 from smile.errors import DataCorrupted, NotFound, Unavailable

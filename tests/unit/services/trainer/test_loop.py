@@ -10,16 +10,9 @@ from dataclasses import replace
 import pytest
 
 from services.trainer.examples import Example, LabeledText, LabeledWords, TextPair
-from services.trainer.loop import (
-    EpochDone,
-    LoopEvent,
-    LossNotFinite,
-    Planned,
-    StepDone,
-    Trained,
-    TrainingInput,
-    train,
-)
+from services.trainer.loop import train
+from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
+from services.trainer.run import LossNotFinite, Trained, TrainingInput
 from smile.model import weights
 from smile.model.backbone import Backbone
 from smile.model.specs import DType, HeadSpec, ModuleSpec, PetKind, PetSpec, Projection, Task

@@ -300,6 +300,16 @@ async def test_a_flushed_queue_makes_the_worker_let_go(stage: Stage, redis: Redi
     assert (await stage.claim("w2")).fence == 2
 
 
+async def test_the_version_and_the_job_keep_the_summary(stage: Stage) -> None:
+    job = await stage.run()
+    (version, _, _) = stage.storage.stored[VPLM][0]
+    assert job.summary is not None
+    assert job.summary == version.training
+    assert [row.label for row in job.summary.classes] == ["sport", "money"]
+    assert len(job.summary.spec_digest) == 64
+    assert {"torch", "threads", "smile"} <= job.summary.environment.keys()
+
+
 async def test_two_runs_of_the_same_job_give_the_same_digest(stage: Stage) -> None:
     await stage.run()
     await stage.run(job="j2")

@@ -1,0 +1,58 @@
+"""What it takes to repeat a training: the digest of its spec, and where it ran."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from smile import __version__
+from smile.model.specs import ModuleSpec
+from smile.resources import ColumnMapping, HyperParameters
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """All that decides the weights of a run, in one environment.
+
+    Attributes:
+        dataset: SHA-256 of the rows trained on.
+        validation: Of the rows validated on; empty where a share of the others is drawn.
+        base: Of the weights it starts from; empty for fresh ones.
+    """
+
+    module: ModuleSpec
+    columns: ColumnMapping
+    values: HyperParameters
+    dataset: str
+    validation: str = ""
+    base: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex, of the spec as JSON with sorted keys. What cannot change weights does not
+        count: the backbone's name, but not its digest."""
+        plain = dataclasses.asdict(self)
+        del plain["module"]["backbone"]
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def environment(states_bytes_max: int) -> Mapping[str, str]:
+    """What the last bits of a result depend on besides the spec."""
+    return {
+        "smile": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "states_bytes_max": str(states_bytes_max),
+    }

@@ -1,0 +1,233 @@
+"""Epochs and steps of one run: its module, its rows, the best epoch so far, and its place.
+
+Between any two events a run can be caught in a snapshot, from which another one goes on to the same
+final weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from services.trainer.corpus import CorpusRow, epoch_batches
+from services.trainer.examples import Example
+from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
+from services.trainer.objectives import Data, NothingFinite, Score, objective
+from services.trainer.schedule import build_optimizer, learning_rate, optimizer_state, restore
+from services.trainer.selection import Selector, selectable
+from services.trainer.snapshots import BestEpoch, Gain, Snapshot
+from services.trainer.weighting import class_weights
+from smile.model.backbone import Backbone
+from smile.model.initial import StoredArray
+from smile.model.reference import VplmModule
+from smile.model.specs import ModuleSpec
+from smile.resources import HyperParameters, TrainingSummary
+
+
+class LossNotFinite(Exception):
+    """Training left the numbers: the loss or a weight is infinite or not a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInput:
+    """All that decides a run.
+
+    Attributes:
+        tensors: Weights to start from; None for fresh ones, drawn from the seed.
+        validation: Rows to validate on; None draws a share of `examples`.
+        states_bytes_max: Memory for boundary states kept between epochs.
+        resume: Where an earlier run with the same input was; None starts anew.
+    """
+
+    backbone: Backbone
+    spec: ModuleSpec
+    values: HyperParameters
+    examples: Sequence[Example]
+    validation: Sequence[Example] | None = None
+    tensors: Mapping[str, StoredArray] | None = None
+    states_bytes_max: int = 1 << 30
+    resume: Snapshot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The weights of the best epoch in their stored dtype, and what was measured with them."""
+
+    tensors: Mapping[str, StoredArray]
+    metrics: Mapping[str, float]
+    summary: TrainingSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """`training` has at least one row."""
+
+    training: Sequence[CorpusRow]
+    validation: Sequence[CorpusRow]
+
+
+class Run:
+    """One run over its rows, from its start or from where `given.resume` was."""
+
+    def __init__(self, given: TrainingInput, module: VplmModule, data: Data, rows: Rows) -> None:
+        self._given = given
+        self._values = given.values
+        self._module = module
+        self._data = data
+        self._rows = rows
+        head = given.spec.head
+        weights = class_weights(given.values, head.labels, rows.training)
+        self._objective = objective(head, pairs=not rows.training[0].labels, weights=weights)
+        self._selector = Selector(selectable(head)[given.values.selection])
+        self._optimizer = build_optimizer(given.values, module.parameters())
+        self._lengths = [data.corpus.length(row) for row in rows.training]
+        batches = math.ceil(len(rows.training) / given.values.batch_size)
+        self._epoch_steps = math.ceil(batches / given.values.accumulation_batches)
+        self._step, self._epoch = 0, 1
+        self._losses: list[float] = []  # of the steps of this epoch
+        self._best: BestEpoch | None = None
+        self._gain: Gain | None = None
+        if given.resume is not None:
+            self._go_on_from(given.resume)
+
+    def plan(self) -> Planned:
+        return Planned(
+            steps_total=self._steps_total,
+            epochs_total=self._values.epochs,
+            training_rows=len(self._rows.training),
+            validation_rows=len(self._rows.validation),
+            texts=len(self._data.corpus.texts),
+            texts_kept=self._data.states.kept,
+            step=self._step,
+            epoch=self._epoch if self._step else 0,
+        )
+
+    def epochs(self) -> Iterator[LoopEvent]:
+        """All epochs that are left, or those up to an early stop."""
+        while not self._over:
+            for batches in self._steps_of_epoch()[len(self._losses) :]:
+                yield self._take_step(batches)
+            yield self._end_epoch()
+
+    def result(self) -> Trained:
+        """The best epoch's weights, measured again as they are stored: after rounding."""
+        assert self._best is not None, "at least one epoch ran"
+        module = VplmModule(self._given.backbone, self._given.spec, self._best.tensors)
+        metrics = {
+            "train_loss": self._best.loss,
+            "best_epoch": float(self._best.epoch),
+            "steps": float(self._step),
+            "train_rows": float(len(self._rows.training)),
+            "validation_rows": float(len(self._rows.validation)),
+        }
+        summary = TrainingSummary()
+        if self._rows.validation:
+            score = self._objective.evaluate(module, self._data, self._rows.validation)
+            metrics |= score.metrics
+            summary = score.summary
+        summary = replace(summary, seed=self._values.seed)
+        return Trained(self._best.tensors, metrics, summary)
+
+    def snapshot(self) -> Snapshot:
+        """Where the run is. Not to be asked for while a step is taken."""
+        state = {name: t.detach().clone().numpy() for name, t in self._module.named_parameters()}
+        return Snapshot(
+            step=self._step,
+            epoch=self._epoch,
+            steps_done=len(self._losses),
+            losses=tuple(self._losses),
+            module=state,
+            optimizer=optimizer_state(self._optimizer),
+            random=torch.get_rng_state().numpy(),
+            best=self._best,
+            gain=self._gain,
+        )
+
+    @property
+    def _steps_total(self) -> int:
+        return self._epoch_steps * self._values.epochs
+
+    @property
+    def _over(self) -> bool:
+        patience = self._values.early_stopping_epochs
+        stalled = 0 if self._gain is None else self._epoch - 1 - self._gain.epoch
+        return self._epoch > self._values.epochs or (patience > 0 and stalled >= patience)
+
+    def _steps_of_epoch(self) -> list[list[list[CorpusRow]]]:
+        """Steps of batches of rows; the same ones whenever this epoch is begun."""
+        order = epoch_batches(
+            self._lengths, self._values.batch_size, seed=self._values.seed, epoch=self._epoch
+        )
+        batches = [[self._rows.training[row] for row in batch] for batch in order]
+        size = self._values.accumulation_batches
+        return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+    def _take_step(self, batches: Sequence[Sequence[CorpusRow]]) -> StepDone:
+        step = self._step + 1
+        rate = learning_rate(self._values, step, self._steps_total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = self._objective.backward(self._module, self._data, batches)
+        except NothingFinite as error:
+            raise LossNotFinite(
+                f"{error} at step {step} of {self._steps_total}, learning rate {rate:.3g}"
+            ) from error
+        if self._values.gradient_norm_max > 0:
+            torch.nn.utils.clip_grad_norm_(
+                self._module.parameters(), self._values.gradient_norm_max
+            )
+        self._optimizer.step()
+        self._step = step
+        self._losses.append(loss)
+        return StepDone(step, self._epoch, loss, rate)
+
+    def _end_epoch(self) -> EpochDone:
+        epoch, score = self._epoch, self._validate()
+        metrics = None if score is None else score.metrics
+        best = self._keep_if_best(metrics)
+        before = self._gain.metrics if self._gain else None
+        delta = self._values.early_stopping_delta
+        if metrics is None or self._selector.gained(metrics, before, delta):
+            self._gain = Gain(epoch, metrics)
+        self._epoch, self._losses = epoch + 1, []
+        return EpochDone(self._step, epoch, metrics or {}, best)
+
+    def _validate(self) -> Score | None:
+        if not self._rows.validation:
+            return None
+        try:
+            return self._objective.evaluate(self._module, self._data, self._rows.validation)
+        except NothingFinite as error:
+            raise LossNotFinite(f"{error} on validation rows after step {self._step}") from error
+
+    def _keep_if_best(self, metrics: Mapping[str, float] | None) -> bool:
+        """Without validation rows the latest epoch is the best."""
+        before = self._best.metrics if self._best else None
+        if metrics is not None and not self._selector.better(metrics, before):
+            return False
+        with np.errstate(over="ignore"):  # found below
+            tensors = self._module.export()
+        odd = next((name for name, t in tensors.items() if not np.isfinite(t).all()), None)
+        if odd is not None:
+            raise LossNotFinite(
+                f"weight '{odd}' is not finite as {self._given.spec.dtype} after step {self._step}"
+            )
+        loss = sum(self._losses) / len(self._losses)
+        self._best = BestEpoch(self._epoch, loss, metrics, tensors)
+        return True
+
+    def _go_on_from(self, place: Snapshot) -> None:
+        with torch.no_grad():
+            for name, parameter in self._module.named_parameters():
+                parameter.copy_(torch.from_numpy(place.module[name]))
+        restore(self._optimizer, place.optimizer)
+        torch.set_rng_state(torch.from_numpy(place.random))
+        self._step, self._epoch = place.step, place.epoch
+        self._losses = list(place.losses)
+        self._best, self._gain = place.best, place.gain

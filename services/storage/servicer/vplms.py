@@ -162,6 +162,7 @@ def _new_version(header: storage_pb2.PutVersionHeader, principal: Principal) -> 
         training_job=header.training_job,
         metrics=dict(header.metrics),
         note=header.note,
+        training=codec.summary_from_pb(header.training) if header.HasField("training") else None,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rich.text import Text
 from benchmarks.harness.json_types import Figures
 from benchmarks.harness.machine import LOAD_IDLE_MAX, Machine
 from benchmarks.harness.result import Result
-from smile.errors import SmileError
+from smile.errors import DeadlineExceeded, SmileError
 from smile.logs import LogFormat, LogLevel, configure
 
 EXIT_FAILED = 1
@@ -58,6 +59,24 @@ class Run:
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=total)
             yield lambda: progress.advance(task)
+
+    @asynccontextmanager
+    async def phase(
+        self, what: str, total: int, seconds_max: float
+    ) -> AsyncIterator[Callable[[], None]]:
+        """As `steps`, within a time.
+
+        Raises:
+            DeadlineExceeded: it took longer; the message names the phase and its limit.
+        """
+        with self.steps(what, total) as done:
+            try:
+                async with asyncio.timeout(seconds_max):
+                    yield done
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    f"'{what}' took more than {seconds_max:.0f} s and was ended"
+                ) from error
 
     def choose(self, full: int, quick: int) -> int:
         return quick if self.quick else full

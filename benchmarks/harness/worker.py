@@ -10,12 +10,14 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
 from benchmarks.harness.json_types import Json
+from smile.embedded.child import leashed
 from smile.errors import FailedPrecondition
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,7 @@ class Worker:
         command: What to run, in the root of the repository and able to import it.
         environment: Variables besides those inherited.
         ready_s_max: How long it may take to load.
+        answer_s_max: How long it may take to answer; it is killed then.
         log: Where its standard error goes.
     """
 
@@ -40,11 +43,12 @@ class Worker:
         log: Path,
         environment: Mapping[str, str] | None = None,
         ready_s_max: float = 600.0,
+        answer_s_max: float = 300.0,
     ) -> None:
         self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command,
+                leashed(tuple(command)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=out,
@@ -54,29 +58,40 @@ class Worker:
             )
         self.about: Mapping[str, Json] = {}
         self._ready_s_max = ready_s_max
+        self._answer_s_max = answer_s_max
 
     def await_ready(self) -> None:
         """Wait until it has loaded. Raises `FailedPrecondition` with the end of its log."""
-        killing = threading.Timer(self._ready_s_max, self._process.kill)
-        killing.start()
-        try:
+        with self._killed_after(self._ready_s_max):
             self.about = cast("Mapping[str, Json]", self._read()["ready"])
-        finally:
-            killing.cancel()
 
     def ask(self, operation: str) -> Mapping[str, Json]:
-        """What it answers to `operation`. Raises `FailedPrecondition` if it ended instead."""
+        """What it answers to `operation`.
+
+        Raises:
+            FailedPrecondition: it ended instead, or was killed because it took too long.
+        """
         assert self._process.stdin is not None, "the process was given a pipe"
         try:
             self._process.stdin.write(json.dumps({"op": operation}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise FailedPrecondition(self._why()) from error
-        return self._read()
+        with self._killed_after(self._answer_s_max):
+            return self._read()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @contextmanager
+    def _killed_after(self, seconds: float) -> Iterator[None]:
+        killing = threading.Timer(seconds, self._process.kill)
+        killing.start()
+        try:
+            yield
+        finally:
+            killing.cancel()
 
     def _read(self) -> Mapping[str, Json]:
         assert self._process.stdout is not None, "the process was given a pipe"

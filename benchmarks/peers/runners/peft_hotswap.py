@@ -31,7 +31,7 @@ from benchmarks.peers.runners.protocol import Figures, Requests, serve
 RANK = 32  # query and value of six layers: as many numbers as SMILE's modules in this test
 RATE_SHARE = 0.3
 PROBES = 100
-BEHIND_MAX = 3.0  # times the schedule, after which a run is stopped
+BEHIND_MAX = 2.0  # times the schedule, after which a run is stopped
 
 
 class Swapping:

@@ -62,3 +62,16 @@ def test_a_worker_that_cannot_load_is_told_with_its_reason(tmp_path: Path) -> No
         pytest.raises(FailedPrecondition, match="it cannot be loaded"),
     ):
         worker.await_ready()
+
+
+def test_a_worker_that_takes_too_long_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "sys.stdout.write('{\"ready\": {}}\\n'); sys.stdout.flush()\n"
+        "sys.stdin.readline(); time.sleep(60)\n"
+    )
+    command = (sys.executable, "-c", program)
+    with Worker(command, log=tmp_path / "log", answer_s_max=0.3) as worker:
+        worker.await_ready()
+        with pytest.raises(FailedPrecondition, match="ended with -9"):
+            worker.ask("run")

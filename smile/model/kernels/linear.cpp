@@ -16,6 +16,10 @@ constexpr int64_t PIECES_PER_THREAD = 4;
 
 #ifdef __AMX_BF16__
 
+// Weights that lie in the second cache themselves pass over few rows at a time instead: those stay
+// in the first, and results go where the ones beside them went just before.
+constexpr int64_t NEAR_ELEMENTS = 640 << 10;
+
 struct Finished {  // sums of which no results were made yet
     const float* sums = nullptr;
     int64_t rows = 0, row = 0, column = 0;
@@ -105,18 +109,22 @@ void run_tiles(const Product<Bfloat>& product, const Piece& piece, const Change&
     Rows<const Bfloat> x{product.x[piece.row], product.x.stride};
     x.at = amx::padded(x.at, x.stride, piece.rows, product.inputs, scratch);
     Tiled<Change> tiled(product, change);
-    const int64_t whole = piece.rows / amx::CHUNK_ROWS * amx::CHUNK_ROWS;
-    const int64_t end = piece.panel + piece.panels;
-    if (whole > 0) {
+    const int64_t strips = piece.rows / amx::CHUNK_ROWS, whole = strips * amx::CHUNK_ROWS;
+    if (strips > 0) {
         const amx::Tiles tiles(amx::CHUNK_ROWS);
-        for (int64_t panel = piece.panel; panel < end; ++panel)
-            for (int64_t row = 0; row < whole; row += amx::CHUNK_ROWS)
-                tiled.add({x[row], x.stride}, amx::CHUNK_ROWS, piece.row + row, panel);
+        const bool near = product.panel(piece.panels) - product.panel(0) <= NEAR_ELEMENTS;
+        for (int64_t at = 0; at < strips * piece.panels; ++at) {
+            const int64_t strip = near ? at / piece.panels : at % strips;
+            const int64_t panel = near ? at % piece.panels : at / strips;
+            tiled.add({x[strip * amx::CHUNK_ROWS], x.stride}, amx::CHUNK_ROWS,
+                      piece.row + strip * amx::CHUNK_ROWS, piece.panel + panel);
+        }
     }
     if (whole < piece.rows) {
         const amx::Tiles tiles(piece.rows - whole);
-        for (int64_t panel = piece.panel; panel < end; ++panel)
-            tiled.add({x[whole], x.stride}, piece.rows - whole, piece.row + whole, panel);
+        for (int64_t panel = 0; panel < piece.panels; ++panel)
+            tiled.add({x[whole], x.stride}, piece.rows - whole, piece.row + whole,
+                      piece.panel + panel);
     }
     tiled.end();
 }

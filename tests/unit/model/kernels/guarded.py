@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from smile.model.kernels.build import Places, load
 from smile.model.kernels.dense import Activation
 from smile.model.kernels.grouped import BottleneckFields
+from smile.model.kernels.linear import MULTIPLY, arguments, pack
 from smile.model.kernels.native_grouped import NativeGrouped
 from smile.model.kernels.rows import Members, Row, RowLayout
 
@@ -64,6 +66,18 @@ def run(inputs: int, rank: int, outputs: int, dtype: torch.dtype, kernels: Nativ
         _KEPT.clear()
 
 
+def multiply(inputs: int, outputs: int, dtype: torch.dtype, library: ctypes.CDLL) -> None:
+    weight = at_the_end((outputs, inputs), dtype)
+    linear = pack(library, weight, torch.zeros(outputs, dtype=dtype))
+    packed = at_the_end(tuple(linear.packed.shape), dtype).copy_(linear.packed)
+    linear = replace(linear, packed=packed, bias=at_the_end((outputs,), torch.float32))
+    for count in (1, 7, 16, 17, 33, 65):
+        x, y = at_the_end((count, inputs), dtype), at_the_end((count, outputs), dtype)
+        words = arguments(x, linear, y, None, threads=1)
+        library[MULTIPLY[dtype]]((ctypes.c_int64 * len(words))(*words))
+    _KEPT.clear()
+
+
 def main() -> None:
     torch.set_num_threads(1)
     library = load(Places()).handle
@@ -71,6 +85,8 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for widths in ((64, 32, 64), (16, 16, 16), (40, 24, 56), (5, 3, 7)):
             run(*widths, dtype, NativeGrouped(library))
+        for inputs, outputs in ((64, 64), (32, 5), (30, 33), (1, 1), (1024, 8)):
+            multiply(inputs, outputs, dtype, library)
     sys.stdout.write("inside\n")
 
 

@@ -88,19 +88,21 @@ def cliff(result: Mapping[str, Json], path: Path) -> None:
 
 
 def pipeline(result: Mapping[str, Json], path: Path) -> None:
-    """Requests a second of both modes, by texts of a request."""
+    """Requests a second of both modes, by distance of the store and texts of a request."""
     rates = result.get("rates")
-    sizes = sorted(rates, key=int) if isinstance(rates, Mapping) else []
+    cases = list(rates) if isinstance(rates, Mapping) else []
     _, axes = plt.subplots(figsize=SIZE)
     for shift, (mode, colour) in enumerate((("sequential", THEIRS), ("pipelined", OURS))):
-        values = [
-            number(result.get(f"{mode}_requests_per_s_{size}_texts")) or 0.0 for size in sizes
-        ]
-        places = [place + 0.4 * shift - 0.2 for place in range(len(sizes))]
+        values = [number(result.get(f"{mode}_requests_per_s_{case}")) or 0.0 for case in cases]
+        places = [place + 0.4 * shift - 0.2 for place in range(len(cases))]
         bars = axes.bar(places, values, width=0.38, color=colour, label=mode)
         axes.bar_label(bars, fmt="%.0f")
-    axes.set_xticks(range(len(sizes)), sizes)
-    axes.set_xlabel("texts of a request")
+    labels = {"far": f"store {number(result.get('store_ms')) or 0:.0f} ms away", "near": "near"}
+    named = [case.partition("_") for case in cases]
+    axes.set_xticks(
+        range(len(cases)),
+        [f"{labels.get(store, store)}, {texts} texts" for store, _, texts in named],
+    )
     axes.set_ylabel("cold requests a second")
     axes.legend()
     _save(axes, path)

@@ -87,9 +87,11 @@ def test_the_cliff_reports_the_worst_of_tiers_and_distributions() -> None:
 
     flat = {f"{kind}_{factor}x": at(10.0) for kind in ("uniform", "zipf") for factor in (1, 2, 8)}
     steep = {**flat, "uniform_8x": at(70.0), "zipf_2x": at(20.0)}
-    found = cliff._figures({"host": steep, "device": flat})
+    without = {"uniform_1x": at(10.0), "uniform_8x": at(90.0)}
+    found = cliff._figures({"host": steep, "device": flat, "host_without_disk": without})
     assert found["p95_ratio_2x"] == 2.0
     assert found["p95_ratio_8x"] == 7.0
+    assert found["p95_ratio_8x_without_disk"] == 9.0
     assert found["p95_ms_host_uniform_8x"] == 70.0
 
 

@@ -5,8 +5,10 @@ Pure functions over one text's output; the task decides which.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -27,6 +29,7 @@ from smile.resources import (
 FLOAT_BYTES = 4
 FIELD_BYTES = 10  # tags, lengths and a score
 CHARS_PER_WORD = 5
+FEW = 32  # labels; numpy takes as long for one as for these
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,17 @@ def softmax(logits: FloatArray) -> FloatArray:
     return scores
 
 
+def _softmax_few(logits: FloatArray) -> list[float]:
+    """The same for a few logits [labels], without the price of numpy calls; in float64."""
+    values: list[float] = logits.tolist()
+    most = max(values)
+    powers = [math.exp(value - most) for value in values]
+    total = math.fsum(powers)
+    return [power / total for power in powers]
+
+
 def _classification(question: Question, logits: FloatArray) -> Classification:
-    scores: list[float] = softmax(logits).tolist()
+    scores = _softmax_few(logits) if logits.size <= FEW else softmax(logits).tolist()
     best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # equal: label order
     kept = best[: question.top_k] if question.top_k else best
     ranked = tuple(LabelScore(question.head.labels[index], scores[index]) for index in kept)
@@ -141,9 +153,14 @@ def _embedding(_: Question, vector: FloatArray) -> Embedding:
 
 
 def _classification_bytes(asking: Asking, head: HeadSpec, _: int) -> int:
-    mean = sum(len(label.encode()) for label in head.labels) / len(head.labels) + FIELD_BYTES
+    mean = _label_bytes_mean(head.labels) + FIELD_BYTES
     told = min(asking.top_k or len(head.labels), len(head.labels)) + 1
     return int(len(asking.texts) * told * mean)
+
+
+@lru_cache(maxsize=1_024)
+def _label_bytes_mean(labels: tuple[str, ...]) -> float:
+    return sum(len(label.encode()) for label in labels) / len(labels)
 
 
 def _token_classification_bytes(asking: Asking, head: HeadSpec, _: int) -> int:

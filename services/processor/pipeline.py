@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from services.processor.answers import Question, check_size, predict_all
+from services.processor.entrance import Ask, Doors, Entrance
 from services.processor.fanout import Fanouts, Ways
 from services.processor.lanes.device import Report
 from services.processor.lanes.dispatch import Dispatch
@@ -45,7 +45,7 @@ from services.processor.resolver import Resolver
 from services.processor.scheduling.admission import Admission, Permit
 from services.processor.scheduling.latency import Latencies
 from services.processor.stats import Counters, Gauges, TenantClass
-from smile.errors import DeadlineExceeded, Unavailable
+from smile.errors import Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TextTokenizer, TokenizedText
 from smile.names import TenantId
@@ -122,15 +122,6 @@ class Collaborators(Generic[Module]):
     trace: Trace
     latencies: Latencies = field(default_factory=Latencies)
     turnstile: Turnstile | None = None  # of sequential execution
-
-
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """How much a request is, and whose."""
-
-    tenant: TenantId
-    texts: int
-    tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -258,7 +249,7 @@ class Pipeline(Generic[Module]):
 
     async def _infer(self, request: InferenceRequest) -> InferResult:
         tokens = request.tokens_estimate(self._parts.engine.text_tokens_max)
-        ask = _Ask(request.vplm.tenant, len(request.texts), tokens)
+        ask = Ask(request.vplm.tenant, len(request.texts), tokens)
         number = next(self._numbers)
         async with self._admitted(ask, request.arrived, request.deadline) as permit:
             self._mark(Lane.ADMIT, request.arrived, number)
@@ -283,7 +274,7 @@ class Pipeline(Generic[Module]):
             As `infer`, but for what concerns one vPLM alone, which is that entry's answer.
         """
         tokens = estimate(request.text, self._parts.engine.text_tokens_max) * len(request.asked)
-        ask = _Ask(request.tenant, len(request.asked), tokens)
+        ask = Ask(request.tenant, len(request.asked), tokens)
         try:
             async with self._admitted(ask, request.arrived, request.deadline) as permit:
                 result = await self._fanouts.answer(request, permit)
@@ -296,26 +287,11 @@ class Pipeline(Generic[Module]):
     def _class_of(self, tenant: TenantId) -> TenantClass:
         return TenantClass.of(self._parts.rentals.rented_weight(tenant))
 
-    @asynccontextmanager
-    async def _admitted(self, ask: _Ask, arrived: float, deadline: float) -> AsyncIterator[Permit]:
-        """Room for what is asked, until the deadline. Raises as admission, and
-        `DeadlineExceeded`.
-        """
-        left_s = deadline - self._parts.clock()
-        with self._parts.admission.admit(ask.tenant, ask.texts, ask.tokens, left_s) as permit:
-            self.counters.asked(ask.texts)
-            try:
-                async with asyncio.timeout(max(deadline - self._parts.clock(), 0.0)):
-                    if self._parts.turnstile is None:
-                        yield permit
-                        return
-                    async with self._parts.turnstile.turn(permit):
-                        yield permit
-            except TimeoutError:
-                waited = self._parts.clock() - arrived
-                raise DeadlineExceeded(
-                    f"the deadline passed after {waited:.3f} s, before all texts were answered"
-                ) from None
+    def _admitted(self, ask: Ask, arrived: float, deadline: float) -> Entrance:
+        """Room for what is asked, until the deadline; see `Entrance`."""
+        parts = self._parts
+        doors = Doors(parts.admission, parts.turnstile, parts.clock, self.counters.asked)
+        return Entrance(doors, ask, arrived, deadline)
 
     async def submit(
         self, number: int, request: InferenceRequest, target: Target, permit: Permit
@@ -340,12 +316,11 @@ class Pipeline(Generic[Module]):
         return InferResult(predictions, version.name, version.digest, version.origin, timings)
 
     async def _predictions(self, ticket: _Ticket) -> tuple[Prediction, ...]:
+        texts, limits = ticket.request.texts, self._limits
+        if len(texts) == 1:
+            return tuple(await self._slice(ticket, (0, 1)))
         spans = list(
-            slices(
-                ticket.request.texts,
-                texts_max=self._limits.slice_texts_max,
-                tokens_max=self._limits.slice_tokens_max,
-            )
+            slices(texts, texts_max=limits.slice_texts_max, tokens_max=limits.slice_tokens_max)
         )
         if len(spans) == 1:
             return tuple(await self._slice(ticket, spans[0]))

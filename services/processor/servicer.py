@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -18,6 +19,7 @@ from smile.rpc.auth import current_principal, own
 from smile.rpc.context import current_request_id, remaining_s
 from smile.v1 import processor_pb2, processor_pb2_grpc
 
+NAMES_REMEMBERED_MAX = 10_000
 FULL_NAME = processor_pb2.DESCRIPTOR.services_by_name["ProcessorService"].full_name
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -153,6 +155,7 @@ def _asked(text: str, alias: str) -> Asked:
     return Asked(name.vplm, SERVING, name.number)
 
 
+@lru_cache(maxsize=NAMES_REMEMBERED_MAX)  # every request has one, and callers repeat them
 def _parse(text: str) -> VplmName | VersionName:
     """A vPLM's name or a version's, told apart by their length in parts."""
     return VersionName.parse(text) if text.count("/") > 3 else VplmName.parse(text)

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from smile import resources as r
-from smile.codec.tables import ORIGINS, duration_to_pb
+from smile.codec.tables import ORIGINS, duration_from_pb, duration_to_pb
 from smile.errors import SmileError
 from smile.rpc.status import from_status, to_status
 from smile.v1 import processor_pb2
 
 
 def prediction_to_pb(prediction: r.Prediction) -> processor_pb2.Prediction:
-    message = processor_pb2.Prediction(
-        truncated=prediction.truncated, token_count=prediction.token_count
-    )
+    truncated, count = prediction.truncated, prediction.token_count
     match prediction.result:
         case r.Classification(label, score, scores):
-            message.classification.label = label
-            message.classification.score = score
-            for row in scores:
-                message.classification.scores.add(label=row.label, score=row.score)
+            rows = [processor_pb2.LabelScore(label=row.label, score=row.score) for row in scores]
+            return processor_pb2.Prediction(
+                classification=processor_pb2.ClassificationResult(
+                    label=label, score=score, scores=rows
+                ),
+                truncated=truncated,
+                token_count=count,
+            )
         case r.TokenClassification(tokens):
-            message.tokens.SetInParent()
-            for t in tokens:
-                message.tokens.tokens.add(
+            words = [
+                processor_pb2.TokenLabel(
                     word=t.word, start=t.start, end=t.end, label=t.label, score=t.score
                 )
+                for t in tokens
+            ]
+            return processor_pb2.Prediction(
+                tokens=processor_pb2.TokenClassificationResult(tokens=words),
+                truncated=truncated,
+                token_count=count,
+            )
         case r.Embedding(values):
-            message.embedding.values.extend(values)
-    return message
+            return processor_pb2.Prediction(
+                embedding=processor_pb2.EmbeddingResult(values=values),
+                truncated=truncated,
+                token_count=count,
+            )
 
 
 def prediction_from_pb(message: processor_pb2.Prediction) -> r.Prediction:
@@ -82,10 +93,10 @@ def _timings_to_pb(timings: r.Timings) -> processor_pb2.Timings:
 
 def _timings_from_pb(timings: processor_pb2.Timings) -> r.Timings:
     return r.Timings(
-        queue_s=timings.queue.ToTimedelta().total_seconds(),
-        load_s=timings.load.ToTimedelta().total_seconds(),
-        compute_s=timings.compute.ToTimedelta().total_seconds(),
-        total_s=timings.total.ToTimedelta().total_seconds(),
+        queue_s=duration_from_pb(timings.queue),
+        load_s=duration_from_pb(timings.load),
+        compute_s=duration_from_pb(timings.compute),
+        total_s=duration_from_pb(timings.total),
         batch_texts=timings.batch_texts,
         batch_vplms=timings.batch_vplms,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -82,6 +82,11 @@ def time_from_pb(message: Any, field: str) -> datetime | None:
 
 
 def duration_to_pb(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=max(seconds, 0.0)))
-    return duration
+    """In whole microseconds; less than none counts as none."""
+    whole, micros = divmod(round(max(seconds, 0.0) * 1e6), 1_000_000)
+    return Duration(seconds=whole, nanos=micros * 1_000)
+
+
+def duration_from_pb(duration: Duration) -> float:
+    seconds: float = duration.seconds + duration.nanos / 1e9
+    return seconds

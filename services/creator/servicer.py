@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from services.creator.catalogue import Catalogue
+from services.creator.imports import ImportedVplm
 from services.creator.recipes import Recipe
 from services.creator.vplms import VplmMaker
 from smile import codec
@@ -16,6 +17,7 @@ from smile.client.records import VplmChange, VplmRecords
 from smile.names import BackboneName, TenantName, VplmName
 from smile.rpc.auth import current_principal, own
 from smile.rpc.channel import acting_for
+from smile.rpc.streams import opened
 from smile.v1 import creator_pb2, creator_pb2_grpc, resources_pb2
 
 FULL_NAME = creator_pb2.DESCRIPTOR.services_by_name["CreatorService"].full_name
@@ -55,6 +57,16 @@ class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
             if request.validate_only:
                 return codec.vplm_to_pb(await self._maker.check(recipe, backbone))
             vplm = await self._maker.create(recipe, backbone, request.request_id)
+        return codec.vplm_to_pb(vplm)
+
+    async def ImportVplm(
+        self, request: AsyncIterator[creator_pb2.ImportVplmRequest], context: _Context
+    ) -> resources_pb2.Vplm:
+        first, chunks = await opened(request)
+        tenant = _mine(first.header.parent, TenantName.parse).tenant
+        new = _imported(first.header, VplmName(tenant, first.header.vplm_id))
+        with acting_for(tenant):
+            vplm = await self._maker.adopt(new, chunks, first.header.request_id)
         return codec.vplm_to_pb(vplm)
 
     async def GetVplm(
@@ -107,4 +119,16 @@ def _recipe(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Recipe:
         display_name=request.display_name,
         labels=dict(request.labels),
         seed=request.seed,
+    )
+
+
+def _imported(header: creator_pb2.ImportVplmHeader, name: VplmName) -> ImportedVplm:
+    return ImportedVplm(
+        name=name,
+        spec=codec.spec_from_pb(header.spec),
+        size_bytes=header.size_bytes,
+        digest=header.digest,
+        display_name=header.display_name,
+        labels=dict(header.labels),
+        note=header.note,
     )

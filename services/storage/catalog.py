@@ -60,6 +60,8 @@ class NewVplm:
     request_id: str
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    origin: VersionOrigin = VersionOrigin.INITIAL
+    note: str = ""
 
     @property
     def uid(self) -> str:
@@ -341,8 +343,9 @@ def _first_manifest(new: NewVplm) -> VersionManifest:
         digest=new.declared.digest,
         size_bytes=new.declared.size_bytes,
         spec=new.spec,
-        origin=VersionOrigin.INITIAL,
+        origin=new.origin,
         create_time=now(),
+        note=new.note,
         request_id=new.request_id,
     )
 

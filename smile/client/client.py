@@ -9,6 +9,7 @@ from smile.client.account import AccountCalls
 from smile.client.calls import Connection
 from smile.client.datasets import DatasetCalls
 from smile.client.inference import InferenceCalls
+from smile.client.porting import PortingCalls
 from smile.client.renting import RentingCalls
 from smile.client.scope import Scope
 from smile.client.settings import ClientSettings, Endpoints
@@ -18,6 +19,7 @@ from smile.client.vplms import VplmCalls
 
 
 class AsyncClient(
+    PortingCalls,
     VplmCalls,
     VersionCalls,
     DatasetCalls,

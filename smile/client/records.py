@@ -12,10 +12,10 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from smile import codec
-from smile.client.chunks import pieces
+from smile.client.chunks import Sending, pieces
 from smile.client.retry import retried
 from smile.names import TenantName, VplmName
-from smile.resources import Backbone, Vplm
+from smile.resources import Backbone, VersionOrigin, Vplm
 from smile.rpc.status import calling
 from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
 
@@ -28,6 +28,16 @@ class FirstVersion:
     data: bytes = field(repr=False)
     digest: str
     backbone: Backbone
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivingVersion:
+    """A version 1 whose bytes are still on their way, as its sender declared it."""
+
+    size_bytes: int
+    digest: str
+    backbone: Backbone
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,37 @@ class VplmRecords:
                 return await self._stub.CommitVplm(messages())
 
         return codec.vplm_from_pb(await retried(attempt))
+
+    async def adopt(
+        self,
+        vplm: Vplm,
+        version: ArrivingVersion,
+        chunks: AsyncIterator[bytes],
+        request_id: str,
+    ) -> Vplm:
+        """Store a new vPLM with weights of its owner's, passed on as they come and never held.
+
+        Not retried: the bytes are gone. Who sent them sends them again under the same id.
+        """
+
+        async def messages() -> AsyncIterator[storage_pb2.CommitVplmRequest]:
+            header = storage_pb2.CommitVplmHeader(
+                vplm=codec.vplm_to_pb(vplm),
+                size_bytes=version.size_bytes,
+                digest=version.digest,
+                request_id=request_id,
+                backbone=codec.backbone_to_pb(version.backbone),
+                origin=codec.ORIGINS.to_pb(VersionOrigin.IMPORT),
+                note=version.note,
+            )
+            yield storage_pb2.CommitVplmRequest(header=header)
+            async for chunk in chunks:
+                yield storage_pb2.CommitVplmRequest(chunk=chunk)
+
+        sending = Sending(messages())
+        with calling(), sending.telling():
+            made = await self._stub.CommitVplm(aiter(sending))
+        return codec.vplm_from_pb(made)
 
     async def get(self, name: VplmName) -> Vplm:
         with calling():

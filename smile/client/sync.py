@@ -10,7 +10,9 @@ from smile.client import options as o
 from smile.client.account import NewApiKey, NewTenant
 from smile.client.calls import PAGE_ROWS
 from smile.client.datasets import Rows
+from smile.client.porting import ExportedVplm, ImportedVplm, ImportOptions
 from smile.client.sync_base import SyncBase
+from smile.formats import ExportFormat
 from smile.model.specs import PetSpec
 from smile.processors import Processor
 from smile.resources import (
@@ -188,6 +190,62 @@ class Client(SyncBase):
         return self._loop.call(
             lambda here: self._client.upload_version(
                 vplm, path, note=note, on_progress=here(on_progress), timeout=timeout
+            )
+        )
+
+    def import_vplm(
+        self,
+        vplm: str,
+        path: str | os.PathLike[str],
+        *,
+        backbone: str,
+        **options: Unpack[ImportOptions],
+    ) -> ImportedVplm:
+        """A new vPLM of a folder: PEFT's LoRA, AdapterHub's bottleneck adapters, a whole Hugging
+        Face model that differs from the backbone in a head, biases or few weights, or an export of
+        SMILE. Keywords: `ImportOptions`.
+
+        Raises:
+            InvalidArgument: the folder is malformed, or says what no vPLM can express; the message
+                names file, field and value.
+            FailedPrecondition: the backbone's own files are needed: give `backbone_path`.
+            AlreadyExists: you have a vPLM of this name.
+            QuotaExceeded: it would take more than the tenant may store.
+        """
+        return self._loop.call(
+            lambda _: self._client.import_vplm(vplm, path, backbone=backbone, **options)
+        )
+
+    def export_vplm(
+        self,
+        vplm: str,
+        path: str | os.PathLike[str],
+        *,
+        format: ExportFormat | str | None = None,
+        number: int | None = None,
+        backbone_path: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> ExportedVplm:
+        """Writes a version as a new folder; without a number, the one that serves.
+
+        Without a format, the one its kind is at home in: PEFT for LoRA, AdapterHub for Pfeiffer and
+        Houlsby, a whole Hugging Face model for the others. That one needs the backbone's own files:
+        `backbone_path`, as in `ImportOptions`.
+
+        Raises:
+            AlreadyExists: there is something at `path`.
+            InvalidArgument: the format cannot express the kind, or `path` cannot be written.
+            FailedPrecondition: the backbone's files are needed and not at hand.
+            DataCorrupted: the bytes do not match the version's digest.
+        """
+        return self._loop.call(
+            lambda _: self._client.export_vplm(
+                vplm,
+                path,
+                format=format,
+                number=number,
+                backbone_path=backbone_path,
+                timeout=timeout,
             )
         )
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from smile.model.kernels import Kernels
 from smile.model.kernels.rows import Members
-from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT
+from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT, POOLER_BIAS, POOLER_WEIGHT
 from smile.model.loaded import HeadClass, LoadedModule, members_of
 from smile.model.packing import PackedTokens
 from smile.model.specs import Pooling, Task
@@ -112,13 +112,16 @@ class HeadGroup:
         features = states.index_select(0, self.rows).float()  # [rows, H]
         if self.members is None:
             return functional.normalize(features, dim=1)
+        if self.head_class.pooling is Pooling.POOLER:
+            dense = kernels.grouped.linear(features, self.members, POOLER_WEIGHT, POOLER_BIAS)
+            features = dense.tanh()
         return kernels.grouped.linear(features, self.members, HEAD_WEIGHT, HEAD_BIAS)
 
     def _pooled(self, states: Tensor, packed: PackedTokens, kernels: Kernels) -> Tensor:
         """One state per text of the whole batch: [texts, H]."""
-        if self.head_class.pooling is Pooling.CLS:
-            return states.index_select(0, packed.offsets[:-1])
-        return kernels.dense.pool_mean(states, packed)
+        if self.head_class.pooling is Pooling.MEAN:
+            return kernels.dense.pool_mean(states, packed)
+        return states.index_select(0, packed.offsets[:-1])
 
 
 def _members(counts: Mapping[LoadedModule, int], device: torch.device) -> Members | None:

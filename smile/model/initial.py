@@ -61,7 +61,7 @@ def _initial(name: str, tensor: TensorSpec, seed: int) -> StoredArray:
     dtype = NUMPY_DTYPES[tensor.dtype]
     if tensor.dtype is Choice.INDICES:
         return choose(_random(name, seed), tensor).astype(dtype)
-    if name == layout.HEAD_WEIGHT:
+    if name in (layout.HEAD_WEIGHT, layout.POOLER_WEIGHT):
         values = HEAD_STD * _random(name, seed).standard_normal(tensor.shape)
     elif name.endswith((".down.weight", ".lora.a")):
         bound = 1 / math.sqrt(tensor.shape[1])

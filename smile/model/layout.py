@@ -17,7 +17,8 @@ Every layer `i` from the spec's `first_layer` upwards has:
 - mask-bert: for all six projections `layers.{i}.{projection}.mask.bits` (uint8), a bit per entry,
   set where the entry counts as zero. At most n are.
 
-Heads: `head.weight` [L, H] and `head.bias` [L]; an embedding head has none.
+Heads: `head.weight` [L, H] and `head.bias` [L]; an embedding head has none. With pooling `pooler`
+also `head.pooler.weight` [H, H] and `head.pooler.bias` [H].
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from smile.model.specs import (
     ModuleSpec,
     PetKind,
     PetSpec,
+    Pooling,
     Projection,
     Task,
     TensorSpec,
@@ -41,6 +43,8 @@ from smile.model.specs import (
 
 HEAD_WEIGHT = "head.weight"
 HEAD_BIAS = "head.bias"
+POOLER_WEIGHT = "head.pooler.weight"
+POOLER_BIAS = "head.pooler.bias"
 INDICES_SUFFIX = ".delta.indices"
 BITS_SUFFIX = ".mask.bits"
 DTYPE_BYTES: Mapping[DType | Choice, int] = {
@@ -158,6 +162,9 @@ def tensors(spec: ModuleSpec, shape: BackboneShape) -> dict[str, TensorSpec]:
         labels = len(spec.head.labels)
         found[HEAD_WEIGHT] = TensorSpec((labels, shape.hidden), spec.dtype)
         found[HEAD_BIAS] = TensorSpec((labels,), spec.dtype)
+    if spec.head.pooling is Pooling.POOLER:
+        found[POOLER_WEIGHT] = TensorSpec((shape.hidden, shape.hidden), spec.dtype)
+        found[POOLER_BIAS] = TensorSpec((shape.hidden,), spec.dtype)
     return found
 
 

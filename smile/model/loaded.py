@@ -18,7 +18,7 @@ from smile.model.backbone import Backbone
 from smile.model.initial import StoredArray
 from smile.model.kernels.grouped import padded_width, zero_padded
 from smile.model.kernels.rows import Members, Row, RowLayout, own_row
-from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT, pet_layers
+from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT, POOLER_BIAS, POOLER_WEIGHT, pet_layers
 from smile.model.pet import METHODS
 from smile.model.pet.method import ShapeClass
 from smile.model.reference import check_backbone
@@ -196,6 +196,9 @@ class Decoder:
             HEAD_WEIGHT: zero_padded(weight.T, weight.shape[1], width),
             HEAD_BIAS: zero_padded(plain[HEAD_BIAS], width),
         }
+        if head_class.pooling is Pooling.POOLER:
+            served[POOLER_WEIGHT] = plain[POOLER_WEIGHT].T.contiguous()
+            served[POOLER_BIAS] = plain[POOLER_BIAS]
         return self._row(head_class, served)
 
     def _row(self, row_class: ShapeClass | HeadClass, tensors: dict[str, Tensor]) -> DecodedRow:

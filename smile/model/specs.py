@@ -49,6 +49,7 @@ class Pooling(enum.StrEnum):
 
     MEAN = "mean"
     CLS = "cls"
+    POOLER = "pooler"  # BERT's own: tanh of a dense product of the first token's state
 
 
 class Projection(enum.StrEnum):
@@ -179,6 +180,10 @@ class HeadSpec:
     pooling: Pooling = Pooling.MEAN
 
     def __post_init__(self) -> None:
+        _require(
+            self.pooling is not Pooling.POOLER or self.task is Task.SEQUENCE_CLASSIFICATION,
+            f"pooling 'pooler' is for sequence classification, got a {self.task} head",
+        )
         if self.task is Task.EMBEDDING:
             _require(not self.labels, "an embedding head has no labels")
             return

@@ -175,6 +175,112 @@ class CreateVplmRequest(_message.Message):
 Global___CreateVplmRequest: _TypeAlias = CreateVplmRequest  # noqa: Y015
 
 @_typing.final
+class ImportVplmHeader(_message.Message):
+    """First message of ImportVplm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    VPLM_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`tenants/{tenant}`."""
+    vplm_id: _builtins.str
+    """Last part of the name: 1 to 63 of a-z, 0-9 and '-', starting with a letter."""
+    size_bytes: _builtins.int
+    """Declared size, at most 64 MiB."""
+    digest: _builtins.str
+    """Declared SHA-256, hex."""
+    display_name: _builtins.str
+    """Text for people, at most 200 characters."""
+    note: _builtins.str
+    """Of version 1: text for people, at most 1,000 characters."""
+    request_id: _builtins.str
+    """UUID4; a repeated id gives the earlier answer."""
+    @_builtins.property
+    def spec(self) -> _resources_pb2.ModuleSpec:
+        """What the bytes consist of. Its backbone digest must be that of the backbone here."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free key-value pairs, at most 32."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        vplm_id: _builtins.str = ...,
+        spec: _resources_pb2.ModuleSpec | None = ...,
+        size_bytes: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        note: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "display_name", b"display_name", "labels", b"labels", "note", b"note", "parent", b"parent", "request_id", b"request_id", "size_bytes", b"size_bytes", "spec", b"spec", "vplm_id", b"vplm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportVplmHeader: _TypeAlias = ImportVplmHeader  # noqa: Y015
+
+@_typing.final
+class ImportVplmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """Every other message: 1 byte to 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___ImportVplmHeader:
+        """First message."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ImportVplmHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ImportVplmRequest: _TypeAlias = ImportVplmRequest  # noqa: Y015
+
+@_typing.final
 class GetVplmRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -52,6 +52,11 @@ class CreatorServiceStub:
                 request_serializer=smile_dot_v1_dot_creator__pb2.CreateVplmRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_resources__pb2.Vplm.FromString,
                 _registered_method=True)
+        self.ImportVplm = channel.stream_unary(
+                '/smile.v1.CreatorService/ImportVplm',
+                request_serializer=smile_dot_v1_dot_creator__pb2.ImportVplmRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+                _registered_method=True)
         self.GetVplm = channel.unary_unary(
                 '/smile.v1.CreatorService/GetVplm',
                 request_serializer=smile_dot_v1_dot_creator__pb2.GetVplmRequest.SerializeToString,
@@ -95,6 +100,15 @@ class CreatorServiceServicer:
     def CreateVplm(self, request, context):
         """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
         until it is trained its head is random.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportVplm(self, request_iterator, context):
+        """Creates a vPLM whose version 1 holds weights from elsewhere, with the `serving` alias on it. The first message
+        declares it, the others carry safetensors bytes; nothing is visible unless size, digest, names, shapes and numbers
+        are all as declared at the end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +158,11 @@ def add_CreatorServiceServicer_to_server(servicer, server):
             'CreateVplm': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateVplm,
                     request_deserializer=smile_dot_v1_dot_creator__pb2.CreateVplmRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.Vplm.SerializeToString,
+            ),
+            'ImportVplm': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportVplm,
+                    request_deserializer=smile_dot_v1_dot_creator__pb2.ImportVplmRequest.FromString,
                     response_serializer=smile_dot_v1_dot_resources__pb2.Vplm.SerializeToString,
             ),
             'GetVplm': grpc.unary_unary_rpc_method_handler(
@@ -248,6 +267,33 @@ class CreatorService:
             target,
             '/smile.v1.CreatorService/CreateVplm',
             smile_dot_v1_dot_creator__pb2.CreateVplmRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportVplm(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/smile.v1.CreatorService/ImportVplm',
+            smile_dot_v1_dot_creator__pb2.ImportVplmRequest.SerializeToString,
             smile_dot_v1_dot_resources__pb2.Vplm.FromString,
             options,
             channel_credentials,

@@ -43,6 +43,11 @@ class CreatorServiceStub:
     """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
     until it is trained its head is random.
     """
+    ImportVplm: _grpc.StreamUnaryMultiCallable[_creator_pb2.ImportVplmRequest, _resources_pb2.Vplm]
+    """Creates a vPLM whose version 1 holds weights from elsewhere, with the `serving` alias on it. The first message
+    declares it, the others carry safetensors bytes; nothing is visible unless size, digest, names, shapes and numbers
+    are all as declared at the end.
+    """
     GetVplm: _grpc.UnaryUnaryMultiCallable[_creator_pb2.GetVplmRequest, _resources_pb2.Vplm]
     """Gets one vPLM."""
     ListVplms: _grpc.UnaryUnaryMultiCallable[_creator_pb2.ListVplmsRequest, _creator_pb2.ListVplmsResponse]
@@ -64,6 +69,11 @@ class CreatorServiceAsyncStub(CreatorServiceStub):
     CreateVplm: _aio.UnaryUnaryMultiCallable[_creator_pb2.CreateVplmRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
     """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
     until it is trained its head is random.
+    """
+    ImportVplm: _aio.StreamUnaryMultiCallable[_creator_pb2.ImportVplmRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
+    """Creates a vPLM whose version 1 holds weights from elsewhere, with the `serving` alias on it. The first message
+    declares it, the others carry safetensors bytes; nothing is visible unless size, digest, names, shapes and numbers
+    are all as declared at the end.
     """
     GetVplm: _aio.UnaryUnaryMultiCallable[_creator_pb2.GetVplmRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
     """Gets one vPLM."""
@@ -101,6 +111,17 @@ class CreatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resources_pb2.Vplm, _abc.Awaitable[_resources_pb2.Vplm]]:
         """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
         until it is trained its head is random.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportVplm(
+        self,
+        request_iterator: _MaybeAsyncIterator[_creator_pb2.ImportVplmRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Vplm, _abc.Awaitable[_resources_pb2.Vplm]]:
+        """Creates a vPLM whose version 1 holds weights from elsewhere, with the `serving` alias on it. The first message
+        declares it, the others carry safetensors bytes; nothing is visible unless size, digest, names, shapes and numbers
+        are all as declared at the end.
         """
 
     @_abc_1.abstractmethod

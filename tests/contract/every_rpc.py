@@ -22,6 +22,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 
 import smile
+from smile import codec
 from smile.client.client import AsyncClient
 from smile.errors import SmileError
 from smile.rpc.access import declared_access
@@ -191,6 +192,7 @@ class Belongings:
     key: str
     jobs: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    spec: resources_pb2.ModuleSpec = field(default_factory=resources_pb2.ModuleSpec)
 
     @property
     def parent(self) -> str:
@@ -211,9 +213,10 @@ async def furnish(platform: Platform, tenant: str) -> Belongings:
     own = Belongings(tenant, platform.keys.get(tenant) or await platform.add_tenant(tenant))
     async with platform.client(tenant) as client:
         for seed, name in enumerate(("topic", "second", "doomed")):
-            await client.create_vplm(
+            made = await client.create_vplm(
                 name, backbone="toy", pet=smile.Pfeiffer(rank=4), labels=LABELS, seed=seed
             )
+        own.spec.CopyFrom(codec.spec_to_pb(made.spec))
         await _second_version(client)
         for name in ("rows", "more", "doomed"):
             await client.upload_dataset(name, _rows())
@@ -244,36 +247,42 @@ def new_id() -> str:
 
 def upload(parent: str, data: bytes, *, name: str | None = None, **header: Any) -> list[Message]:
     """The messages of an upload."""
-    fields: dict[str, Any] = {
+    own: dict[str, Any] = {
         "parent": parent,
         "dataset_id": name or f"d{uuid.uuid4().hex[:12]}",
         "format": resources_pb2.DATASET_FORMAT_CSV,
-        "size_bytes": len(data),
-        "digest": hashlib.sha256(data).hexdigest(),
-        "request_id": new_id(),
-        **header,
     }
-    first = datasets_pb2.UploadDatasetRequest(header=datasets_pb2.UploadDatasetHeader(**fields))
-    return [first, *_chunks(datasets_pb2.UploadDatasetRequest, data)]
+    made = datasets_pb2.UploadDatasetHeader(**(own | declared(data) | header))
+    return _stream(datasets_pb2.UploadDatasetRequest, made, data)
 
 
 def put_version(parent: str, data: bytes, **header: Any) -> list[Message]:
     """The messages of an import."""
-    fields: dict[str, Any] = {
-        "parent": parent,
-        "size_bytes": len(data),
-        "digest": hashlib.sha256(data).hexdigest(),
-        "origin": resources_pb2.VERSION_ORIGIN_IMPORT,
-        "request_id": new_id(),
-        **header,
+    own: dict[str, Any] = {"parent": parent, "origin": resources_pb2.VERSION_ORIGIN_IMPORT}
+    made = storage_pb2.PutVersionHeader(**(own | declared(data) | header))
+    return _stream(storage_pb2.PutVersionRequest, made, data)
+
+
+def import_vplm(owner: Belongings, data: bytes, **header: Any) -> list[Message]:
+    """The messages of a new vPLM with weights from elsewhere: those of the owner's vPLM."""
+    own: dict[str, Any] = {
+        "parent": owner.parent,
+        "vplm_id": f"v{uuid.uuid4().hex[:12]}",
+        "spec": owner.spec,
     }
-    first = storage_pb2.PutVersionRequest(header=storage_pb2.PutVersionHeader(**fields))
-    return [first, *_chunks(storage_pb2.PutVersionRequest, data)]
+    made = creator_pb2.ImportVplmHeader(**(own | declared(data) | header))
+    return _stream(creator_pb2.ImportVplmRequest, made, data)
 
 
-def _chunks(make: Any, data: bytes, size: int = 1000) -> Iterator[Message]:
-    for start in range(0, len(data), size):
-        yield make(chunk=data[start : start + size])
+def declared(data: bytes) -> dict[str, Any]:
+    """What every upload says of its bytes."""
+    digest = hashlib.sha256(data).hexdigest()
+    return {"size_bytes": len(data), "digest": digest, "request_id": new_id()}
+
+
+def _stream(make: Any, header: Message, data: bytes, size: int = 1000) -> list[Message]:
+    parts = range(0, len(data), size)
+    return [make(header=header), *(make(chunk=data[start : start + size]) for start in parts)]
 
 
 def create_vplm(own: Belongings, **changes: Any) -> creator_pb2.CreateVplmRequest:
@@ -316,6 +325,7 @@ REQUESTS: dict[str, Callable[[Belongings, bytes], Requests]] = {
         name="backbones/toy"
     ),
     "CreatorService.CreateVplm": lambda own, _: create_vplm(own),
+    "CreatorService.ImportVplm": import_vplm,
     "CreatorService.GetVplm": lambda own, _: creator_pb2.GetVplmRequest(name=own.vplm()),
     "CreatorService.ListVplms": lambda own, _: creator_pb2.ListVplmsRequest(parent=own.parent),
     "CreatorService.UpdateVplm": lambda own, _: creator_pb2.UpdateVplmRequest(
@@ -403,6 +413,7 @@ NAMES = frozenset(
     f"smile.v1.{name}"
     for name in (
         *("CreateVplmRequest.parent", "GetVplmRequest.name", "ListVplmsRequest.parent"),
+        "ImportVplmHeader.parent",
         *("Vplm.name", "DeleteVplmRequest.name", "UploadDatasetHeader.parent"),
         *("GetDatasetRequest.name", "ListDatasetsRequest.parent", "DownloadDatasetRequest.name"),
         *("DeleteDatasetRequest.name", "CreateApiKeyRequest.parent", "ListApiKeysRequest.parent"),

@@ -14,7 +14,10 @@ from smile.v1 import options_pb2
 
 MODULES = ("creator", "storage", "datasets", "identity", "trainer", "training_records", "processor")
 IMAGE = Path(__file__).resolve().parents[2] / "protos" / "baseline.binpb"
-MUTATIONS = ("Create", "Update", "Delete", "Set", "Put", "Upload", "Cancel", "Revoke", "Commit")
+MUTATIONS = (
+    *("Create", "Update", "Delete", "Set", "Put", "Upload", "Cancel", "Revoke", "Commit"),
+    "Import",
+)
 # Records of jobs are idempotent by the job's own name and fence.
 NAMED_BY_CONTENT = "TrainingRecordService"
 

@@ -10,11 +10,11 @@ from google.protobuf import empty_pb2
 
 from services.storage.blobs import Declared
 from services.storage.datasets import Datasets, NewDataset
-from services.storage.servicer.streams import opened
 from smile import codec
 from smile.names import DatasetName, TenantName, check_id
 from smile.pages import page_size
 from smile.rpc.auth import current_principal, own
+from smile.rpc.streams import opened
 from smile.v1 import datasets_pb2, datasets_pb2_grpc, resources_pb2
 
 FULL_NAME = "smile.v1.DatasetService"

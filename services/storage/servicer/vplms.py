@@ -10,7 +10,6 @@ from google.protobuf import empty_pb2
 
 from services.storage.blobs import Declared
 from services.storage.catalog import AliasMove, Catalog, NewVplm, VplmChange
-from services.storage.servicer.streams import opened
 from services.storage.usage import UsageReports
 from services.storage.versions import NewVersion, Versions
 from smile import codec
@@ -19,6 +18,7 @@ from smile.names import TenantName, VersionName, VplmName
 from smile.pages import page_size
 from smile.resources import VersionOrigin
 from smile.rpc.auth import Principal, Role, current_principal, own
+from smile.rpc.streams import opened
 from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
 
 FULL_NAME = "smile.v1.StorageService"
@@ -135,6 +135,7 @@ def _version(name: str) -> VersionName:
 
 
 def _new_vplm(header: storage_pb2.CommitVplmHeader) -> NewVplm:
+    origin = codec.ORIGINS.from_pb(header.origin) if header.origin else VersionOrigin.INITIAL
     return NewVplm(
         name=_vplm(header.vplm.name),
         spec=codec.spec_from_pb(header.vplm.spec),
@@ -143,6 +144,8 @@ def _new_vplm(header: storage_pb2.CommitVplmHeader) -> NewVplm:
         request_id=header.request_id,
         display_name=header.vplm.display_name,
         labels=dict(header.vplm.labels),
+        origin=origin,
+        note=header.note,
     )
 
 

@@ -83,6 +83,8 @@ def random_text(source: random.Random, tokens: int, vocab: int = 200) -> Tokeniz
 
 def head_of(task: Task, labels: int, pooling: Pooling = Pooling.MEAN) -> HeadSpec:
     names = () if task is Task.EMBEDDING else tuple(f"label {i}" for i in range(labels))
+    if pooling is Pooling.POOLER and task is not Task.SEQUENCE_CLASSIFICATION:
+        pooling = Pooling.CLS
     return HeadSpec(task, names, pooling)
 
 

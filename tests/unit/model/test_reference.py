@@ -268,6 +268,12 @@ def test_a_sequence_head_is_a_linear_layer_over_pooled_states(
                 for states in (hf_states(subject.model, [ids]) for ids in subject.texts)
             ]
         )
+        if pooling is Pooling.POOLER:
+            weight, bias = (
+                torch.tensor(module.export()[name], dtype=torch.float32)
+                for name in (layout.POOLER_WEIGHT, layout.POOLER_BIAS)
+            )
+            pooled = (pooled @ weight.T + bias).tanh()
         got, expected = module(pack(subject.texts)), head_of(module, pooled)
     torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
 

@@ -6,10 +6,19 @@ from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from smile.errors import InvalidArgument
+from smile.v1.creator_pb2 import ImportVplmRequest
 from smile.v1.datasets_pb2 import UploadDatasetRequest
 from smile.v1.storage_pb2 import CommitVplmRequest, PutVersionRequest
+from smile.v1.training_records_pb2 import PutTrainingCheckpointRequest
 
-P = TypeVar("P", CommitVplmRequest, PutVersionRequest, UploadDatasetRequest)
+P = TypeVar(
+    "P",
+    CommitVplmRequest,
+    ImportVplmRequest,
+    PutTrainingCheckpointRequest,
+    PutVersionRequest,
+    UploadDatasetRequest,
+)
 
 
 async def opened(parts: AsyncIterator[P]) -> tuple[P, AsyncIterator[bytes]]:

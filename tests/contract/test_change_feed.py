@@ -23,7 +23,8 @@ from tests.contract.feed_world import (
     move,
     until,
 )
-from tests.contract.storage_world import domain, new_id, put_parts
+from tests.contract.storage_world import new_id, put_parts
+from tests.unit.services.storage import world as domain
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TTL_S = 0.3

@@ -31,6 +31,8 @@ from tests.contract.test_processor import check_one
 pytestmark = pytest.mark.asyncio
 
 SEEDS = (1, 2, 3, 4)
+FEED_SEEDS = (5, 6, 7)
+FEED_DOUBT_S = 0.02  # storage is changed in no time
 RUN_S = 3.0
 TTL_S = 0.1
 SLACK_S = 0.4  # a busy machine's
@@ -165,11 +167,14 @@ def shared_oracle() -> dict[str, Oracle]:
     return {}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("seed", "feed_doubt_s"),
+    [*((seed, None) for seed in SEEDS), *((seed, FEED_DOUBT_S) for seed in FEED_SEEDS)],
+)
 async def test_no_reply_comes_from_the_wrong_version(
-    backbone: Path, shared_oracle: dict[str, Oracle], seed: int
+    backbone: Path, shared_oracle: dict[str, Oracle], seed: int, feed_doubt_s: float | None
 ) -> None:
-    async with processor_world(backbone, resolve_ttl_s=TTL_S) as world:
+    async with processor_world(backbone, feed_doubt_s=feed_doubt_s, resolve_ttl_s=TTL_S) as world:
         oracle = shared_oracle.setdefault("", Oracle(world.backbone))
         for tenant in TENANTS:
             if tenant not in oracle.pools:

@@ -15,6 +15,7 @@ from smile.names import ApiKeyName, tenant_id
 from smile.rpc import auth
 from smile.rpc.auth import KeyParts, Principal, RemoteAuthenticator, Role
 from smile.rpc.channel import ServiceCredential, build_channel
+from smile.rpc.freshness import Freshness
 from smile.rpc.server import RunningServer
 from smile.testing import FakeAuthenticator, FakeClock, FakeKeys, Service, serving
 from smile.v1 import identity_pb2, identity_pb2_grpc, options_pb2
@@ -65,6 +66,7 @@ class World:
     storage: RunningServer
     clock: FakeClock
     remote: RemoteAuthenticator
+    freshness: Freshness
 
     async def holder(self, key: str) -> Principal:
         return await self.remote.authenticate(key, None)
@@ -84,7 +86,9 @@ async def world(service_key: str | None = None) -> AsyncIterator[World]:
         serving([service], authenticator=FakeAuthenticator(keys)) as storage,
         build_channel(storage.address, credentials=ServiceCredential(own)) as channel,
     ):
-        yield World(keys, identity, storage, clock, RemoteAuthenticator(channel, own, clock=clock))
+        freshness = Freshness()
+        remote = RemoteAuthenticator(channel, own, clock=clock, freshness=freshness)
+        yield World(keys, identity, storage, clock, remote, freshness)
 
 
 async def until_refused(it: World, key: str) -> None:
@@ -230,3 +234,52 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert it.identity.asked == 5
         await it.holder(it.keys.tenant("tenant-0"))
         assert it.identity.asked == 6
+
+
+def followed(it: World) -> Freshness:
+    """A feed that has just opened and covers all that is asked for from now on."""
+    it.freshness.opened(since=it.clock(), as_of=it.clock(), doubt_s=10.0)
+    return it.freshness
+
+
+async def test_a_feed_keeps_keys_known_and_the_operators_key_is_not_its_business() -> None:
+    async with world() as it:
+        feed, key = followed(it), it.keys.tenant("acme")
+        for _ in range(20):
+            await it.holder(key)
+            await it.holder(it.keys.operator)
+            it.clock.advance(6.0)
+            feed.beat(it.clock() - 1.0)
+        assert it.identity.asked == 1 + 20
+
+
+async def test_a_key_that_the_feed_names_is_not_believed_even_where_storage_is_away() -> None:
+    async with world() as it:
+        feed, key = followed(it), it.keys.tenant("acme")
+        other = it.keys.tenant("rival")
+        await it.holder(key)
+        await it.holder(other)
+        feed.told(f"tenants/acme/apiKeys/{KeyParts.parse(key).key_id}", it.clock())
+        it.identity.fault = errors.Unavailable("away")
+        with pytest.raises(errors.Unavailable):
+            await it.holder(key)
+        assert (await it.holder(other)).tenant == "rival"
+        it.identity.fault = None
+        it.keys.revoke("acme")
+        with pytest.raises(errors.Unauthenticated):
+            await it.holder(key)
+
+
+async def test_a_feed_that_is_lost_lets_keys_age() -> None:
+    async with world() as it:
+        feed, key = followed(it), it.keys.tenant("acme")
+        await it.holder(key)
+        it.clock.advance(60.0)
+        feed.beat(it.clock())
+        feed.lost()
+        it.keys.revoke("acme")
+        it.clock.advance(4.9)
+        await it.holder(key)
+        it.clock.advance(0.2)
+        with pytest.raises(errors.Unauthenticated):
+            await it.holder(key)

@@ -77,7 +77,7 @@ class Watcher:
 
 @dataclass(slots=True)
 class _Listening:
-    """A subscription: since when all is heard, and until when what is heard is not enough."""
+    """A subscription: since when all is heard, and what was heard lately with its time."""
 
     since: float
     recent: deque[tuple[float, str]] = field(default_factory=deque)
@@ -92,7 +92,7 @@ class Hub:
     """
 
     def __init__(self, clock: Callable[[], float], doubt_s: float) -> None:
-        self._clock = clock
+        self.clock = clock
         self.doubt_s = doubt_s
         self._listening: _Listening | None = None
         self._silent_until = float("-inf")
@@ -101,12 +101,12 @@ class Hub:
     @property
     def live(self) -> bool:
         """Whether there is something to watch."""
-        return self._listening is not None and self._clock() >= self._silent_until
+        return self._listening is not None and self.clock() >= self._silent_until
 
     def listen(self) -> None:
         """From now on everything said is heard."""
         self._end_watchers()
-        self._listening = _Listening(self._clock())
+        self._listening = _Listening(self.clock())
 
     def lose(self) -> None:
         """Something said may not be heard from now on."""
@@ -116,14 +116,16 @@ class Hub:
     def mistrust(self, seconds: float) -> None:
         """For so long someone may change things without a word."""
         self._end_watchers()
-        self._silent_until = max(self._silent_until, self._clock() + seconds)
+        self._silent_until = max(self._silent_until, self.clock() + seconds)
 
     def changed(self, name: str) -> None:
         """Heard of a change."""
         if self._listening is None:
             return
-        now = self._clock()
+        now = self.clock()
         self._forget_old(self._listening, now)
+        if len(self._listening.recent) >= RECENT_MAX:  # it is as if listening had begun later
+            self._listening.since = self._listening.recent.popleft()[0]
         self._listening.recent.append((now, name))
         for watcher in self._watchers:
             watcher.put(Changed(name))
@@ -139,7 +141,7 @@ class Hub:
         listening = self._listening
         if listening is None or not self.live:
             raise lost()
-        now = self._clock()
+        now = self.clock()
         self._forget_old(listening, now)
         names = tuple(dict.fromkeys(name for _, name in listening.recent))
         watcher = Watcher(Opened(names, now - listening.since))
@@ -160,12 +162,10 @@ class Hub:
         self._watchers.clear()
 
     def _forget_old(self, listening: _Listening, now: float) -> None:
-        """Drop names that are settled; with too many, it is as if listening had begun later."""
+        """Drop names whose changes are over."""
         recent = listening.recent
         while recent and now - recent[0][0] > self.doubt_s:
             recent.popleft()
-        while len(recent) >= RECENT_MAX:
-            listening.since = max(listening.since, recent.popleft()[0])
 
 
 def lost() -> Unavailable:

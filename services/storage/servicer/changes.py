@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import TypeAlias
 
@@ -31,7 +30,7 @@ class ChangeFeedServicer(changes_pb2_grpc.ChangeFeedServiceServicer):
                 "this storage has no change feed: SMILE_STORAGE_REDIS_URL is not set",
                 reason="CHANGE_FEED_OFF",
             )
-        begun = time.monotonic()
+        begun = self._hub.clock()
         watcher = self._hub.watch()
         try:
             opened = changes_pb2.FeedOpened(

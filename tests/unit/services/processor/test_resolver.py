@@ -283,3 +283,82 @@ async def test_a_bounded_number_is_remembered(versions: FakeVersions, clock: Fak
     assert versions.asked == 5
     await number(resolver, Asked(names[0], "serving"))
     assert versions.asked == 6
+
+
+def followed(resolver: Resolver, clock: FakeClock) -> Resolver:
+    """The same with a feed that has just opened and covers all that is asked for from now on."""
+    resolver.freshness.opened(since=clock(), as_of=clock(), doubt_s=10.0)
+    return resolver
+
+
+async def test_a_feed_keeps_an_answer_fresh(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    followed(resolver, clock)
+    for _ in range(100):
+        assert await number(resolver) == 1
+        clock.advance(2.9)
+        resolver.freshness.beat(clock() - 0.5)
+    assert versions.asked == 1
+    clock.advance(1.8)  # the feed has stalled
+    versions.numbers[TOPICS.vplm] = 2
+    assert await number(resolver) == 2
+
+
+async def test_what_the_feed_names_is_asked_for_at_once(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    followed(resolver, clock)
+    await number(resolver)
+    clock.advance(1.0)
+    versions.numbers[TOPICS.vplm] = 2
+    resolver.freshness.told(str(TOPICS.vplm), clock())
+    resolver.freshness.beat(clock())
+    clock.advance(0.1)
+    assert await number(resolver) == 2
+    clock.advance(0.5)
+    resolver.freshness.told(str(FOREIGN.vplm), clock())
+    assert await number(resolver) == 2
+    assert versions.asked == 2
+
+
+async def test_an_answer_on_its_way_when_its_name_is_told_is_not_kept(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    followed(resolver, clock)
+    versions.gate = asyncio.Event()
+    asking = asyncio.create_task(number(resolver))
+    await asyncio.sleep(0)
+    clock.advance(0.1)
+    resolver.freshness.told(str(TOPICS.vplm), clock())
+    versions.gate.set()
+    assert await asking == 1
+    versions.numbers[TOPICS.vplm] = 2
+    assert await number(resolver) == 2
+
+
+async def test_a_covered_answer_is_confirmed_now_and_then(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock
+) -> None:
+    followed(resolver, clock)
+    await number(resolver)
+    for _ in range(700):
+        clock.advance(1.0)
+        resolver.freshness.beat(clock())
+        await number(resolver)
+        await asyncio.sleep(0)
+    assert 2 <= versions.asked <= 3
+
+
+async def test_a_told_name_still_serves_while_storage_is_away(
+    resolver: Resolver,
+    versions: FakeVersions,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    followed(resolver, clock)
+    await number(resolver)
+    resolver.freshness.told(str(TOPICS.vplm), clock())
+    versions.error = Unavailable("away")
+    assert await number(resolver) == 1

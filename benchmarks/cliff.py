@@ -159,9 +159,9 @@ async def _measure(run: Run, under: Under) -> dict[str, list[Latencies]]:
         send = asking(callers, members, list(range(under.once)), workload.texts(2_000))
         capacity = await closed_loop(CALLERS, run.choose(5, 2), send)
         rate_per_s = RATE_SHARE * capacity.per_s
-        duration_s = float(run.choose(5, 2))
+        duration_s = float(run.choose(4, 2))
         tier = Tier(callers, members, under.once, rate_per_s, duration_s)
-        repetitions = run.choose(4, 2)
+        repetitions = run.choose(3, 2)
         total = repetitions * len(under.setting.sets)
         async with run.phase(
             f"{name}: {rate_per_s:.0f} requests a second", total, SLACK * total * duration_s
@@ -214,7 +214,7 @@ def _ratios(found: Mapping[str, Sequence[Latencies]], distribution: str) -> dict
 def _peer(run: Run) -> dict[str, Json]:
     """PEFT's hot-swapping under the same test, in an environment and process of its own."""
     requests = requests_of(workload.texts(256), vplms=0)
-    repetitions, duration_s = run.choose(3, 2), run.choose(5, 2)
+    repetitions, duration_s = run.choose(3, 2), run.choose(4, 2)
     with tempfile.TemporaryDirectory(prefix="smile-bench-") as folder:
         path = Path(folder) / "requests.json"
         path.write_text(json.dumps(asdict(requests)), encoding="utf-8")
@@ -227,7 +227,7 @@ def _peer(run: Run) -> dict[str, Json]:
                 command,
                 log=Path(folder) / "peft.log",
                 ready_s_max=PEER_READY_S_MAX,
-                answer_s_max=10.0 * duration_s,
+                answer_s_max=30.0 + 10.0 * duration_s,
             ) as worker:
                 worker.await_ready()
                 names = [f"{kind}_{factor}x" for kind in DISTRIBUTIONS for factor in FACTORS]

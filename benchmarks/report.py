@@ -80,7 +80,8 @@ CHAPTERS: Mapping[str, Chapter] = {
         "Does the paper's load run: 10,000 vPLMs, each asking once a minute?",
         "Every vPLM asks at a random time in each minute, with its tenant's key over its tenant's "
         "own connection: 167 requests a second of one BBC sentence. Latency counts from the "
-        "scheduled time. Client and all services share the machine.",
+        "scheduled time. Client and all services share the machine; `client_cores_busy` is the "
+        "client's part of it. `bfloat16` is the same load on a processor of that precision.",
     ),
     "fairness": Chapter(
         "What do tenants notice of one that floods the processor?",

@@ -61,6 +61,13 @@ class Latencies:
     def answered_per_s(self) -> float:
         return len(self.latency_ms) / self.seconds
 
+    def parts(self, count: int) -> list[Latencies]:
+        """So many parts of like length, one after the other, by the order of the answers."""
+        return [
+            Latencies(latency_ms, self.lag_ms, self.errors, self.seconds / count)
+            for latency_ms in np.array_split(self.latency_ms, count)
+        ]
+
     def as_json(self) -> Json:
         return {
             "answered": len(self.latency_ms),

@@ -74,8 +74,12 @@ class Platform:
     @property
     def processor(self) -> ProcessorProcess:
         """The platform's own."""
-        child = next(child for child in self.state.children if child.name == "processor")
-        assert child.pid is not None, "a running platform's processor has a process"
+        return self.service("processor")
+
+    def service(self, name: str) -> ProcessorProcess:
+        """One of the platform's services, by name."""
+        child = next(child for child in self.state.children if child.name == name)
+        assert child.pid is not None, "a running platform's service has a process"
         return ProcessorProcess(self.state.endpoints, child.pid)
 
     @property

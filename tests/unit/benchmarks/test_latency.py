@@ -63,3 +63,14 @@ def test_a_closed_loop_keeps_its_callers_busy() -> None:
     found = asyncio.run(closed_loop(8, 0.3, send))
     assert 8 * 15 < found.answered <= 8 * 31
     assert 8 * 50 < found.per_s <= 8 * 100
+
+
+def test_parts_follow_one_another_and_leave_nothing_out() -> None:
+    async def send(_: int) -> None:
+        await asyncio.sleep(0)
+
+    found = asyncio.run(open_loop(np.arange(0, 0.1, 0.01), send))
+    parts = found.parts(3)
+    assert [len(part.latency_ms) for part in parts] == [4, 3, 3]
+    assert np.concatenate([part.latency_ms for part in parts]).tolist() == found.latency_ms.tolist()
+    assert sum(part.seconds for part in parts) == pytest.approx(found.seconds)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import cached_property
+from types import TracebackType
 from typing import TypeVar
 
 import grpc
@@ -14,7 +14,7 @@ from smile.client.scope import Scope
 from smile.client.settings import ClientSettings
 from smile.errors import InvalidArgument
 from smile.rpc.channel import ApiKey, build_channel
-from smile.rpc.status import calling
+from smile.rpc.status import from_rpc_error
 from smile.v1 import (
     creator_pb2_grpc,
     datasets_pb2_grpc,
@@ -89,19 +89,36 @@ class Calls:
         self._scope = scope
 
 
-@contextmanager
-def asking() -> Iterator[None]:
+class _Asking:
+    """What `asking` gives; keeps nothing, so one serves all."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, grpc.aio.AioRpcError):
+            raise from_rpc_error(error) from error
+        if isinstance(error, UnicodeEncodeError):
+            raise InvalidArgument(
+                f"a text is not valid UTF-8: character {error.start} is a lone surrogate",
+                reason="TEXT_NOT_UTF8",
+            ) from error
+        if isinstance(error, ValueError):
+            raise InvalidArgument(f"a value does not fit its field: {error}") from error
+
+
+_ASKING = _Asking()
+
+
+def asking() -> _Asking:
     """Turns gRPC's errors, and values that do not fit a message, into `smile.errors`."""
-    try:
-        with calling():
-            yield
-    except UnicodeEncodeError as error:
-        raise InvalidArgument(
-            f"a text is not valid UTF-8: character {error.start} is a lone surrogate",
-            reason="TEXT_NOT_UTF8",
-        ) from error
-    except ValueError as error:
-        raise InvalidArgument(f"a value does not fit its field: {error}") from error
+    return _ASKING
 
 
 async def every(page: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:

@@ -13,6 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from typing import Unpack
 
@@ -20,12 +21,14 @@ from smile import codec
 from smile.client import options as o
 from smile.client.calls import INFER_TIMEOUT_S, READ_TIMEOUT_S, Calls, asking
 from smile.client.retry import Backoff, when_not_overloaded
+from smile.client.scope import Scope
 from smile.errors import InvalidArgument, TooManyTexts
 from smile.limits import INFER_TEXTS_MAX
 from smile.names import VersionName
 from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStats
 from smile.v1 import processor_pb2
 
+NAMES_REMEMBERED_MAX = 1_000
 _BACKOFF = Backoff(first_s=0.1, wait_s_max=5.0)
 
 
@@ -152,9 +155,12 @@ class InferenceCalls(Calls):
         return processor_pb2.FanoutTarget(name=str(name), alias=own_alias if at else alias)
 
     def _servable(self, vplm: str, version: int | None) -> str:
-        if version is None:
-            return str(self._scope.servable(vplm))
-        return str(self._scope.version(vplm, version))
+        return _servable(self._scope, vplm, version)
+
+
+@lru_cache(maxsize=NAMES_REMEMBERED_MAX)  # callers ask the same few again and again
+def _servable(scope: Scope, vplm: str, version: int | None) -> str:
+    return str(scope.servable(vplm) if version is None else scope.version(vplm, version))
 
 
 def checked(texts: Iterable[str]) -> list[str]:

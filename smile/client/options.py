@@ -158,8 +158,8 @@ class RentOptions(TypedDict, total=False):
 def known(options: Mapping[str, object], kind: type) -> None:
     """Raise `TypeError`, as Python does, for a keyword that `kind` (a `TypedDict`) has not:
     `Unpack` is for type checkers alone, and a misspelt option must not become the default."""
-    unknown = sorted(options.keys() - kind.__annotations__.keys())
-    if unknown:
+    if not options.keys() <= kind.__annotations__.keys():
+        unknown = sorted(options.keys() - kind.__annotations__.keys())
         raise TypeError(
             f"unknown option '{unknown[0]}'; there are {', '.join(sorted(kind.__annotations__))}"
         )

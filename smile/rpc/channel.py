@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -169,22 +169,25 @@ class _Callable:
         return self._inner(
             request,
             timeout=outgoing_timeout_s(timeout, self._timeout_s),
-            metadata=grpc.aio.Metadata(*self._metadata(metadata)),
+            metadata=grpc.aio.Metadata(*self._metadata(metadata or ())),
             **options,
         )
 
-    def _metadata(self, asked: grpc.aio.Metadata | None) -> Iterator[tuple[str, str | bytes]]:
-        given = {key for key, _ in asked or ()}
-        yield from asked or ()
+    def _metadata(
+        self, asked: grpc.aio.Metadata | Sequence[tuple[str, str | bytes]]
+    ) -> list[tuple[str, str | bytes]]:
+        metadata = list(asked)
+        given = {key for key, _ in metadata}
         if REQUEST_ID_KEY not in given:
-            yield REQUEST_ID_KEY, current_request_id() or request_id_or_new()
+            metadata.append((REQUEST_ID_KEY, current_request_id() or request_id_or_new()))
         if AUTHORIZATION_KEY in given:
-            return
+            return metadata
         if isinstance(self._credential, ApiKey):
-            yield AUTHORIZATION_KEY, f"Bearer {self._credential.key}"
+            metadata.append((AUTHORIZATION_KEY, f"Bearer {self._credential.key}"))
         elif isinstance(self._credential, ServiceCredential):
             tenant = None if TENANT_KEY in given else self._credential.tenant or _acting_for.get()
-            yield from service_metadata(self._credential.key, tenant)
+            metadata += service_metadata(self._credential.key, tenant)
+        return metadata
 
 
 class _Channel(grpc.aio.Channel):

@@ -102,62 +102,72 @@ inline void finish(const Product<T>& product, const float* sums, int64_t rows, i
 
 // --- with vectors ---
 
-#ifdef SMILE_AVX512
-constexpr int STRIP_ROWS = 12;  // 12 x 2 sums, 4 weights (bfloat16 made floats) and 1 input
-constexpr int STRIP_VECS = 2;
+// One register each: of wider vectors, GCC would keep sums in memory.
+#if defined(SMILE_AVX512)
+constexpr int REGISTER_BYTES = 64, STRIP_ROWS = 12;
+#elif defined(__AVX__)
+constexpr int REGISTER_BYTES = 32, STRIP_ROWS = 5;
 #else
-constexpr int STRIP_ROWS = 5;  // AVX2 has 16 registers, and two make a Vec: 5 x 1 sums, 2 weights
-constexpr int STRIP_VECS = 1;
+constexpr int REGISTER_BYTES = 16, STRIP_ROWS = 5;
 #endif
+constexpr int STRIP_REGISTERS =
+    2;  // a row; beside sums there are 4 of bfloat16 weights, and 1 of x
+constexpr int64_t STRIP_COLUMNS = STRIP_REGISTERS * REGISTER_BYTES / sizeof(float);
+
+using Sum = float __attribute__((vector_size(REGISTER_BYTES)));
+using Pairs = uint32_t __attribute__((vector_size(REGISTER_BYTES)));
 
 template <class T>
-using Weights = std::conditional_t<std::is_same_v<T, float>, Vec, Words>;
+using Weights = std::conditional_t<std::is_same_v<T, float>, Sum, Pairs>;
 
-// What bfloat16 inputs are multiplied as.
+// What rows of T are multiplied as.
 #ifdef __AVX512BF16__
-using Wide = Bfloat;
-#else
-using Wide = float;
-#endif
 template <class T>
-using Input = std::conditional_t<std::is_same_v<T, float>, float, Wide>;
+using Input = T;
+#else
+template <class T>
+using Input = float;
+#endif
 
-inline void add_step(Vec& sum, const float* x, Vec weights) { sum += splat(*x) * weights; }
+inline void add_step(Sum& sum, const float* x, Sum weights) { sum += (*x - Sum{}) * weights; }
 
 #ifdef __AVX512BF16__
-inline void add_step(Vec& sum, const Bfloat* x, Words weights) {
+inline void add_step(Sum& sum, const Bfloat* x, Pairs weights) {
     int32_t pair;
     std::memcpy(&pair, x, sizeof(pair));
-    sum = bits_as<Vec>(_mm512_dpbf16_ps(bits_as<__m512>(sum),
+    sum = bits_as<Sum>(_mm512_dpbf16_ps(bits_as<__m512>(sum),
                                         bits_as<__m512bh>(_mm512_set1_epi32(pair)),
                                         bits_as<__m512bh>(weights)));
 }
 #else
-inline void add_step(Vec& sum, const float* x, Words weights) {
-    sum += splat(x[0]) * bits_as<Vec>(weights << 16);
-    sum += splat(x[1]) * bits_as<Vec>(weights & 0xffff0000u);
+inline void add_step(Sum& sum, const float* x, Pairs weights) {
+    sum += (x[0] - Sum{}) * bits_as<Sum>(weights << 16);
+    sum += (x[1] - Sum{}) * bits_as<Sum>(weights & 0xffff0000u);
 }
 #endif
 
-// sums[ROWS, STRIP_VECS * 16] of a [ROWS, 32] matrix. Loops are unrolled so that the sums stay in
+// sums[ROWS, STRIP_COLUMNS] of a [ROWS, 32] matrix. Loops are unrolled so that the sums stay in
 // registers.
 template <int ROWS, class T>
 void strip(Rows<const Input<T>> x, const T* panel, int64_t steps, float* sums) {
-    Vec total[ROWS][STRIP_VECS] = {};
+    Sum total[ROWS][STRIP_REGISTERS] = {};
     for (int64_t step = 0; step < steps; ++step, panel += LINE<T>) {
-        Weights<T> weights[STRIP_VECS];
-        std::memcpy(weights, panel, sizeof(weights));
+        Weights<T> weights[STRIP_REGISTERS];
+#pragma GCC unroll 16
+        for (int part = 0; part < STRIP_REGISTERS; ++part)
+            std::memcpy(&weights[part], panel + part * REGISTER_BYTES / sizeof(T), REGISTER_BYTES);
 #pragma GCC unroll 16
         for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 16
-            for (int vec = 0; vec < STRIP_VECS; ++vec)
-                add_step(total[row][vec], x[row] + step * STEP_INPUTS<T>, weights[vec]);
+            for (int part = 0; part < STRIP_REGISTERS; ++part)
+                add_step(total[row][part], x[row] + step * STEP_INPUTS<T>, weights[part]);
     }
 #pragma GCC unroll 16
     for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 16
-        for (int vec = 0; vec < STRIP_VECS; ++vec)
-            store(sums + row * PANEL + vec * LANES, total[row][vec]);
+        for (int part = 0; part < STRIP_REGISTERS; ++part)
+            std::memcpy(sums + row * PANEL + part * REGISTER_BYTES / sizeof(float),
+                        &total[row][part], REGISTER_BYTES);
 }
 
 template <class T, int... ROWS>
@@ -195,9 +205,8 @@ void run_strips(const Product<T>& product, const Piece& piece, const Change& cha
         for (int64_t row = 0; row < piece.rows;) {
             const int64_t left = piece.rows - row, rows = parts(left, parts(left, STRIP_ROWS));
             const auto sum = strip_of<T>(rows, std::make_integer_sequence<int, STRIP_ROWS>{});
-            for (int64_t vec = 0; vec < PANEL / LANES; vec += STRIP_VECS)
-                sum({x[row], x.stride}, panel + vec * LANES * STEP_INPUTS<T>, steps,
-                    sums + vec * LANES);
+            for (int64_t column = 0; column < PANEL; column += STRIP_COLUMNS)
+                sum({x[row], x.stride}, panel + column * STEP_INPUTS<T>, steps, sums + column);
             finish(product, sums, rows, piece.row + row, index * PANEL, change);
             row += rows;
         }

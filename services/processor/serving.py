@@ -88,6 +88,7 @@ class Processor:
                 pool,
                 rows_of=hierarchy.host.rows,
                 loads_max=settings.module_loads_max,
+                kept=hierarchy.spill,
             ),
             dispatch=dispatch,
             lanes=Lanes(

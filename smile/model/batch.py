@@ -14,6 +14,7 @@ from smile.model.kernels.rows import Members
 from smile.model.known import repeated
 from smile.model.loaded import HeadClass, LoadedModule, members_of
 from smile.model.packing import PackedTokens, pack
+from smile.model.pet import acts_on_intermediate
 from smile.model.pet.method import ShapeClass
 from smile.model.tokenizer import TokenizedText
 
@@ -119,11 +120,14 @@ class MixedBatch:
 
 
 def _row_order(modules: Sequence[LoadedModule]) -> tuple[int, ...]:
-    """Sorted by shape class (in order of appearance), then module (likewise)."""
-    classes: dict[ShapeClass, int] = {}
+    """Sorted by shape class (in order of appearance), then module (likewise); classes with an op at
+    the intermediate product last."""
+    classes: dict[ShapeClass, tuple[bool, int]] = {}
     places: dict[LoadedModule, int] = {}
     for module in modules:
-        classes.setdefault(module.shape_class, len(classes))
+        shape_class = module.shape_class
+        if shape_class not in classes:
+            classes[shape_class] = (acts_on_intermediate(shape_class), len(classes))
         places.setdefault(module, len(places))
     keys = [(classes[m.shape_class], places[m]) for m in modules]
     return tuple(sorted(range(len(modules)), key=keys.__getitem__))

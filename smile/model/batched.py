@@ -21,13 +21,15 @@ from smile.model.answers import Output
 from smile.model.backbone import Backbone, LayerNorm, LayerOps
 from smile.model.batch import CPU, DifferentTexts, MixedBatch
 from smile.model.kernels import Kernels, kernels_for
+from smile.model.kernels.workspace import Slot
 from smile.model.known import KnownTexts
 from smile.model.layout import Norm
 from smile.model.packing import PackedTokens, pack
-from smile.model.pet import METHODS
+from smile.model.pet import METHODS, acts_on_intermediate
 from smile.model.pet.method import LayerGroup
-from smile.model.serving import ServingBackbone
+from smile.model.serving import ServingBackbone, ServingOps
 from smile.model.specs import Projection
+from smile.model.tokenizer import TokenizedText
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,66 +57,96 @@ class BatchedEngine:
     def run(self, batch: MixedBatch) -> list[Output]:
         """One output per text, in the order the batch was given."""
         assert batch.backbone_digest == self.backbone.digest, "a batch of this backbone's modules"
-        states = self._boundary_states(batch)
-        ops = [self._ops(batch, layer) for layer in range(batch.boundary, self._layers)]
-        states = self.serving.forward_layers(states, batch.packed, batch.boundary, ops)
+        with self.serving.together() as serving:
+            below = self._below(batch, serving)
+            ops = [_ops(batch, layer, serving.kernels) for layer in self._layers(batch)]
+            states = serving.forward_layers(below.states, batch.packed, batch.boundary, ops)
+            values = [head.values(states, serving.kernels) for head in batch.heads]
+        for text, states in below.new:
+            self.known.keep(text, batch.boundary, states)
         found: dict[int, Output] = {}
-        for head in batch.heads:
-            for row, output in head.answer(states, batch.packed, self.serving.kernels):
+        for head, of_head in zip(batch.heads, values, strict=True):
+            for row, output in head.answers(of_head.cpu().numpy()):
                 found[batch.order[row]] = output
         assert found.keys() == set(range(len(batch.order))), "one output per text"
         return [found[place] for place in range(len(batch.order))]
 
-    @property
-    def _layers(self) -> int:
-        return self.backbone.shape.layers
+    def _layers(self, batch: MixedBatch) -> range:
+        """Those that have ops."""
+        return range(batch.boundary, self.backbone.shape.layers)
 
-    def _boundary_states(self, batch: MixedBatch) -> Tensor:
-        """States below the lowest first PET layer [tokens, H], equal texts computed once."""
-        different, boundary = batch.different, batch.boundary
+    def _below(self, batch: MixedBatch, serving: ServingBackbone) -> _Below:
+        """States below the lowest first PET layer, equal texts computed once."""
+        different, boundary, dense = batch.different, batch.boundary, serving.kernels.dense
         found = (
             [self.known.states(text, boundary) for text in different.texts] if self.known else []
         )
         if any(states is not None for states in found):
-            states = self._completed(different, found, boundary)
+            states = _completed(different, found, boundary, serving)
         else:
-            states = self._below(different.packed, boundary)
+            states = _states(different.packed, boundary, serving)
+        new = []
         if different.repeated:
             parts = states.split(different.packed.lengths)
             for text, part in zip(different.texts, parts, strict=True):
                 if id(text) in different.repeated:
-                    self.known.keep(text, boundary, part)
-        return states if different.tokens is None else states.index_select(0, different.tokens)
+                    new.append((text, dense.join([part])))
+        if different.tokens is not None:
+            rows, width = different.tokens.shape[0], states.shape[1]
+            out = serving.kernels.room.take(Slot.SELECTED, rows, width, states.dtype)
+            states = dense.select(states, different.tokens, out)
+        return _Below(states, tuple(new))
 
-    def _completed(
-        self, different: DifferentTexts, found: Sequence[Tensor | None], boundary: int
-    ) -> Tensor:
-        """The states that are known, and those of the other texts."""
-        missing = [
-            text.ids for text, states in zip(different.texts, found, strict=True) if states is None
-        ]
-        parts: Iterator[Tensor] = iter(())
-        if missing:
-            packed = pack(missing).to(different.packed.ids.device)
-            parts = iter(self._below(packed, boundary).split(packed.lengths))
-        return torch.cat([next(parts) if states is None else states for states in found])
 
-    def _below(self, packed: PackedTokens, boundary: int) -> Tensor:
-        """States below layer `boundary` [tokens, H]."""
-        states = self.serving.embed(packed)
-        return self.serving.forward_layers(states, packed, 0, [None] * boundary)
+@dataclass(frozen=True, slots=True)
+class _Below:
+    """What comes before the first layer with ops.
 
-    def _ops(self, batch: MixedBatch, layer: int) -> LayerOps | None:
-        parts = [
-            METHODS[group.shape_class.kind].grouped(
-                LayerGroup(
-                    layer, group.shape_class, group.rows, group.members, self.serving.kernels
-                )
-            )
-            for group in batch.groups
-            if group.boundary <= layer
-        ]
-        return _MixedOps(tuple(parts)) if parts else None
+    Attributes:
+        states: [tokens, H] of the batch.
+        new: Texts to be known, and the states of each, once they are computed.
+    """
+
+    states: Tensor
+    new: tuple[tuple[TokenizedText, Tensor], ...]
+
+
+def _completed(
+    different: DifferentTexts,
+    found: Sequence[Tensor | None],
+    boundary: int,
+    serving: ServingBackbone,
+) -> Tensor:
+    """The states that are known, and those of the other texts."""
+    missing = [
+        text.ids for text, states in zip(different.texts, found, strict=True) if states is None
+    ]
+    parts: Iterator[Tensor] = iter(())
+    if missing:
+        packed = pack(missing).to(different.packed.ids.device)
+        parts = iter(_states(packed, boundary, serving).split(packed.lengths))
+    return serving.kernels.dense.join(
+        [next(parts) if states is None else states for states in found]
+    )
+
+
+def _states(packed: PackedTokens, boundary: int, serving: ServingBackbone) -> Tensor:
+    """States below layer `boundary` [tokens, H]."""
+    return serving.forward_layers(serving.embed(packed), packed, 0, [None] * boundary)
+
+
+def _ops(batch: MixedBatch, layer: int, kernels: Kernels) -> ServingOps | None:
+    groups = [group for group in batch.groups if group.boundary <= layer]
+    if not groups:
+        return None
+    bare = batch.packed.tokens
+    parts = []
+    for group in groups:
+        if acts_on_intermediate(group.shape_class):
+            bare = min(bare, group.rows.start)
+        one = LayerGroup(layer, group.shape_class, group.rows, group.members, kernels)
+        parts.append(METHODS[group.shape_class.kind].grouped(one))
+    return _MixedOps(tuple(parts), bare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +154,7 @@ class _MixedOps:
     """The ops of every shape class, each on its own rows."""
 
     parts: tuple[LayerOps, ...]
+    rows_bare: int
 
     def project(self, name: Projection, x: Tensor, y: Tensor) -> Tensor:
         for part in self.parts:

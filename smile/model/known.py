@@ -52,10 +52,10 @@ class KnownTexts:
             return kept.states
 
     def keep(self, text: TokenizedText, boundary: int, states: Tensor) -> None:
-        """Keep a copy of a text's states."""
+        """Keep a text's states, which nobody changes from now on."""
         if len(text) > self._tokens_max:
             return
-        kept = _Kept(text, boundary, states.clone())
+        kept = _Kept(text, boundary, states)
         with self._lock:
             self._drop(id(text))
             self._kept[id(text)] = kept

@@ -2,12 +2,16 @@
 
 Every kernel is there twice: in torch's operations, which run anywhere, and in C++, compiled for
 the processor at first use. `kernels_for` chooses once; nothing else asks which.
+
+Native kernels can be put together: calls are written down, and a whole pass is one native call.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +23,8 @@ from smile.model.kernels.dense import DenseKernels, TorchDense
 from smile.model.kernels.grouped import GroupedKernels, TorchGrouped
 from smile.model.kernels.native_dense import NativeDense
 from smile.model.kernels.native_grouped import NativeGrouped
+from smile.model.kernels.tape import AtOnce, Library, Tape
+from smile.model.kernels.workspace import NO_ROOM, Room, Workspaces
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -32,11 +38,46 @@ class KernelChoice(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Native:
+    """What it takes to put native calls together. Threads may share it."""
+
+    library: Library
+    workspaces: Workspaces
+
+
+@dataclass(frozen=True, slots=True)
 class Kernels:
-    """Immutable: threads may share them."""
+    """Threads may share them, but for those that `together` yields.
+
+    Attributes:
+        dense: For every text.
+        grouped: For the rows of many modules.
+        room: Where results go that the pass alone reads.
+        native: None where calls run at once and cannot wait.
+    """
 
     dense: DenseKernels
     grouped: GroupedKernels
+    room: Room = NO_ROOM
+    native: Native | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[Kernels]:
+        """Kernels whose calls may wait until the block ends, and then run in one native call.
+
+        For one thread. Inside the block no result may be looked at, and none that lies in `room`
+        after it; other results are there when it ends. If the block raises, nothing runs.
+
+        Raises:
+            MemoryError: there was none for a kernel's own scratch.
+        """
+        if self.native is None:
+            yield self
+            return
+        with self.native.workspaces.borrowed() as room:
+            tape = Tape(self.native.library)
+            yield Kernels(NativeDense(tape), NativeGrouped(tape), room)
+            tape.run()
 
 
 EAGER = Kernels(TorchDense(), TorchGrouped())
@@ -59,7 +100,10 @@ def kernels_for(
     loaded = load(places or Places()) if why is None else Loaded(None, why)
     if loaded.handle is not None:
         _log_once(loaded)
-        return Kernels(NativeDense(loaded.handle), NativeGrouped(loaded.handle))
+        library = Library(loaded.handle)
+        calls = AtOnce(library)
+        native = Native(library, Workspaces())
+        return Kernels(NativeDense(calls), NativeGrouped(calls), native=native)
     if choice is KernelChoice.NATIVE:
         raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
     if why is None:

@@ -6,8 +6,8 @@
 
 namespace smile {
 
-// Numbered as `NativeDense` numbers smile.model.kernels.dense.Activation.
-enum class Activation : int { GELU = 0, GELU_TANH = 1, RELU = 2, SILU = 3 };
+// Numbered as smile.model.kernels.activation numbers them.
+enum class Activation : int { GELU = 0, GELU_TANH = 1, RELU = 2, SILU = 3, TANH = 4 };
 
 template <size_t DEGREE>
 inline Vec polynomial(Vec x, const float (&terms)[DEGREE]) {  // terms[0] + terms[1] x + ...
@@ -79,6 +79,8 @@ inline Vec activated(Vec x) {
         return x * sigmoid<T>(x * (1.5957691216057308f + 0.07135481282780496f * (x * x)));
     } else if constexpr (KIND == Activation::RELU) {
         return greatest(Vec{}, x);
+    } else if constexpr (KIND == Activation::TANH) {
+        return 2.0f * sigmoid<T>(2.0f * x) - 1.0f;
     } else {
         return x * sigmoid<T>(x);
     }
@@ -97,6 +99,7 @@ inline void with_activation(int kind, const Body& body) {
         case Activation::GELU_TANH: return body(Kind<Activation::GELU_TANH>{});
         case Activation::RELU: return body(Kind<Activation::RELU>{});
         case Activation::SILU: return body(Kind<Activation::SILU>{});
+        case Activation::TANH: return body(Kind<Activation::TANH>{});
     }
 }
 

@@ -351,22 +351,24 @@ void attend_heads(const Attention<T>& all, int64_t begin, int64_t end) {
 }
 
 template <class T>
-void attend(const Attention<T>& all, int threads) {
-    parallel_for(all.texts * all.heads, HEADS_PER_PIECE, threads,
+void attend(Arguments from) {
+    const auto qkv = from.rows<const T>();
+    const auto out = from.rows<T>();
+    const auto* offsets = from.pointer<const int64_t>();
+    const int64_t texts = from.number(), heads = from.number(), dims = from.number();
+    const auto threads = static_cast<int>(from.number());
+    const Attention<T> all{qkv.at, qkv.stride, out.at, out.stride, offsets, texts, heads, dims};
+    parallel_for(texts * heads, HEADS_PER_PIECE, threads,
                  [&](int64_t begin, int64_t end) { attend_heads(all, begin, end); });
 }
 
 }  // namespace
 }  // namespace smile
 
-#define SMILE_ATTEND(T, SUFFIX)                                                                    \
-    void smile_attend_##SUFFIX(const T* qkv, int64_t qkv_stride, T* out, int64_t out_stride,       \
-                               const int64_t* offsets, int64_t texts, int64_t heads, int64_t dims, \
-                               int threads) {                                                      \
-        smile::attend<T>({qkv, qkv_stride, out, out_stride, offsets, texts, heads, dims}, threads); \
-    }
+extern "C" void smile_attend_float32(const smile::Word* arguments) {
+    smile::attend<float>(smile::Arguments(arguments));
+}
 
-extern "C" {
-SMILE_ATTEND(float, float32)
-SMILE_ATTEND(smile::Bfloat, bfloat16)
+extern "C" void smile_attend_bfloat16(const smile::Word* arguments) {
+    smile::attend<smile::Bfloat>(smile::Arguments(arguments));
 }

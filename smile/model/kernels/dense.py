@@ -1,13 +1,12 @@
-"""What every text needs between two dense products of the backbone, whatever its vPLM.
+"""What every text needs, whatever its vPLM: dense products, and all between two of them.
 
-The products themselves are torch's. `TorchDense` runs wherever torch does and lets gradients
-through; `NativeDense` (native_dense.py) is for inference on CPUs.
+`TorchDense` runs wherever torch does and lets gradients through; `NativeDense` (native_dense.py) is
+for inference on CPUs.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,16 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from smile.model.kernels.activation import Activation
+from smile.model.kernels.linear import Linear
 from smile.model.packing import AttentionPlan, LengthGroup, PackedTokens
-
-
-class Activation(enum.StrEnum):
-    """Feed-forward activations; GELU is the exact one, by the error function."""
-
-    GELU = "gelu"
-    GELU_TANH = "gelu_tanh"
-    RELU = "relu"
-    SILU = "silu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +55,91 @@ class EmbeddingTables:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Consecutive rows of a matrix that belong together, some of them.
+
+    Attributes:
+        first: [spans] int64, the first row of each.
+        last: [spans] int64, the row after its last; spans have at least one.
+        rows: Rows of all spans.
+        rows_max: Every span ends at this row or before.
+    """
+
+    first: Tensor
+    last: Tensor
+    rows: int
+    rows_max: int
+
+    @classmethod
+    def of(cls, bounds: Sequence[tuple[int, int]], device: torch.device) -> Spans:
+        """Spans from the first to before the second of each pair; at least one."""
+        assert all(0 <= first < last for first, last in bounds), bounds
+        first, last = torch.tensor(bounds, dtype=torch.int64).T.contiguous().to(device)
+        rows = sum(last - first for first, last in bounds)
+        return cls(first, last, rows, max(last for _, last in bounds))
+
+
 class DenseKernels(Protocol):
     """Tensors are float32 or bfloat16, sums float32; rows may have a stride, their elements not.
 
-    A text's results do not depend on the other texts it is packed with, to the bit.
+    A text's results do not depend on the other texts it is packed with, to the bit. `out` is a
+    place for the result: what is returned may be it or may be new.
     """
 
-    def embed(self, packed: PackedTokens, tables: EmbeddingTables) -> Tensor:
+    def embed(
+        self, packed: PackedTokens, tables: EmbeddingTables, out: Tensor | None = None
+    ) -> Tensor:
         """States below layer 0, [tokens, H]: LayerNorm(word + position + segment)."""
         ...
 
-    def attend(self, qkv: Tensor, packed: PackedTokens, heads: int) -> Tensor:
+    def pack(self, weight: Tensor, bias: Tensor) -> Linear:
+        """A dense product's weights [outputs, inputs] and [outputs] as `linear` wants them."""
+        ...
+
+    def linear(
+        self,
+        x: Tensor,
+        linear: Linear,
+        activation: Activation | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """activation(x W^T + b): [rows, inputs] to [rows, outputs]."""
+        ...
+
+    def attend(
+        self, qkv: Tensor, packed: PackedTokens, heads: int, out: Tensor | None = None
+    ) -> Tensor:
         """Softmax attention of every token over its own text; [tokens, 3 H] to [tokens, H].
 
         Columns of `qkv`: all heads' queries, then keys, then values.
         """
         ...
 
-    def add_norm(self, y: Tensor, residual: Tensor, norm: NormWeights) -> Tensor:
-        """LayerNorm(y + residual), new; [tokens, H] each."""
+    def add_norm(
+        self, y: Tensor, residual: Tensor, norm: NormWeights, out: Tensor | None = None
+    ) -> Tensor:
+        """LayerNorm(y + residual); [tokens, H] each. `out` may be either."""
         ...
 
     def activate_(self, y: Tensor, activation: Activation) -> Tensor:
         """`y` [tokens, I], changed in place."""
         ...
 
-    def pool_mean(self, states: Tensor, packed: PackedTokens) -> Tensor:
-        """The mean of each text's tokens: [tokens, H] to [texts, H] float32."""
+    def pool(self, states: Tensor, spans: Spans) -> Tensor:
+        """The mean of each span: [tokens, H] to [spans, H] float32, new."""
+        ...
+
+    def unit_(self, x: Tensor) -> Tensor:
+        """`x` [rows, H] float32, each row scaled in place to length 1."""
+        ...
+
+    def select(self, x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rows of x: [any, H] and [rows] int64 to [rows, H]."""
+        ...
+
+    def join(self, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        """Matrices of one width one below another; at least one."""
         ...
 
 
@@ -98,31 +148,69 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
     Activation.RELU: functional.relu,
     Activation.SILU: functional.silu,
+    Activation.TANH: torch.tanh,
 }
 
 
 class TorchDense:
-    """The kernels in torch's own operations, on any device. Stateless: threads may share it."""
+    """The kernels in torch's own operations, on any device. Stateless: threads may share it.
+    Results are new."""
 
-    def embed(self, packed: PackedTokens, tables: EmbeddingTables) -> Tensor:
+    def embed(
+        self, packed: PackedTokens, tables: EmbeddingTables, out: Tensor | None = None
+    ) -> Tensor:
         word = functional.embedding(packed.ids, tables.word)
         place = functional.embedding(packed.positions + tables.position_offset, tables.position)
         return _layer_norm(word + place + tables.segment[0], tables.norm)
 
-    def attend(self, qkv: Tensor, packed: PackedTokens, heads: int) -> Tensor:
+    def pack(self, weight: Tensor, bias: Tensor) -> Linear:
+        return Linear(weight, bias, weight.shape[1], weight.shape[0])
+
+    def linear(
+        self,
+        x: Tensor,
+        linear: Linear,
+        activation: Activation | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        y = functional.linear(x, linear.packed, linear.bias)
+        return y if activation is None else ACTIVATIONS[activation](y)
+
+    def attend(
+        self, qkv: Tensor, packed: PackedTokens, heads: int, out: Tensor | None = None
+    ) -> Tensor:
         query, key, value = qkv.chunk(3, dim=1)
         return attend(query, key, value, packed.plan, heads)
 
-    def add_norm(self, y: Tensor, residual: Tensor, norm: NormWeights) -> Tensor:
+    def add_norm(
+        self, y: Tensor, residual: Tensor, norm: NormWeights, out: Tensor | None = None
+    ) -> Tensor:
         return _layer_norm(y + residual, norm)
 
     def activate_(self, y: Tensor, activation: Activation) -> Tensor:
         return y.copy_(ACTIVATIONS[activation](y))
 
-    def pool_mean(self, states: Tensor, packed: PackedTokens) -> Tensor:
-        sums = states.new_zeros(len(packed.lengths), states.shape[1], dtype=torch.float32)
-        sums = sums.index_add(0, packed.texts, states.to(torch.float32))
-        return sums / packed.offsets.diff()[:, None]
+    def pool(self, states: Tensor, spans: Spans) -> Tensor:
+        count = spans.first.shape[0]
+        if spans.rows == count:
+            return states.index_select(0, spans.first).to(torch.float32)
+        lengths = spans.last - spans.first
+        starts = lengths.cumsum(0) - lengths  # of each span among the rows of all
+        numbers = torch.arange(count, device=lengths.device)
+        owners = torch.repeat_interleave(numbers, lengths, output_size=spans.rows)
+        places = torch.arange(spans.rows, device=lengths.device) - starts[owners]
+        rows = states.index_select(0, spans.first[owners] + places).to(torch.float32)
+        sums = rows.new_zeros(count, states.shape[1]).index_add(0, owners, rows)
+        return sums / lengths[:, None]
+
+    def unit_(self, x: Tensor) -> Tensor:
+        return x.copy_(functional.normalize(x, dim=1))
+
+    def select(self, x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        return x.index_select(0, rows)
+
+    def join(self, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        return torch.cat(list(parts))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads: int) -> Tensor:

@@ -19,20 +19,30 @@ using namespace smile::grouped;
 
 constexpr int64_t BLOCK_ROWS = 64;
 
-}  // namespace
-
-// As `_Call` in native_grouped.py. Types: 0 float32, 1 bfloat16. Strides are in elements.
-struct SmileGroupedCall {
-    const void* x;
-    void* y;
+// Types: 0 float32, 1 bfloat16.
+struct Call {
+    Rows<const void> x;  // strides are in elements
+    Rows<void> y;
     const int64_t* addresses;  // [members], where each member's row of bytes starts
     const int32_t* ends;       // [members], where each member's rows of x and y end
-    int64_t x_stride, y_stride;
-    int64_t members, inputs, rank, outputs;
-    int32_t rows_type, weights_type, threads;
+    int64_t members, inputs, outputs;
+    int64_t rows_type, weights_type;
+    int threads;
 };
 
-namespace {
+// `threads` is a call's last argument, behind those of its own.
+Call call_of(Arguments& from) {
+    return {{from.pointer<const void>(), from.number()},
+            {from.pointer<void>(), from.number()},
+            from.pointer<const int64_t>(),
+            from.pointer<const int32_t>(),
+            from.number(),
+            from.number(),
+            from.number(),
+            from.number(),
+            from.number(),
+            1};
+}
 
 struct Block {
     int64_t member, begin, end;
@@ -40,7 +50,7 @@ struct Block {
 
 // Calls body(address of the member's weights, first row, last row + 1) for every block, in parallel.
 template <class Body>
-void for_blocks(const SmileGroupedCall& call, const Body& body) {
+void for_blocks(const Call& call, const Body& body) {
     thread_local std::vector<Block> kept;
     std::vector<Block>& blocks = kept;
     blocks.clear();
@@ -62,7 +72,7 @@ void for_blocks(const SmileGroupedCall& call, const Body& body) {
 
 // Calls body(Row{}, Weight{}), values of the types that rows and weights are stored in.
 template <class Body>
-void with_types(const SmileGroupedCall& call, const Body& body) {
+void with_types(const Call& call, const Body& body) {
     if (call.rows_type == 0)
         call.weights_type == 0 ? body(float{}, float{}) : body(float{}, Bfloat{});
     else
@@ -74,40 +84,61 @@ const W* field(const char* address, int64_t offset) {
     return offset < 0 ? nullptr : reinterpret_cast<const W*>(address + offset);
 }
 
-}  // namespace
-
-// --- entry points: offsets are of fields, in bytes from a member's address; -1 is no field ---
-
-extern "C" void smile_grouped_linear(const SmileGroupedCall* call, int64_t weight, int64_t bias) {
-    with_types(*call, [&](auto row, auto stored) {
+// Calls body(member's address, rows of x, rows of y, number of rows, Weight{}) for every block.
+template <class Body>
+void for_rows(const Call& call, const Body& body) {
+    with_types(call, [&](auto row, auto stored) {
         using T = decltype(row);
-        using W = decltype(stored);
-        const auto* x = static_cast<const T*>(call->x);
-        auto* y = static_cast<T*>(call->y);
-        for_blocks(*call, [&](const char* at, int64_t begin, int64_t end) {
-            const Matrix<W> weights{field<W>(at, weight), call->outputs, call->inputs,
-                                    call->outputs, field<W>(at, bias)};
-            const T* from = x + begin * call->x_stride;
-            T* to = y + begin * call->y_stride;
-#ifdef __AMX_BF16__
-            if constexpr (std::is_same_v<T, Bfloat> && std::is_same_v<W, Bfloat>)
-                if (amx::allowed())
-                    return tiled::multiply_rows(from, call->x_stride, end - begin, weights, to,
-                                               call->y_stride);
-#endif
-            multiply_rows(from, call->x_stride, end - begin, weights, to, call->y_stride);
+        for_blocks(call, [&](const char* at, int64_t begin, int64_t end) {
+            const auto* x = static_cast<const T*>(call.x.at) + begin * call.x.stride;
+            T* y = static_cast<T*>(call.y.at) + begin * call.y.stride;
+            body(at, x, y, end - begin, stored);
         });
     });
 }
 
-// `activation` is -1 for none.
-extern "C" void smile_grouped_through(const SmileGroupedCall* call, const int64_t* offsets,
-                                      int32_t activation) {
-    with_types(*call, [&](auto row, auto stored) {
-        using T = decltype(row);
+template <class T, class W>
+constexpr bool TILED = std::is_same_v<T, Bfloat> && std::is_same_v<W, Bfloat>;
+
+}  // namespace
+
+// --- entry points: first a `Call`, then offsets of fields, in bytes from a member's address; -1 is
+// no field; last the threads ---
+
+extern "C" void smile_grouped_linear(const Word* arguments) {
+    Arguments from(arguments);
+    Call call = call_of(from);
+    const int64_t weight = from.number(), bias = from.number();
+    call.threads = static_cast<int>(from.number());
+    for_rows(call, [&](const char* at, auto* x, auto* y, int64_t rows, auto stored) {
         using W = decltype(stored);
-        const auto* x = static_cast<const T*>(call->x);
-        auto* y = static_cast<T*>(call->y);
+        const Matrix<W> weights{field<W>(at, weight), call.outputs, call.inputs, call.outputs,
+                                field<W>(at, bias)};
+#ifdef __AMX_BF16__
+        if constexpr (TILED<std::remove_pointer_t<decltype(y)>, W>)
+            if (amx::allowed())
+                return tiled::multiply_rows(x, call.x.stride, rows, weights, y, call.y.stride);
+#endif
+        multiply_rows(x, call.x.stride, rows, weights, y, call.y.stride);
+    });
+}
+
+// Through `rank` columns: matrix and bias down, matrix and bias up. `activation` is -1 for none.
+extern "C" void smile_grouped_through(const Word* arguments) {
+    Arguments from(arguments);
+    Call call = call_of(from);
+    const int64_t rank = from.number();
+    const int64_t down_weight = from.number(), down_bias = from.number();
+    const int64_t up_weight = from.number(), up_bias = from.number();
+    const auto activation = static_cast<int>(from.number());
+    call.threads = static_cast<int>(from.number());
+    for_rows(call, [&](const char* at, auto* x, auto* y, int64_t rows, auto stored) {
+        using W = decltype(stored);
+        using T = std::remove_pointer_t<decltype(y)>;
+        const Matrix<W> down{field<W>(at, down_weight), rank, call.inputs, rank,
+                             field<W>(at, down_bias)};
+        const Matrix<W> up{field<W>(at, up_weight), call.outputs, rank, call.outputs,
+                           field<W>(at, up_bias)};
         const auto middle = [&](float* narrow, int64_t count) {
             if (activation < 0) return;
             with_activation(activation, [&](auto kind) {
@@ -116,53 +147,42 @@ extern "C" void smile_grouped_through(const SmileGroupedCall* call, const int64_
                 });
             });
         };
-        for_blocks(*call, [&](const char* at, int64_t begin, int64_t end) {
-            const Matrix<W> down{field<W>(at, offsets[0]), call->rank, call->inputs, call->rank,
-                                 field<W>(at, offsets[1])};
-            const Matrix<W> up{field<W>(at, offsets[2]), call->outputs, call->rank, call->outputs,
-                               field<W>(at, offsets[3])};
-            const T* from = x + begin * call->x_stride;
-            T* to = y + begin * call->y_stride;
 #ifdef __AMX_BF16__
-            if constexpr (std::is_same_v<T, Bfloat> && std::is_same_v<W, Bfloat>)
-                if (amx::allowed())
-                    return tiled::add_through(from, call->x_stride, to, call->y_stride, end - begin,
-                                             down, up, middle);
+        if constexpr (TILED<T, W>)
+            if (amx::allowed())
+                return tiled::add_through(x, call.x.stride, y, call.y.stride, rows, down, up,
+                                          middle);
 #endif
-            add_through(from, call->x_stride, to, call->y_stride, end - begin, down, up, middle);
-        });
+        add_through(x, call.x.stride, y, call.y.stride, rows, down, up, middle);
     });
 }
 
-extern "C" void smile_grouped_vectors(const SmileGroupedCall* call, int64_t vector) {
-    with_types(*call, [&](auto row, auto stored) {
-        using T = decltype(row);
-        using W = decltype(stored);
-        for_blocks(*call, [&](const char* at, int64_t begin, int64_t end) {
-            const W* from = field<W>(at, vector);
-            for (; begin < end; ++begin) {
-                T* to = static_cast<T*>(call->y) + begin * call->y_stride;
-                for_lanes(call->outputs, [&](int64_t offset, int lanes) {
-                    const Vec sum = load_lanes(to + offset, lanes) + load_lanes(from + offset, lanes);
-                    store_lanes(to + offset, sum, lanes);
-                });
-            }
-        });
+extern "C" void smile_grouped_vectors(const Word* arguments) {
+    Arguments from(arguments);
+    Call call = call_of(from);
+    const int64_t vector = from.number();
+    call.threads = static_cast<int>(from.number());
+    for_rows(call, [&](const char* at, auto*, auto* y, int64_t rows, auto stored) {
+        const auto* added = field<decltype(stored)>(at, vector);
+        for (int64_t row = 0; row < rows; ++row) {
+            auto* to = y + row * call.y.stride;
+            for_lanes(call.outputs, [&](int64_t offset, int lanes) {
+                const Vec sum = load_lanes(to + offset, lanes) + load_lanes(added + offset, lanes);
+                store_lanes(to + offset, sum, lanes);
+            });
+        }
     });
 }
 
-extern "C" void smile_grouped_sparse(const SmileGroupedCall* call, int64_t indices, int64_t values,
-                                     int64_t count) {
-    with_types(*call, [&](auto row, auto stored) {
-        using T = decltype(row);
+extern "C" void smile_grouped_sparse(const Word* arguments) {
+    Arguments from(arguments);
+    Call call = call_of(from);
+    const int64_t indices = from.number(), values = from.number(), count = from.number();
+    call.threads = static_cast<int>(from.number());
+    for_rows(call, [&](const char* at, auto* x, auto* y, int64_t rows, auto stored) {
         using W = decltype(stored);
-        const auto* x = static_cast<const T*>(call->x);
-        auto* y = static_cast<T*>(call->y);
-        for_blocks(*call, [&](const char* at, int64_t begin, int64_t end) {
-            const Entries<W> entries{field<int32_t>(at, indices), field<W>(at, values), count,
-                                     call->inputs, call->outputs};
-            add_sparse(x + begin * call->x_stride, call->x_stride, y + begin * call->y_stride,
-                       call->y_stride, end - begin, entries);
-        });
+        const Entries<W> entries{field<int32_t>(at, indices), field<W>(at, values), count,
+                                 call.inputs, call.outputs};
+        add_sparse(x, call.x.stride, y, call.y.stride, rows, entries);
     });
 }

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smile.model.kernels.dense import ACTIVATIONS, Activation
+from smile.model.kernels.activation import Activation
+from smile.model.kernels.dense import ACTIVATIONS
 from smile.model.kernels.rows import Members
 
 WIDTH_MIN = 8

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from smile.model.kernels.dense import Activation
+from smile.model.kernels.activation import NUMBERS, Activation
 
-ACTIVATION_NUMBERS: Mapping[Activation | None, int] = {  # as activations.h has them
-    None: -1,
-    Activation.GELU: 0,
-    Activation.GELU_TANH: 1,
-    Activation.RELU: 2,
-    Activation.SILU: 3,
-}
 PACK = {torch.float32: "smile_pack_float32", torch.bfloat16: "smile_pack_bfloat16"}
 MULTIPLY = {torch.float32: "smile_linear_float32", torch.bfloat16: "smile_linear_bfloat16"}
 _PANEL = 32  # outputs, and inputs: what packed weights are filled up to
@@ -68,7 +60,7 @@ def arguments(
         x.shape[0],
         linear.inputs,
         linear.outputs,
-        ACTIVATION_NUMBERS[activation],
+        NUMBERS[activation],
         threads,
     )
 

@@ -1,139 +1,149 @@
-"""The dense kernels in C++ (dense.cpp, attention.cpp), for inference on CPUs."""
+"""The dense kernels in C++ (linear.cpp, dense.cpp, attention.cpp), for inference on CPUs."""
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_float, c_int, c_int64, c_void_p
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from smile.model.kernels.dense import Activation, EmbeddingTables, NormWeights
+from smile.model.kernels.activation import NUMBERS, Activation
+from smile.model.kernels.dense import EmbeddingTables, NormWeights, Spans
+from smile.model.kernels.linear import Linear, arguments, pack
+from smile.model.kernels.tape import Calls, matrix, real
 from smile.model.packing import PackedTokens
-
-SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_ACTIVATIONS = {  # as activations.h numbers them
-    Activation.GELU: 0,
-    Activation.GELU_TANH: 1,
-    Activation.RELU: 2,
-    Activation.SILU: 3,
-}
-_MATRIX = (c_void_p, c_int64)
-_NORM = (c_void_p, c_void_p, c_float)
-_SIZES = (c_int64, c_int64)
-_ARGUMENTS = {
-    "add_norm": (*_MATRIX * 3, *_NORM, *_SIZES, c_int),
-    "embed": (c_void_p, c_void_p, c_int64, *(c_void_p,) * 4, *_NORM, *_SIZES, c_int),
-    "activate": (*_MATRIX, *_SIZES, c_int, c_int),
-    "pool_mean": (*_MATRIX, c_void_p, c_void_p, *_SIZES, c_int),
-    "attend": (*_MATRIX * 2, c_void_p, c_int64, *_SIZES, c_int),
-}
 
 
 class NativeDense:
-    """The kernels of one library. Norm weights must be float32. Threads may share it.
+    """The kernels of one library. Norm weights must be float32. As safe with threads as `calls`.
 
     Raises:
         IndexError: from `embed`, where a token or its position is outside its table.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions = {
-            (name, dtype): _function(library, f"smile_{name}_{suffix}", arguments)
-            for name, arguments in _ARGUMENTS.items()
-            for dtype, suffix in SUFFIXES.items()
-        }
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._function = calls.library.function
 
-    def embed(self, packed: PackedTokens, tables: EmbeddingTables) -> Tensor:
+    def embed(
+        self, packed: PackedTokens, tables: EmbeddingTables, out: Tensor | None = None
+    ) -> Tensor:
         parts = (tables.word, tables.position, tables.segment)
         assert all(part.is_contiguous() and part.dtype == tables.word.dtype for part in parts)
         assert packed.positions.is_contiguous() and packed.ids.is_contiguous()
-        _check_rows(packed.ids, tables.word)
-        _check_rows(packed.positions, tables.position[tables.position_offset :])
-        out = tables.word.new_empty(packed.tokens, tables.word.shape[1])
-        self._functions["embed", out.dtype](
+        _check_rows(packed.ids, tables.word.shape[0], 0)
+        _check_rows(packed.positions, tables.position.shape[0], tables.position_offset)
+        out = _place(out, (packed.tokens, tables.word.shape[1]), tables.word)
+        words = (
             packed.ids.data_ptr(),
             packed.positions.data_ptr(),
             tables.position_offset,
             *(part.data_ptr() for part in parts),
-            out.data_ptr(),
+            *matrix(out),
             *_norm(tables.norm),
             *out.shape,
-            torch.get_num_threads(),
+            self._calls.threads,
         )
+        self._calls.add(self._function("embed", out.dtype), words, packed, tables, out)
         return out
 
-    def attend(self, qkv: Tensor, packed: PackedTokens, heads: int) -> Tensor:
+    def pack(self, weight: Tensor, bias: Tensor) -> Linear:
+        return pack(self._calls.library.handle, weight, bias)
+
+    def linear(
+        self,
+        x: Tensor,
+        linear: Linear,
+        activation: Activation | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        out = _place(out, (x.shape[0], linear.outputs), x)
+        words = arguments(x, linear, out, activation, self._calls.threads)
+        self._calls.add(self._function("linear", x.dtype), words, x, linear, out)
+        return out
+
+    def attend(
+        self, qkv: Tensor, packed: PackedTokens, heads: int, out: Tensor | None = None
+    ) -> Tensor:
         tokens, width = qkv.shape
         assert tokens == packed.tokens and width % (3 * heads) == 0, f"{qkv.shape}, {heads} heads"
-        out = qkv.new_empty(tokens, width // 3)
-        self._functions["attend", qkv.dtype](
-            *_matrix(qkv),
-            *_matrix(out),
-            packed.offsets.data_ptr(),
-            len(packed.lengths),
-            heads,
-            width // (3 * heads),
-            torch.get_num_threads(),
-        )
+        out = _place(out, (tokens, width // 3), qkv)
+        offsets = packed.offsets.data_ptr()
+        sizes = (len(packed.lengths), heads, width // (3 * heads))
+        words = (*matrix(qkv), *matrix(out), offsets, *sizes, self._calls.threads)
+        self._calls.add(self._function("attend", qkv.dtype), words, qkv, packed, out)
         return out
 
-    def add_norm(self, y: Tensor, residual: Tensor, norm: NormWeights) -> Tensor:
-        assert y.shape == residual.shape and y.dtype == residual.dtype
-        out = y.new_empty(y.shape)
-        self._functions["add_norm", y.dtype](
-            *_matrix(y),
-            *_matrix(residual),
-            *_matrix(out),
-            *_norm(norm),
-            *y.shape,
-            torch.get_num_threads(),
-        )
+    def add_norm(
+        self, y: Tensor, residual: Tensor, norm: NormWeights, out: Tensor | None = None
+    ) -> Tensor:
+        shape = y.shape
+        assert shape == residual.shape and y.dtype is residual.dtype
+        out = _place(out, shape, y)
+        places = (*matrix(y), *matrix(residual), *matrix(out))
+        words = (*places, *_norm(norm), *shape, self._calls.threads)
+        self._calls.add(self._function("add_norm", y.dtype), words, y, residual, norm, out)
         return out
 
     def activate_(self, y: Tensor, activation: Activation) -> Tensor:
-        kind = _ACTIVATIONS[activation]
-        self._functions["activate", y.dtype](*_matrix(y), *y.shape, kind, torch.get_num_threads())
+        words = (*matrix(y), NUMBERS[activation], *y.shape, self._calls.threads)
+        self._calls.add(self._function("activate", y.dtype), words, y)
         return y
 
-    def pool_mean(self, states: Tensor, packed: PackedTokens) -> Tensor:
-        texts, width = len(packed.lengths), states.shape[1]
-        assert states.shape[0] == packed.tokens
-        out = states.new_empty(texts, width, dtype=torch.float32)
-        self._functions["pool_mean", states.dtype](
-            *_matrix(states),
-            packed.offsets.data_ptr(),
-            out.data_ptr(),
-            texts,
-            width,
-            torch.get_num_threads(),
-        )
+    def pool(self, states: Tensor, spans: Spans) -> Tensor:
+        first, last = spans.first, spans.last
+        assert spans.rows_max <= states.shape[0], f"{spans.rows_max} of {states.shape[0]} rows"
+        assert first.dtype is last.dtype is torch.int64
+        assert first.is_contiguous() and last.is_contiguous()
+        shape = (first.shape[0], states.shape[1])
+        out = states.new_empty(shape, dtype=torch.float32)
+        bounds = (first.data_ptr(), last.data_ptr())
+        words = (*matrix(states), *bounds, *matrix(out), *shape, self._calls.threads)
+        self._calls.add(self._function("pool", states.dtype), words, states, spans, out)
+        return out
+
+    def unit_(self, x: Tensor) -> Tensor:
+        words = (*matrix(x), *x.shape, self._calls.threads)
+        self._calls.add(self._function("unit", x.dtype), words, x)
+        return x
+
+    def select(self, x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        _check_rows(rows, x.shape[0], 0)
+        assert rows.dtype is torch.int64 and rows.is_contiguous()
+        out = _place(out, (rows.shape[0], x.shape[1]), x)
+        words = (*matrix(x), rows.data_ptr(), *matrix(out), *out.shape, self._calls.threads)
+        self._calls.add(self._function("take", x.dtype), words, x, rows, out)
+        return out
+
+    def join(self, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        out = _place(out, (sum(part.shape[0] for part in parts), parts[0].shape[1]), parts[0])
+        pieces = out.split([part.shape[0] for part in parts])
+        for part, piece in zip(parts, pieces, strict=True):
+            assert part.shape[1] == piece.shape[1] and part.dtype is out.dtype
+            words = (*matrix(part), 0, *matrix(piece), *part.shape, self._calls.threads)
+            self._calls.add(self._function("take", out.dtype), words, part, piece)
         return out
 
 
-def _function(
-    library: ctypes.CDLL, name: str, arguments: tuple[type, ...]
-) -> ctypes._NamedFuncPointer:
-    found = library[name]  # not as an attribute: those are shared, and so are their types
-    found.argtypes = arguments
-    found.restype = None
-    return found
+def _place(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Where a result goes: `out`, which must fit, or a new matrix."""
+    if out is None:
+        return like.new_empty(shape)
+    assert out.shape == shape and out.dtype is like.dtype, f"{out.shape} for {shape}"
+    return out
 
 
-def _check_rows(rows: Tensor, table: Tensor) -> None:
-    least, most = (int(bound) for bound in torch.aminmax(rows))
-    if least < 0 or most >= table.shape[0]:
-        raise IndexError(f"rows {least} to {most} of a table of {table.shape[0]}")
+def _check_rows(rows: Tensor, count: int, offset: int) -> None:
+    """`rows` + `offset` are of a table of `count`."""
+    if rows.numel() == 0:
+        return
+    least, most = (int(bound) + offset for bound in torch.aminmax(rows))
+    if least < 0 or most >= count:
+        raise IndexError(f"rows {least} to {most} of a table of {count}")
 
 
-def _matrix(x: Tensor) -> tuple[int, int]:
-    """Address and row stride; elements of a row lie side by side."""
-    assert x.stride(1) == 1 or x.shape[1] == 1, f"strides {x.stride()}"
-    return x.data_ptr(), x.stride(0)
-
-
-def _norm(norm: NormWeights) -> tuple[int, int, float]:
+def _norm(norm: NormWeights) -> tuple[int, int, int]:
     weight, bias = norm.weight, norm.bias
-    assert weight.dtype == bias.dtype == torch.float32, f"{weight.dtype}, {bias.dtype}"
+    assert weight.dtype is bias.dtype is torch.float32, f"{weight.dtype}, {bias.dtype}"
     assert weight.is_contiguous() and bias.is_contiguous()
-    return weight.data_ptr(), bias.data_ptr(), norm.epsilon
+    return weight.data_ptr(), bias.data_ptr(), real(norm.epsilon)

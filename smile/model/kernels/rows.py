@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from torch import Tensor
 FIELD_ALIGNMENT_BYTES = 64
 FIELD_DTYPES = (torch.float32, torch.bfloat16, torch.int32)
 CPU = torch.device("cpu")
+
+Fields: TypeAlias = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]  # names, their shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +94,14 @@ class RowLayout:
     Attributes:
         fields: By the tensors' names.
         row_bytes: Size of a row, a multiple of 64; 0 if there are no tensors.
+        found: What a kernel found of fields it asked for, kept so that it looks once.
     """
 
     fields: Mapping[str, Field] = field(hash=False)
     row_bytes: int
+    found: dict[Fields, tuple[int, ...]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         assert self.row_bytes % FIELD_ALIGNMENT_BYTES == 0, self.row_bytes
@@ -161,6 +168,16 @@ class Members:
             owners=torch.repeat_interleave(torch.arange(len(rows)), lengths).to(device),
             addresses=torch.tensor([row.address for row in rows], dtype=torch.int64),
         )
+
+    @cached_property
+    def rows_total(self) -> int:
+        """Matrix rows of all members."""
+        return sum(self.counts)
+
+    @cached_property
+    def table(self) -> tuple[int, int, int]:
+        """Where `addresses` and `ends` lie, and the number of members: what a native call takes."""
+        return self.addresses.data_ptr(), self.ends.data_ptr(), len(self.rows)
 
     def gather(self, name: str) -> Tensor:
         """Every member's tensor `name`: [members, *shape], in member order.

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from smile.model.backbone import BareOps, Layer, LayerNorm, LayerOps
-from smile.model.kernels.dense import ACTIVATIONS, Activation
+from smile.model.kernels.activation import Activation
+from smile.model.kernels.dense import ACTIVATIONS
 from smile.model.kernels.grouped import BottleneckFields, padded_width, zero_padded
+from smile.model.kernels.workspace import Slot
 from smile.model.layout import ADAPTED_BLOCKS, Block, adapter_name
 from smile.model.pet.method import LayerGroup, Weights
 from smile.model.specs import PetKind, PetSpec
@@ -101,12 +103,10 @@ class _GroupedOps(BareOps):
         if not self.method.adapts(block):
             return y
         group, rows = self.group, self.group.rows
-        part = y[rows]
-        x = (
-            group.kernels.dense.add_norm(part, residual[rows], norm)
-            if self.method.normed_input
-            else part
-        )
+        part = x = y[rows]
+        if self.method.normed_input:
+            out = group.kernels.room.take(Slot.NORMED, part.shape[0], part.shape[1], part.dtype)
+            x = group.kernels.dense.add_norm(part, residual[rows], norm, out)
         prefix = adapter_name(group.layer, block)
         fields = BottleneckFields(
             f"{prefix}.down.weight",

@@ -13,12 +13,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from smile.model.kernels.activation import Activation
 from smile.model.kernels.build import Places, load
-from smile.model.kernels.dense import Activation
 from smile.model.kernels.grouped import BottleneckFields
 from smile.model.kernels.linear import MULTIPLY, arguments, pack
 from smile.model.kernels.native_grouped import NativeGrouped
 from smile.model.kernels.rows import Members, Row, RowLayout
+from smile.model.kernels.tape import AtOnce, Library
 
 _PROTECTION_NONE = 0
 _KEPT: list[mmap.mmap] = []
@@ -84,7 +85,7 @@ def main() -> None:
     assert library is not None
     for dtype in (torch.float32, torch.bfloat16):
         for widths in ((64, 32, 64), (16, 16, 16), (40, 24, 56), (5, 3, 7)):
-            run(*widths, dtype, NativeGrouped(library))
+            run(*widths, dtype, NativeGrouped(AtOnce(Library(library))))
         for inputs, outputs in ((64, 64), (32, 5), (30, 33), (1, 1), (1024, 8)):
             multiply(inputs, outputs, dtype, library)
     sys.stdout.write("inside\n")

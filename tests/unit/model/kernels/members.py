@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smile.model.kernels.dense import Activation
+from smile.model.kernels.activation import Activation
 from smile.model.kernels.grouped import BottleneckFields
 from smile.model.kernels.rows import Members, Row, RowLayout
 
@@ -17,6 +17,7 @@ FIELDS = BottleneckFields("down", "down.bias", "up", "up.bias")
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     Activation.RELU: functional.relu,
     Activation.SILU: functional.silu,
+    Activation.TANH: torch.tanh,
     Activation.GELU: functional.gelu,
     Activation.GELU_TANH: lambda x: functional.gelu(x, approximate="tanh"),
 }

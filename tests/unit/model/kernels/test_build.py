@@ -260,7 +260,7 @@ def test_one_pool_of_threads(tmp_path: Path) -> None:
     script.write_text(
         "import os, torch\n"
         "from smile.model.kernels import KernelChoice, kernels_for\n"
-        "from smile.model.kernels.dense import Activation\n"
+        "from smile.model.kernels.activation import Activation\n"
         "torch.set_num_threads(3)\n"
         "y = torch.zeros(3000, 1000)\n"
         "y.add(y)\n"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smile.model.kernels import grouped
-from smile.model.kernels.dense import Activation
+from smile.model.kernels.activation import Activation
 from smile.model.kernels.grouped import TorchGrouped, grouped_matmul, padded_width, zero_padded
 from tests.unit.model.kernels import members as cases
 

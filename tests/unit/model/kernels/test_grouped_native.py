@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smile.model.kernels.activation import Activation
 from smile.model.kernels.build import Places, load
-from smile.model.kernels.dense import Activation
 from smile.model.kernels.grouped import GroupedKernels, TorchGrouped
 from smile.model.kernels.native_grouped import NativeGrouped
 from smile.model.kernels.rows import Members, Row, RowLayout
+from smile.model.kernels.tape import AtOnce, Library
 from tests.unit.model.kernels import members as cases
 
 LOADED = load(Places())
@@ -32,7 +33,7 @@ WIDTHS = st.sampled_from([1, 7, 8, 16, 24, 40, 48, 56, 64, 96, 131])
 
 def _native() -> NativeGrouped:
     assert LOADED.handle is not None
-    return NativeGrouped(LOADED.handle)
+    return NativeGrouped(AtOnce(Library(LOADED.handle)))
 
 
 @dataclass

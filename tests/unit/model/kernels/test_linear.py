@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from smile.model.kernels import build
+from smile.model.kernels.activation import Activation
 from smile.model.kernels.build import Places
-from smile.model.kernels.dense import ACTIVATIONS, Activation
+from smile.model.kernels.dense import ACTIVATIONS
 from smile.model.kernels.linear import MULTIPLY, Linear, arguments, pack
 
 TARGETS = build.supported(build.processor_features())

@@ -32,6 +32,7 @@ METADATA = {"format": FORMAT}  # one key only: safetensors writes several in no 
 LENGTH_BYTES = 8
 HEADER_BYTES_MAX = 1 * MIB
 SHOWN_CHARS_MAX = 80
+FLOAT16_EXPONENT = 0x7C00
 STORED_DTYPES: dict[DType | Choice, str] = {
     DType.FLOAT16: "F16",
     DType.FLOAT32: "F32",
@@ -187,9 +188,19 @@ def _array(name: str, body: memoryview, span: _Span, tensor: TensorSpec) -> Stor
 
 
 def _check_finite(name: str, array: StoredArray) -> None:
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
+    if not _finite(array):
+        bad = int(array.size - np.isfinite(array).sum())
         raise DataCorrupted(f"tensor '{name}' has {bad} numbers that are not finite")
+
+
+def _finite(array: StoredArray) -> bool:
+    """Whether all numbers are. Of half precision by their exponents' bits, which are all set in
+    those that are not: numpy's own way takes ten times as long.
+    """
+    if array.dtype == np.float16:
+        exponents = np.bitwise_and(array.view(np.uint16), FLOAT16_EXPONENT)
+        return int(exponents.max(initial=0)) < FLOAT16_EXPONENT
+    return bool(np.isfinite(array).all())
 
 
 def _check_indices(name: str, array: StoredArray, entries: int) -> None:
@@ -218,7 +229,7 @@ def _check_array(name: str, array: StoredArray, stored: DType | Choice) -> None:
     dtype = np.dtype(NUMPY_DTYPES[stored])
     if array.dtype != dtype:
         raise InvalidArgument(f"tensor '{name}' must be {dtype}, got {array.dtype}")
-    if not np.isfinite(array).all():
+    if not _finite(array):
         raise InvalidArgument(f"tensor '{name}' has numbers that are not finite")
 
 

@@ -26,7 +26,7 @@ from smile.model.specs import (
     Projection,
     Task,
 )
-from smile.model.weights import METADATA, decode, encode, sha256_hex
+from smile.model.weights import METADATA, _finite, decode, encode, sha256_hex
 
 SHAPE = BackboneShape(
     layers=2, hidden=8, intermediate=12, heads=2, tokens_max=16, parameters=1, bytes=4
@@ -330,3 +330,11 @@ def test_bits_beyond_a_mask_are_refused() -> None:
     beyond = packed_bits(np.array([81]), 88)
     with pytest.raises(DataCorrupted, match="beyond its 81 entries"):
         decode(saved(tensors | {BITS: beyond}), MASKED, odd)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_every_number_that_is_not_finite_is_seen(dtype: type[np.floating[Any]]) -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(dtype)
+    for number in range(0, len(every), 7):
+        one = every[number : number + 1]
+        assert _finite(one) == np.isfinite(one).all()

@@ -6,6 +6,7 @@ tenants/{t}/vplms/{v}/{uid}/versions/{n:09d}.json      manifest (created once)
 tenants/{t}/vplms/{v}/{uid}/blobs/{sha256}             bytes of versions
 tenants/{t}/datasets/{d}/dataset.json · {uid}/data     record (swapped), bytes
 tenants/{t}/trainingJobs/{j}/record.json · curve.jsonl
+tenants/{t}/trainingJobs/{j}/checkpoints/{fence:019d}  gone once the job has ended
 tenants/{t}/trainingJobOrder/{time}-{j}                empty; newest job first
 pendingJobs/{t}/{j}                                    empty; there while the job has not ended
 feed/unheard                                           who changes things without a word, if any
@@ -90,6 +91,15 @@ def job(name: JobName) -> str:
 
 def curve(name: JobName) -> str:
     return f"{owned(name.tenant)}trainingJobs/{name.job}/curve.jsonl"
+
+
+def checkpoints(name: JobName) -> str:
+    return f"{owned(name.tenant)}trainingJobs/{name.job}/checkpoints/"
+
+
+def checkpoint(name: JobName, fence: int) -> str:
+    """Sorts by fence: a worker that lost its lease can only write below its heirs'."""
+    return f"{checkpoints(name)}{fence:019d}"
 
 
 def job_order(tenant: TenantId) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from services.storage import keys
+from services.storage.checkpoints import Checkpoints
 from services.storage.documents import Documents, Stored, load_page
 from services.storage.identity import Identity
 from services.storage.records import JobRecord, now
@@ -29,6 +30,7 @@ class TrainingRecords:
         self._store = store
         self._documents = Documents(store)
         self._identity = identity
+        self.checkpoints = Checkpoints(store, self._may_write)
 
     async def create(self, job: TrainingJob) -> TrainingRecord:
         """Store a job that does not exist yet; the same job again gives the stored one.
@@ -72,7 +74,7 @@ class TrainingRecords:
 
         stored = await self._documents.edit(keys.job(name), JobRecord, apply)
         if stored.document.record.job.state.done:
-            await self._store.delete(keys.pending_job(name))
+            await self._clean(name)
         return stored.document.record
 
     async def get(self, name: JobName) -> TrainingRecord:
@@ -106,7 +108,10 @@ class TrainingRecords:
             tenant, _, job = place.partition("/")
             name = JobName(TenantId(tenant), job)
             stored = await self._documents.read(keys.job(name), JobRecord)
-            if stored is None or stored.document.record.job.state.done:
+            if stored is None:
+                return None
+            if stored.document.record.job.state.done:
+                await self._clean(name)  # whoever ended it went away before
                 return None
             return stored.document.record
 
@@ -133,6 +138,21 @@ class TrainingRecords:
         except NotFound:
             return
         reader.finish()
+
+    async def _may_write(self, name: JobName, fence: int) -> None:
+        """Raises `NotFound`, `Aborted` under a lower fence, `FailedPrecondition` at the end."""
+        kept = await self.get(name)
+        if fence < kept.fence:
+            raise Aborted(f"{name} was written with fence {kept.fence}, this is {fence}")
+        if kept.job.state.done:
+            raise FailedPrecondition(
+                f"{name} has ended as '{kept.job.state}'", reason="JOB_FINISHED"
+            )
+
+    async def _clean(self, name: JobName) -> None:
+        """Removes what only a job that has not ended needs; its place among those goes last."""
+        await self.checkpoints.discard(name)
+        await self._store.delete(keys.pending_job(name))
 
     async def _places(self, prefix: str, after: str, limit: int) -> list[str]:
         place = f"{prefix}{after}" if after else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from services.trainer.backbones import Backbones
+from services.trainer.bookmark import Bookmark
 from services.trainer.failures import JobFailure, dataset_invalid, loss_not_finite
-from services.trainer.loop import train
-from services.trainer.loop_events import EpochDone, Planned
+from services.trainer.loop import Training
+from services.trainer.loop_events import EpochDone, Planned, StepDone
 from services.trainer.memory import release_free_memory
 from services.trainer.patience import patiently
 from services.trainer.provenance import RunSpec, environment
-from services.trainer.report import Report
+from services.trainer.report import Report, Stopped
 from services.trainer.rows import ReadDataset, RowSchema, read_dataset
 from services.trainer.run import LossNotFinite, Trained, TrainingInput
 from services.trainer.storage import Storage
@@ -41,12 +41,14 @@ class Workshop:
     Attributes:
         folder: Where datasets lie while they are read; None means the system's choice.
         states_bytes_max: Memory for boundary states kept between epochs.
+        checkpoint_s: How often a job's place is kept.
     """
 
     storage: Storage
     backbones: Backbones[Backbone]
     folder: Path | None
     states_bytes_max: int
+    checkpoint_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,16 @@ class _JobRows:
 
 
 class Attempt:
-    """One attempt at `job`; what it says goes to `report`."""
+    """One attempt at `job`; what it says goes to `report`, where it is to `bookmark`."""
 
-    def __init__(self, shop: Workshop, job: TrainingJob, report: Report) -> None:
+    def __init__(
+        self, shop: Workshop, job: TrainingJob, report: Report, bookmark: Bookmark
+    ) -> None:
         self._shop = shop
         self._storage = shop.storage
         self._job = job
         self._report = report
+        self._bookmark = bookmark
 
     async def train(self, vplm: Vplm) -> Trained:
         """The weights, and what was measured with them.
@@ -77,7 +82,6 @@ class Attempt:
             NotFound, FailedPrecondition, DataCorrupted: what it needs is gone or does not fit.
             Stopped: the holder asked for the end.
         """
-        started = time.monotonic()
         with TemporaryDirectory(dir=self._shop.folder, prefix="smile-job-") as folder:
             rows = await self._read(vplm, Path(folder))
         self._report.phase("loading")
@@ -95,10 +99,14 @@ class Attempt:
             tensors=None if base is None else weights.decode(base, vplm.spec, backbone.shape),
             states_bytes_max=self._shop.states_bytes_max,
         )
-        trained = await self._in_thread(lambda: self._trained(given))
+        found = await patiently(lambda: self._bookmark.find(spec.digest))
+        if found is not None:
+            given = replace(given, resume=found.snapshot)
+        loop = asyncio.get_running_loop()
+        trained = await self._in_thread(lambda: self._trained(given, loop))
         return replace(
             trained,
-            metrics={**trained.metrics, "train_seconds": time.monotonic() - started},
+            metrics={**trained.metrics, "train_seconds": self._bookmark.seconds},
             summary=replace(
                 trained.summary,
                 spec_digest=spec.digest,
@@ -148,9 +156,10 @@ class Attempt:
             base="" if base is None else weights.sha256_hex(base),
         )
 
-    def _trained(self, given: TrainingInput) -> Trained:
-        """In a thread: runs the loop to its end, or to `Stopped`."""
-        run = train(given)
+    def _trained(self, given: TrainingInput, loop: asyncio.AbstractEventLoop) -> Trained:
+        """In a thread: runs the training to its end, or to `Stopped`."""
+        training = Training(given)
+        run = training.events()
         try:
             while True:
                 event = next(run)
@@ -159,6 +168,11 @@ class Attempt:
                 if isinstance(event, Planned | EpochDone):
                     release_free_memory()
                 self._report.hear(event)
+                if isinstance(event, StepDone):
+                    self._bookmark.turn(training, loop)
+        except Stopped:
+            self._bookmark.stop(training)
+            raise
         except StopIteration as end:
             trained: Trained = end.value
             return trained

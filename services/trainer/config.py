@@ -28,6 +28,7 @@ class TrainerSettings(BackboneServiceSettings):
         states_bytes_max: Memory of a worker for boundary states kept between epochs.
         validate_bytes_max: Largest dataset that ValidateDataset reads.
         validations_max: Datasets read by ValidateDataset at a time.
+        checkpoint_s: How often a running job's place is kept, from which another worker goes on.
         reconcile_s: How often records are compared with the queue.
         folder: Where datasets are kept while they are read; empty means the system's choice.
     """
@@ -47,6 +48,7 @@ class TrainerSettings(BackboneServiceSettings):
     states_bytes_max: int = Field(default=1 * limits.GIB, ge=0)
     validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
     validations_max: int = Field(default=2, ge=1, le=64)
+    checkpoint_s: float = Field(default=30.0, ge=0.0, le=3600.0)
     reconcile_s: float = Field(default=60.0, ge=0.1, le=3600.0)
     folder: Path | None = Field(default=None)
 

@@ -53,6 +53,10 @@ class Holding:
                 return reason
             await asyncio.sleep(EVENTS_EVERY_S)
 
+    async def tell(self) -> None:
+        """Sends what watchers have not seen yet, if the queue is there to take it."""
+        await self._beat_if_due()
+
     async def finish(self, state: JobState, dead_reason: str) -> bool:
         """Sends what watchers have not seen yet, and ends the job in the queue.
 

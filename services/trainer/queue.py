@@ -16,10 +16,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import cast
 
-from services.trainer.events import JobEvent, StoredEvent, decode_event, encode_event
+from services.trainer.events import JobEvent, MetricsEvent, StoredEvent, decode_event, encode_event
 from smile.errors import QuotaExceeded
 from smile.names import JobName, TenantId
-from smile.resources import JobProgress, JobState, TrainingRecord
+from smile.resources import JobProgress, JobState, Metric, TrainingRecord
 from smile.store.redis import BLOCK_S_MAX, Redis, Script, reaching_redis
 
 PREFIX = "smile:{jobs}:"
@@ -27,6 +27,7 @@ LUA = Path(__file__).parent / "lua"
 RESERVATION_MS = 30_000
 EVENTS_MAX = 10_000
 EVENTS_PAGE = 500
+LATEST_EVENTS = 50
 LEASE_LOST = -1
 GROUP = "workers"
 CONSUMER_IDLE_MS_MAX = 3_600_000
@@ -221,6 +222,16 @@ class JobQueue:
             for _, entries in pages
             for entry, fields in _entries(entries)
         ]
+
+    async def last_told(self, name: JobName) -> Metric | None:
+        """The last metric among the job's latest events."""
+        with reaching_redis():
+            latest = _entries(await self._client.xrevrange(_events_key(name), count=LATEST_EVENTS))
+        for _, fields in latest:
+            event = decode_event(fields["body"])
+            if isinstance(event, MetricsEvent) and event.metrics:
+                return event.metrics[-1]
+        return None
 
     async def has_first_event(self, name: JobName) -> bool:
         """Whether the job's events are here from the very first one."""

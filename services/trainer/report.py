@@ -49,6 +49,16 @@ class Report:
         """A new phase begins. Raises `Stopped`."""
         self._update(replace(self._progress, phase=phase), ())
 
+    def go_on(self, curve: list[Metric], told: Metric | None) -> None:
+        """An earlier attempt had come this far, and told it up to `told`, or nothing of it."""
+        sent = 0
+        if told is not None:
+            last = (told.step, told.name)
+            places = (at for at, m in enumerate(curve, start=1) if (m.step, m.name) == last)
+            sent = next(places, len(curve))  # it had come further than what was kept
+        with self._lock:
+            self.curve, self._sent = curve, sent
+
     def hear(self, event: LoopEvent) -> None:
         """Takes an event of the training loop. Raises `Stopped`."""
         match event:
@@ -56,7 +66,9 @@ class Report:
                 progress = replace(self._progress, phase="encoding")
                 self._update(progress, ())
             case Planned():
-                progress = JobProgress("training", 0, event.steps_total, 0, event.epochs_total, 0.0)
+                progress = JobProgress(
+                    "training", event.step, event.steps_total, event.epoch, event.epochs_total
+                )
                 self._update(progress, ())
             case StepDone(step, epoch, loss, rate):
                 progress = replace(self._progress, step=step, epoch=epoch, loss=loss)

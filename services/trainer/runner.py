@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from uuid import NAMESPACE_URL, uuid5
 
 from services.trainer.attempt import Attempt, Workshop
+from services.trainer.bookmark import Bookmark
 from services.trainer.failures import JobFailure, explained, worker_lost
 from services.trainer.holding import Holding, LetGo
 from services.trainer.patience import patiently
@@ -61,12 +62,14 @@ class Runner:
         self._queue = queue
         self._ending = ending
         self._clock = clock
+        self._bookmark: Bookmark | None = None  # of the attempt in hand
 
     async def work(self, claim: Claim) -> None:
         """Brings a claimed job to its end, or lets go of it."""
         log = get_logger().bind(job=str(claim.name), fence=claim.fence, attempt=claim.attempt)
         log.info("claimed", deaths=claim.deaths)
         holding = Holding(self._queue, claim, Report(claim.attempt), self._ending)
+        self._bookmark = None
         keeping = asyncio.create_task(holding.keep())
         attempt = asyncio.create_task(self._attempt(holding))
         await asyncio.wait({keeping, attempt}, return_when=asyncio.FIRST_COMPLETED)
@@ -132,7 +135,7 @@ class Runner:
         if version is None:
             saving = asyncio.create_task(self._keep_saving_curve(holding))
             try:
-                trained = await Attempt(self._shop, job, holding.report).train(vplm)
+                trained = await self._train(holding, job, vplm)
             finally:
                 saving.cancel()
                 await asyncio.wait({saving})
@@ -145,6 +148,15 @@ class Runner:
             job, version=version.name, metrics=dict(version.metrics), summary=version.training
         )
         return self._ended(succeeded, JobState.SUCCEEDED, holding.report)
+
+    async def _train(self, holding: Holding, job: TrainingJob, vplm: Vplm) -> Trained:
+        every_s = self._shop.checkpoint_s
+        bookmark = Bookmark(self._storage, self._queue, holding.claim, holding.report, every_s)
+        self._bookmark = bookmark
+        try:
+            return await Attempt(self._shop, job, holding.report, bookmark).train(vplm)
+        finally:
+            bookmark.close()
 
     async def _published_before(self, claim: Claim, job: TrainingJob) -> VplmVersion | None:
         """The version an earlier attempt stored before it died."""
@@ -214,6 +226,9 @@ class Runner:
             case LetGo.LEASE_LOST:
                 return
             case LetGo.SHUTDOWN:
+                if self._bookmark is not None:
+                    await self._bookmark.keep()
+                await holding.tell()
                 with contextlib.suppress(Unavailable):  # then the lease runs out
                     await self._queue.give_back(claim)
             case LetGo.CANCELLED:

@@ -79,11 +79,13 @@ class Checkpoint:
     Attributes:
         spec_digest: Of all that decides the weights; a snapshot goes on with nothing else.
         curve_points: How much of the job's curve lies before it.
+        seconds: Time that was spent on it.
     """
 
     snapshot: Snapshot
     spec_digest: str
     curve_points: int
+    seconds: float
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -93,6 +95,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "format": FORMAT,
         "spec_digest": checkpoint.spec_digest,
         "curve_points": checkpoint.curve_points,
+        "seconds": checkpoint.seconds,
         "step": shot.step,
         "epoch": shot.epoch,
         "steps_done": shot.steps_done,
@@ -136,7 +139,8 @@ def decode(data: bytes) -> Checkpoint:
         best=BestEpoch(best[0], best[1], best[2], kept) if best else None,
         gain=Gain(gain[0], gain[1]) if gain else None,
     )
-    return Checkpoint(snapshot, place["spec_digest"], place["curve_points"])
+    digest, points, seconds = place["spec_digest"], place["curve_points"], place["seconds"]
+    return Checkpoint(snapshot, digest, points, seconds)
 
 
 def _below(prefix: str, tensors: Mapping[str, State]) -> dict[str, State]:

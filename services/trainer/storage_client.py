@@ -14,7 +14,7 @@ import grpc
 from services.trainer.storage import NewVersion, RecordPage
 from smile import codec
 from smile.errors import DataCorrupted
-from smile.limits import CHUNK_BYTES_MAX, MODULE_BYTES_MAX, PAGE_SIZE_MAX
+from smile.limits import CHECKPOINT_BYTES_MAX, CHUNK_BYTES_MAX, MODULE_BYTES_MAX, PAGE_SIZE_MAX
 from smile.names import DatasetName, JobName, TenantId, VersionName, VplmName
 from smile.resources import Dataset, Metric, TrainingJob, TrainingRecord, Vplm, VplmVersion
 from smile.rpc.channel import acting_for
@@ -156,6 +156,22 @@ class StorageClient:
             parts = _curve_parts(name, metrics)
             await self._records.PutTrainingCurve(parts, timeout=TRANSFER_TIMEOUT_S)
 
+    async def put_checkpoint(self, name: JobName, fence: int, data: bytes) -> None:
+        with _for(name.tenant):
+            parts = _checkpoint_parts(name, fence, data)
+            await self._records.PutTrainingCheckpoint(parts, timeout=TRANSFER_TIMEOUT_S)
+
+    async def checkpoint(self, name: JobName) -> bytes:
+        data = bytearray()
+        with _for(name.tenant):
+            request = training_records_pb2.GetTrainingCheckpointRequest(name=str(name))
+            call = self._records.GetTrainingCheckpoint(request, timeout=TRANSFER_TIMEOUT_S)
+            async for part in call:
+                data += part.chunk
+                if len(data) > CHECKPOINT_BYTES_MAX:
+                    raise DataCorrupted(f"{name}'s checkpoint exceeds {CHECKPOINT_BYTES_MAX} bytes")
+        return bytes(data)
+
     async def curve(self, name: JobName) -> AsyncIterator[Metric]:
         with _for(name.tenant):
             request = training_records_pb2.GetTrainingCurveRequest(name=str(name))
@@ -187,6 +203,21 @@ def _version_parts(version: NewVersion) -> Iterator[storage_pb2.PutVersionReques
     for start in range(0, len(version.data), CHUNK_BYTES_MAX):
         chunk = version.data[start : start + CHUNK_BYTES_MAX]
         yield storage_pb2.PutVersionRequest(chunk=chunk)
+
+
+def _checkpoint_parts(
+    name: JobName, fence: int, data: bytes
+) -> Iterator[training_records_pb2.PutTrainingCheckpointRequest]:
+    header = training_records_pb2.PutTrainingCheckpointHeader(
+        name=str(name),
+        fence=fence,
+        size_bytes=len(data),
+        digest=hashlib.sha256(data).hexdigest(),
+    )
+    yield training_records_pb2.PutTrainingCheckpointRequest(header=header)
+    for start in range(0, len(data), CHUNK_BYTES_MAX):
+        chunk = data[start : start + CHUNK_BYTES_MAX]
+        yield training_records_pb2.PutTrainingCheckpointRequest(chunk=chunk)
 
 
 def _curve_parts(

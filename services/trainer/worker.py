@@ -49,6 +49,7 @@ async def main(settings: TrainerSettings, parent: int | None) -> None:
             backbones=loaded(settings.sources),
             folder=settings.folder,
             states_bytes_max=settings.states_bytes_max,
+            checkpoint_s=settings.checkpoint_s,
         )
         await work(queue, Runner(shop, queue, ending), ending)
     await client.aclose()

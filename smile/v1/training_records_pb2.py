@@ -27,7 +27,7 @@ from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 from smile.v1 import trainer_pb2 as smile_dot_v1_dot_trainer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmile/v1/training_records.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16smile/v1/options.proto\x1a\x16smile/v1/trainer.proto\"L\n\x0eTrainingRecord\x12+\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJob\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\"R\n\x1b\x43reateTrainingRecordRequest\x12\x33\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJobB\x06\xbaH\x03\xc8\x01\x01\"O\n\x1bUpdateTrainingRecordRequest\x12\x30\n\x06record\x18\x01 \x01(\x0b\x32\x18.smile.v1.TrainingRecordB\x06\xbaH\x03\xc8\x01\x01\"4\n\x18GetTrainingRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"r\n\x1aListTrainingRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"a\n\x1bListTrainingRecordsResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n!ListPendingTrainingRecordsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"h\n\"ListPendingTrainingRecordsResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x17PutTrainingCurveRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x34\n\x07metrics\x18\x02 \x03(\x0b\x32\x18.smile.v1.TrainingMetricB\t\xbaH\x06\x92\x01\x03\x10\x90N\"0\n\x18PutTrainingCurveResponse\x12\x14\n\x0cmetric_count\x18\x01 \x01(\x03\"3\n\x17GetTrainingCurveRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"E\n\x18GetTrainingCurveResponse\x12)\n\x07metrics\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingMetric2\xf3\x05\n\x15TrainingRecordService\x12`\n\x14\x43reateTrainingRecord\x12%.smile.v1.CreateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12`\n\x14UpdateTrainingRecord\x12%.smile.v1.UpdateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Z\n\x11GetTrainingRecord\x12\".smile.v1.GetTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12k\n\x13ListTrainingRecords\x12$.smile.v1.ListTrainingRecordsRequest\x1a%.smile.v1.ListTrainingRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12\x80\x01\n\x1aListPendingTrainingRecords\x12+.smile.v1.ListPendingTrainingRecordsRequest\x1a,.smile.v1.ListPendingTrainingRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12\x64\n\x10PutTrainingCurve\x12!.smile.v1.PutTrainingCurveRequest\x1a\".smile.v1.PutTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x64\n\x10GetTrainingCurve\x12!.smile.v1.GetTrainingCurveRequest\x1a\".smile.v1.GetTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmile/v1/training_records.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16smile/v1/options.proto\x1a\x16smile/v1/trainer.proto\"L\n\x0eTrainingRecord\x12+\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJob\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\"R\n\x1b\x43reateTrainingRecordRequest\x12\x33\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x15.smile.v1.TrainingJobB\x06\xbaH\x03\xc8\x01\x01\"O\n\x1bUpdateTrainingRecordRequest\x12\x30\n\x06record\x18\x01 \x01(\x0b\x32\x18.smile.v1.TrainingRecordB\x06\xbaH\x03\xc8\x01\x01\"4\n\x18GetTrainingRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"r\n\x1aListTrainingRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"a\n\x1bListTrainingRecordsResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n!ListPendingTrainingRecordsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"h\n\"ListPendingTrainingRecordsResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"g\n\x17PutTrainingCurveRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x34\n\x07metrics\x18\x02 \x03(\x0b\x32\x18.smile.v1.TrainingMetricB\t\xbaH\x06\x92\x01\x03\x10\x90N\"0\n\x18PutTrainingCurveResponse\x12\x14\n\x0cmetric_count\x18\x01 \x01(\x03\"3\n\x17GetTrainingCurveRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"E\n\x18GetTrainingCurveResponse\x12)\n\x07metrics\x18\x01 \x03(\x0b\x32\x18.smile.v1.TrainingMetric\"\x99\x01\n\x1bPutTrainingCheckpointHeader\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x05\x66\x65nce\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12!\n\nsize_bytes\x18\x03 \x01(\x03\x42\r\xbaH\n\"\x08\x18\x80\x80\x80\x80\x02 \x00\x12%\n\x06\x64igest\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\x84\x01\n\x1cPutTrainingCheckpointRequest\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32%.smile.v1.PutTrainingCheckpointHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"3\n\x1dPutTrainingCheckpointResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\"8\n\x1cGetTrainingCheckpointRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\".\n\x1dGetTrainingCheckpointResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xdd\x07\n\x15TrainingRecordService\x12`\n\x14\x43reateTrainingRecord\x12%.smile.v1.CreateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12`\n\x14UpdateTrainingRecord\x12%.smile.v1.UpdateTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Z\n\x11GetTrainingRecord\x12\".smile.v1.GetTrainingRecordRequest\x1a\x18.smile.v1.TrainingRecord\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12k\n\x13ListTrainingRecords\x12$.smile.v1.ListTrainingRecordsRequest\x1a%.smile.v1.ListTrainingRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12\x80\x01\n\x1aListPendingTrainingRecords\x12+.smile.v1.ListPendingTrainingRecordsRequest\x1a,.smile.v1.ListPendingTrainingRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12\x64\n\x10PutTrainingCurve\x12!.smile.v1.PutTrainingCurveRequest\x1a\".smile.v1.PutTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x64\n\x10GetTrainingCurve\x12!.smile.v1.GetTrainingCurveRequest\x1a\".smile.v1.GetTrainingCurveResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x30\x01\x12s\n\x15PutTrainingCheckpoint\x12&.smile.v1.PutTrainingCheckpointRequest\x1a\'.smile.v1.PutTrainingCheckpointResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12s\n\x15GetTrainingCheckpoint\x12&.smile.v1.GetTrainingCheckpointRequest\x1a\'.smile.v1.GetTrainingCheckpointResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,6 +56,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTTRAININGCURVEREQUEST'].fields_by_name['metrics']._serialized_options = b'\272H\006\222\001\003\020\220N'
   _globals['_GETTRAININGCURVEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETTRAININGCURVEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['name']._loaded_options = None
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['fence']._loaded_options = None
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['fence']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['size_bytes']._serialized_options = b'\272H\n\"\010\030\200\200\200\200\002 \000'
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['digest']._loaded_options = None
+  _globals['_PUTTRAININGCHECKPOINTHEADER'].fields_by_name['digest']._serialized_options = b'\272H\022r\0202\016^[0-9a-f]{64}$'
+  _globals['_PUTTRAININGCHECKPOINTREQUEST'].oneofs_by_name['part']._loaded_options = None
+  _globals['_PUTTRAININGCHECKPOINTREQUEST'].oneofs_by_name['part']._serialized_options = b'\272H\002\010\001'
+  _globals['_PUTTRAININGCHECKPOINTREQUEST'].fields_by_name['chunk']._loaded_options = None
+  _globals['_PUTTRAININGCHECKPOINTREQUEST'].fields_by_name['chunk']._serialized_options = b'\272H\010z\006\020\001\030\200\200@'
+  _globals['_GETTRAININGCHECKPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETTRAININGCHECKPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['CreateTrainingRecord']._loaded_options = None
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['CreateTrainingRecord']._serialized_options = b'\252\324\030\003\n\001\003'
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['UpdateTrainingRecord']._loaded_options = None
@@ -70,6 +84,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['PutTrainingCurve']._serialized_options = b'\252\324\030\003\n\001\003'
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['GetTrainingCurve']._loaded_options = None
   _globals['_TRAININGRECORDSERVICE'].methods_by_name['GetTrainingCurve']._serialized_options = b'\252\324\030\003\n\001\003'
+  _globals['_TRAININGRECORDSERVICE'].methods_by_name['PutTrainingCheckpoint']._loaded_options = None
+  _globals['_TRAININGRECORDSERVICE'].methods_by_name['PutTrainingCheckpoint']._serialized_options = b'\252\324\030\003\n\001\003'
+  _globals['_TRAININGRECORDSERVICE'].methods_by_name['GetTrainingCheckpoint']._loaded_options = None
+  _globals['_TRAININGRECORDSERVICE'].methods_by_name['GetTrainingCheckpoint']._serialized_options = b'\252\324\030\003\n\001\003'
   _globals['_TRAININGRECORD']._serialized_start=122
   _globals['_TRAININGRECORD']._serialized_end=198
   _globals['_CREATETRAININGRECORDREQUEST']._serialized_start=200
@@ -94,6 +112,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRAININGCURVEREQUEST']._serialized_end=1041
   _globals['_GETTRAININGCURVERESPONSE']._serialized_start=1043
   _globals['_GETTRAININGCURVERESPONSE']._serialized_end=1112
-  _globals['_TRAININGRECORDSERVICE']._serialized_start=1115
-  _globals['_TRAININGRECORDSERVICE']._serialized_end=1870
+  _globals['_PUTTRAININGCHECKPOINTHEADER']._serialized_start=1115
+  _globals['_PUTTRAININGCHECKPOINTHEADER']._serialized_end=1268
+  _globals['_PUTTRAININGCHECKPOINTREQUEST']._serialized_start=1271
+  _globals['_PUTTRAININGCHECKPOINTREQUEST']._serialized_end=1403
+  _globals['_PUTTRAININGCHECKPOINTRESPONSE']._serialized_start=1405
+  _globals['_PUTTRAININGCHECKPOINTRESPONSE']._serialized_end=1456
+  _globals['_GETTRAININGCHECKPOINTREQUEST']._serialized_start=1458
+  _globals['_GETTRAININGCHECKPOINTREQUEST']._serialized_end=1514
+  _globals['_GETTRAININGCHECKPOINTRESPONSE']._serialized_start=1516
+  _globals['_GETTRAININGCHECKPOINTRESPONSE']._serialized_end=1562
+  _globals['_TRAININGRECORDSERVICE']._serialized_start=1565
+  _globals['_TRAININGRECORDSERVICE']._serialized_end=2554
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,16 @@ class TrainingRecordServiceStub:
                 request_serializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCurveRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCurveResponse.FromString,
                 _registered_method=True)
+        self.PutTrainingCheckpoint = channel.stream_unary(
+                '/smile.v1.TrainingRecordService/PutTrainingCheckpoint',
+                request_serializer=smile_dot_v1_dot_training__records__pb2.PutTrainingCheckpointRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_training__records__pb2.PutTrainingCheckpointResponse.FromString,
+                _registered_method=True)
+        self.GetTrainingCheckpoint = channel.unary_stream(
+                '/smile.v1.TrainingRecordService/GetTrainingCheckpoint',
+                request_serializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCheckpointRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingRecordServiceServicer:
@@ -127,6 +137,21 @@ class TrainingRecordServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutTrainingCheckpoint(self, request_iterator, context):
+        """Replaces a job's checkpoint. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+        JOB_FINISHED when the job has ended; checkpoints go when it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrainingCheckpoint(self, request, context):
+        """Streams a job's checkpoint; nothing where none is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingRecordServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +189,16 @@ def add_TrainingRecordServiceServicer_to_server(servicer, server):
                     servicer.GetTrainingCurve,
                     request_deserializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCurveRequest.FromString,
                     response_serializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCurveResponse.SerializeToString,
+            ),
+            'PutTrainingCheckpoint': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutTrainingCheckpoint,
+                    request_deserializer=smile_dot_v1_dot_training__records__pb2.PutTrainingCheckpointRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_training__records__pb2.PutTrainingCheckpointResponse.SerializeToString,
+            ),
+            'GetTrainingCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetTrainingCheckpoint,
+                    request_deserializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCheckpointRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_training__records__pb2.GetTrainingCheckpointResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +391,60 @@ class TrainingRecordService:
             '/smile.v1.TrainingRecordService/GetTrainingCurve',
             smile_dot_v1_dot_training__records__pb2.GetTrainingCurveRequest.SerializeToString,
             smile_dot_v1_dot_training__records__pb2.GetTrainingCurveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutTrainingCheckpoint(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/smile.v1.TrainingRecordService/PutTrainingCheckpoint',
+            smile_dot_v1_dot_training__records__pb2.PutTrainingCheckpointRequest.SerializeToString,
+            smile_dot_v1_dot_training__records__pb2.PutTrainingCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrainingCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/smile.v1.TrainingRecordService/GetTrainingCheckpoint',
+            smile_dot_v1_dot_training__records__pb2.GetTrainingCheckpointRequest.SerializeToString,
+            smile_dot_v1_dot_training__records__pb2.GetTrainingCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

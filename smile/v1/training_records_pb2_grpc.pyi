@@ -51,6 +51,12 @@ class TrainingRecordServiceStub:
     """Replaces a job's kept curve."""
     GetTrainingCurve: _grpc.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCurveRequest, _training_records_pb2.GetTrainingCurveResponse]
     """Streams a job's kept curve."""
+    PutTrainingCheckpoint: _grpc.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCheckpointRequest, _training_records_pb2.PutTrainingCheckpointResponse]
+    """Replaces a job's checkpoint. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+    JOB_FINISHED when the job has ended; checkpoints go when it ends.
+    """
+    GetTrainingCheckpoint: _grpc.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCheckpointRequest, _training_records_pb2.GetTrainingCheckpointResponse]
+    """Streams a job's checkpoint; nothing where none is kept."""
 
 @_typing.type_check_only
 class TrainingRecordServiceAsyncStub(TrainingRecordServiceStub):
@@ -75,6 +81,12 @@ class TrainingRecordServiceAsyncStub(TrainingRecordServiceStub):
     """Replaces a job's kept curve."""
     GetTrainingCurve: _aio.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCurveRequest, _training_records_pb2.GetTrainingCurveResponse]  # type: ignore[assignment]
     """Streams a job's kept curve."""
+    PutTrainingCheckpoint: _aio.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCheckpointRequest, _training_records_pb2.PutTrainingCheckpointResponse]  # type: ignore[assignment]
+    """Replaces a job's checkpoint. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+    JOB_FINISHED when the job has ended; checkpoints go when it ends.
+    """
+    GetTrainingCheckpoint: _aio.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCheckpointRequest, _training_records_pb2.GetTrainingCheckpointResponse]  # type: ignore[assignment]
+    """Streams a job's checkpoint; nothing where none is kept."""
 
 class TrainingRecordServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what must outlive the queue: job specs, results and curves."""
@@ -138,5 +150,23 @@ class TrainingRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_records_pb2.GetTrainingCurveResponse], _abc.AsyncIterator[_training_records_pb2.GetTrainingCurveResponse]]:
         """Streams a job's kept curve."""
+
+    @_abc_1.abstractmethod
+    def PutTrainingCheckpoint(
+        self,
+        request_iterator: _MaybeAsyncIterator[_training_records_pb2.PutTrainingCheckpointRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_records_pb2.PutTrainingCheckpointResponse, _abc.Awaitable[_training_records_pb2.PutTrainingCheckpointResponse]]:
+        """Replaces a job's checkpoint. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+        JOB_FINISHED when the job has ended; checkpoints go when it ends.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTrainingCheckpoint(
+        self,
+        request: _training_records_pb2.GetTrainingCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_records_pb2.GetTrainingCheckpointResponse], _abc.AsyncIterator[_training_records_pb2.GetTrainingCheckpointResponse]]:
+        """Streams a job's checkpoint; nothing where none is kept."""
 
 def add_TrainingRecordServiceServicer_to_server(servicer: TrainingRecordServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ The cases are held against the contracts: an RPC without a case fails.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
@@ -119,6 +120,17 @@ CASES: dict[str, Callable[[Names], Requests]] = {
         R.PutTrainingCurveRequest(name=n.job_name)
     ],
     "TrainingRecordService.GetTrainingCurve": lambda n: R.GetTrainingCurveRequest(name=n.job_name),
+    "TrainingRecordService.PutTrainingCheckpoint": lambda n: [
+        R.PutTrainingCheckpointRequest(
+            header=R.PutTrainingCheckpointHeader(
+                name=n.job_name, fence=9, size_bytes=1, digest=hashlib.sha256(b"x").hexdigest()
+            )
+        ),
+        R.PutTrainingCheckpointRequest(chunk=b"x"),
+    ],
+    "TrainingRecordService.GetTrainingCheckpoint": lambda n: R.GetTrainingCheckpointRequest(
+        name=n.job_name
+    ),
 }
 # These name no tenant's resource; who may call them is tested all the same.
 NAMELESS: dict[str, Callable[[Names], Requests]] = {

@@ -37,6 +37,7 @@ async def running(platform: Platform, *command: str, port: int = 0) -> AsyncIter
         "SMILE_REDIS_URL": platform.redis.url,
         "SMILE_BACKBONES": f"toy=dir:{platform.backbone}",
         "SMILE_TRAINER_LEASE_S": str(LEASE_S),
+        "SMILE_TRAINER_CHECKPOINT_S": "0",
         "SMILE_TRAINER_THREADS": "1",
         "SMILE_TRAINER_PORT": str(port),
         "SMILE_TRAINER_WORKERS": "0",
@@ -74,6 +75,10 @@ async def training() -> AsyncIterator[tuple[Platform, AsyncClient, TrainingJob, 
         yield platform, client, job, process
 
 
+async def checkpoints(platform: Platform) -> list[str]:
+    return [key for key in await platform.store.snapshot() if "/checkpoints/" in key]
+
+
 async def made_once(client: AsyncClient, job: TrainingJob) -> TrainingJob:
     """The job, succeeded; its vPLM has the initial version and one more."""
     ended = await client.wait(job, timeout=120)
@@ -88,6 +93,30 @@ async def test_a_killed_workers_job_is_done_by_another() -> None:
         process.kill()
         async with worker(platform):
             assert (await made_once(client, job)).attempt == 2
+
+
+async def test_a_job_killed_mid_epoch_ends_with_the_bytes_of_one_that_was_not() -> None:
+    """It goes on from its last checkpoint, whose steps are not taken again; none is left."""
+    async with training() as (platform, client, job, process):
+        async with asyncio.timeout(60):
+            while not await checkpoints(platform):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        process.kill()
+        async with worker(platform):
+            ended = await made_once(client, job)
+            assert ended.attempt == 2
+            whole = await client.wait(
+                await client.train("topics", "news", epochs=150, batch_size=16), timeout=120
+            )
+        digests = [(await client.version("topics", number)).digest for number in (2, 3)]
+        assert digests[0] == digests[1]
+        curves = []
+        for each in (ended, whole):
+            events = [event async for event in client.watch(each)]
+            metrics = {(m.step, m.name): m.value for event in events for m in event.metrics}
+            curves.append(metrics)
+        assert curves[0] == curves[1]
+        assert not await checkpoints(platform)
 
 
 async def test_a_worker_that_wakes_up_too_late_changes_nothing() -> None:

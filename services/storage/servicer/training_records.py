@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import grpc
 
+from services.storage.blobs import Declared
 from services.storage.training_records import TrainingRecords
 from smile import codec
 from smile.errors import InvalidArgument
@@ -14,12 +15,14 @@ from smile.names import JobName, TenantName
 from smile.pages import page_size
 from smile.resources import Metric
 from smile.rpc.auth import current_principal, own
+from smile.rpc.streams import opened
 from smile.v1 import training_records_pb2, training_records_pb2_grpc
 
 FULL_NAME = "smile.v1.TrainingRecordService"
 MESSAGE_METRICS_MAX = 10_000
 
 Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
+_Checkpoint: TypeAlias = AsyncIterator[training_records_pb2.PutTrainingCheckpointRequest]
 _Puts: TypeAlias = AsyncIterator[training_records_pb2.PutTrainingCurveRequest]
 
 
@@ -85,6 +88,23 @@ class TrainingRecordServicer(training_records_pb2_grpc.TrainingRecordServiceServ
             yield training_records_pb2.GetTrainingCurveResponse(
                 metrics=[codec.metric_to_pb(metric) for metric in batch]
             )
+
+    async def PutTrainingCheckpoint(
+        self, request: _Checkpoint, context: Context
+    ) -> training_records_pb2.PutTrainingCheckpointResponse:
+        first, chunks = await opened(request)
+        header = first.header
+        declared = Declared(header.size_bytes, header.digest)
+        await self._records.checkpoints.put(_job(header.name), header.fence, declared, chunks)
+        return training_records_pb2.PutTrainingCheckpointResponse(size_bytes=header.size_bytes)
+
+    async def GetTrainingCheckpoint(
+        self, request: training_records_pb2.GetTrainingCheckpointRequest, context: Context
+    ) -> AsyncIterator[training_records_pb2.GetTrainingCheckpointResponse]:
+        name = _job(request.name)
+        await self._records.get(name)
+        async for chunk in self._records.checkpoints.get(name):
+            yield training_records_pb2.GetTrainingCheckpointResponse(chunk=chunk)
 
 
 def _job(name: str) -> JobName:

@@ -36,6 +36,7 @@ class FakeStorage:
     stored: dict[str, list[tuple[VplmVersion, bytes, str]]] = field(default_factory=dict)
     kept: dict[str, TrainingRecord] = field(default_factory=dict)
     curves: dict[str, list[Metric]] = field(default_factory=dict)
+    checkpoints: dict[str, bytes] = field(default_factory=dict)
     aliases: list[tuple[str, str]] = field(default_factory=list)
     away: bool = False
     fail_after: set[str] = field(default_factory=set)
@@ -152,6 +153,20 @@ class FakeStorage:
     async def put_curve(self, name: JobName, metrics: Sequence[Metric]) -> None:
         self._called("put_curve")
         self.curves[str(name)] = list(metrics)
+
+    async def put_checkpoint(self, name: JobName, fence: int, data: bytes) -> None:
+        self._called("put_checkpoint")
+        kept = self.kept[str(name)]
+        if fence < kept.fence:
+            raise Aborted(f"fence {fence} is below {kept.fence}")
+        if kept.job.state.done:
+            raise FailedPrecondition("the job has ended", reason="JOB_FINISHED")
+        self.checkpoints[str(name)] = data
+        self._fail("put_checkpoint")
+
+    async def checkpoint(self, name: JobName) -> bytes:
+        self._called("checkpoint")
+        return self.checkpoints.get(str(name), b"")
 
     async def curve(self, name: JobName) -> AsyncIterator[Metric]:
         self._called("curve")

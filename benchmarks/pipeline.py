@@ -5,7 +5,7 @@ member of a set of vPLMs that it has not seen: each module has to be found, fetc
 loaded before its texts can be computed. A repetition takes a set of its own, the same for both.
 
 Storage lies on the same machine and answers at once, which no object store does. So for the
-headline both processors reach it through a relay that holds back its answers by `STORE_MS`, about
+headline both processors reach it through a relay that holds back its answers by `STORE_MS`, less than
 what S3 takes to the first byte; the same two without the relay stand beside (`speedup_near`).
 
 Sequential execution computes each micro-batch on all cores, pipelined execution a batch on each:
@@ -32,7 +32,7 @@ from benchmarks.harness.relay import relayed
 from benchmarks.harness.repeat import interleaved_async, paired_ratio
 
 MODES = ("pipelined", "sequential")
-STORE_MS = 10.0
+STORE_MS = 15.0
 NEAR, FAR = "near", "far"
 CALLERS = 32
 WARM_UP = 20
@@ -76,7 +76,7 @@ def measure(run: Run) -> Figures:
 
 
 async def _measure(run: Run, platform: Platform, processors: Processors) -> Figures:
-    repetitions, per_set = run.choose(5, 3), run.choose(120, 40)
+    repetitions, per_set = run.choose(5, 3), run.choose(160, 80)
     fleet = await _fleet(run, platform, WARM_UP + per_set * repetitions * SETS)
     rates: dict[str, dict[str, list[float]]] = {}
     taken = {NEAR: WARM_UP, FAR: WARM_UP}

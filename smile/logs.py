@@ -8,10 +8,11 @@ at once instead of passing through all processors: they hold nothing that was no
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ _SECRET_FIELDS = re.compile(
 )
 _DEPTH_MAX = 6
 _about: ContextVar[Mapping[str, str] | None] = ContextVar("smile_log_about", default=None)
+_ENCODER = json.JSONEncoder()
 SECRET_CHARS_MIN = 6  # of the shortest text that may hold one: `://:x@`
 
 
@@ -67,13 +69,13 @@ class _Lines:
 
     service: str
     level: LogLevel
-    render: structlog.typing.Processor
+    render: Callable[[EventDict], str]
     out: TextIO
 
     def write(self, level: LogLevel, event: EventDict) -> None:
         now = datetime.now(UTC).isoformat()
         event.update(level=level.value, timestamp=f"{now[:-6]}Z", service=self.service)
-        self.out.write(f"{self.render(None, level.value, event)!s}\n")
+        self.out.write(f"{self.render(event)}\n")
         self.out.flush()
 
 
@@ -113,7 +115,10 @@ def configure(
         logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
-    _lines = _Lines(service, level, render, out)
+    whole = (
+        _ENCODER.encode if format is LogFormat.JSON else lambda event: str(render(None, "", event))
+    )
+    _lines = _Lines(service, level, whole, out)
     root = logging.getLogger()
     root.handlers[:] = [
         kept for kept in root.handlers if type(kept) not in (_Bridge, logging.StreamHandler)

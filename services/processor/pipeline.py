@@ -38,6 +38,7 @@ from services.processor.requests import (
     Ride,
     Target,
     estimate,
+    estimate_all,
     runs,
     slices,
 )
@@ -382,9 +383,7 @@ class Pipeline(Generic[Module]):
                 self._parts.pool, lambda: encode(texts, truncate=truncate, first_index=first)
             )
         longest = self._parts.engine.text_tokens_max
-        ticket.permit.settle(
-            sum(estimate(text, longest) for text in texts), sum(len(text) for text in tokens)
-        )
+        ticket.permit.settle(estimate_all(texts, longest), sum(len(text) for text in tokens))
         return tokens
 
     def _runs(self, tokens: Sequence[TokenizedText]) -> list[tuple[TokenizedText, ...]]:

@@ -156,9 +156,10 @@ class Stages:
             elif isinstance(error, grpc.aio.AbortError):
                 code = _code_set(self._context)
             elif isinstance(error, Exception):
-                known = _known(error, self._about["request_id"], admitted=self._admitted)
+                tried = _tried(error)
+                known = _known(error, self._about["request_id"], self._admitted, tried)
                 code, reason = code_of(known), known.reason
-                await self._abort(known, tried=_tried(error))
+                await self._abort(known, tried)
         finally:
             self._inside.calls -= 1
             self._log(code, reason)
@@ -173,7 +174,7 @@ class Stages:
         self._context.set_trailing_metadata(trailers)
         return trailers
 
-    async def _abort(self, error: SmileError, *, tried: bool) -> None:
+    async def _abort(self, error: SmileError, tried: bool) -> None:
         """End the call with `error`. Where the retries of a hop further in are used up already, the
         caller is told not to multiply them (gRFC A6: a negative pushback)."""
         status = to_status(error)
@@ -205,10 +206,10 @@ def _listed(access: MethodAccess) -> str:
     return " or ".join(sorted(role.value for role in access.roles))
 
 
-def _known(error: Exception, request_id: str, *, admitted: bool) -> SmileError:
+def _known(error: Exception, request_id: str, admitted: bool, tried: bool) -> SmileError:
     """`error` as the caller may see it; what was not raised on purpose is logged, not told."""
     known = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error
-    if _tried(error) and isinstance(known, Unavailable) and not _answered(error):
+    if tried and isinstance(known, Unavailable) and not _answered(error):
         get_logger().warning("a dependency does not answer", why=known.message)
         return Unavailable(
             "a service that this one needs does not answer; try again",

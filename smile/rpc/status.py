@@ -72,6 +72,7 @@ CLASSES: dict[grpc.StatusCode, type[SmileError]] = {
     grpc.StatusCode.DATA_LOSS: errors.DataCorrupted,
     grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
 }
+_NEAREST: dict[type[SmileError], type[SmileError]] = {}  # in the table, by class; as they come up
 _BY_VALUE: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _BY_REASON: dict[str, type[SmileError]] = {
     cls.reason: cls for cls in CODES if cls is not SmileError
@@ -166,7 +167,10 @@ def _class(code: int, class_reason: str | None) -> type[SmileError]:
 
 
 def _listed(cls: type[SmileError]) -> type[SmileError]:
-    return next(base for base in cls.__mro__ if issubclass(base, SmileError) and base in CODES)
+    if (known := _NEAREST.get(cls)) is not None:
+        return known
+    found = next(base for base in cls.__mro__ if issubclass(base, SmileError) and base in CODES)
+    return _NEAREST.setdefault(cls, found)
 
 
 def _details(
@@ -184,8 +188,8 @@ def _details(
             info.metadata[key] = shown
     yield info
     if error.retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(round(max(error.retry_after, 0.0) * 1e9))
+        seconds, nanos = divmod(round(max(error.retry_after, 0.0) * 1e9), 1_000_000_000)
+        delay = duration_pb2.Duration(seconds=seconds, nanos=nanos)
         yield error_details_pb2.RetryInfo(retry_delay=delay)
     if error.violations:
         yield _bad_request(error.violations, bytes_left - info.ByteSize() - 300)

@@ -1,7 +1,7 @@
 """vPLMs: commit, read, change, delete.
 
-Bytes go first, then the manifest, then the record, which is the commit point: readers begin at the
-record and see nothing it does not know of. Every step may be repeated, so a request that broke off
+Bytes and manifest go first, then the record, which is the commit point: readers begin at the record
+and see nothing it does not know of. Every step may be repeated, so a request that broke off
 is completed by sending it again.
 """
 
@@ -137,8 +137,10 @@ class Catalog:
                 data = await received(chunks, new.declared)
                 await check_module(data, new.spec, new.backbone)
                 blob = keys.version_blob(new.name, new.uid, new.declared.digest)
-                await self._store.put_if_absent(blob, data)
-            await self._documents.create(keys.version(new.name, new.uid, 1), manifest)
+                await asyncio.gather(  # nobody sees either before the record
+                    self._store.put_if_absent(blob, data),
+                    self._documents.create(keys.version(new.name, new.uid, 1), manifest),
+                )
             return await self._publish(new)
 
     async def _made_earlier(self, new: NewVplm) -> Vplm | None:

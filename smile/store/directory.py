@@ -1,7 +1,7 @@
 """An object store in a directory of this machine, safe between processes and across power loss.
 
 A key is a path below the root. Bytes are written to a temporary file, flushed to the disk and
-renamed into place, then the directory entry is flushed too. Operations that depend on what a key
+renamed into place, then the entries of new directories and the directory are flushed, too. Operations that depend on what a key
 holds now take an exclusive `flock` on one of 64 lock files, chosen by the key.
 """
 
@@ -16,6 +16,7 @@ import time
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ LOCK_WAIT_S_MAX = 10.0
 LOCK_POLL_S = 0.002
 PLACE_ATTEMPTS_MAX = 8
 TEMPORARY_AGE_S_MAX = 86_400.0
+FOLDERS_REMEMBERED_MAX = 10_000
+FLUSHES_MAX = 8
 _PRIVATE = ".smile"
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -52,6 +55,8 @@ class DirectoryStore:
         self._temporary = root / _PRIVATE / "tmp"
         self._locks = root / _PRIVATE / "locks"
         self._swept = False
+        self._durable: set[Path] = set()  # folders whose entry in the one above has been flushed
+        self._flushers = ThreadPoolExecutor(FLUSHES_MAX, thread_name_prefix="flush")
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
         path = self._path(key)
@@ -141,6 +146,7 @@ class DirectoryStore:
                 if parent == Path("."):
                     return
                 try:
+                    self._durable.discard(self._root / parent)
                     (self._root / parent).rmdir()
                 except FileNotFoundError:
                     continue
@@ -189,6 +195,8 @@ class DirectoryStore:
         return path, path.open("xb")
 
     def _write(self, path: Path, data: bytes) -> None:
+        with suppress(FileNotFoundError):  # now, so that the file's flush may take it along
+            self._make_folder(path.parent)
         temporary, file = self._open_temporary()
         try:
             with file:
@@ -211,21 +219,38 @@ class DirectoryStore:
             try:
                 self._make_folder(path.parent)
                 os.replace(temporary, path)
-                _flush_folder(path.parent)
-                return
             except FileNotFoundError:
                 if attempt == PLACE_ATTEMPTS_MAX:
                     raise Unavailable(f"{path.parent} keeps vanishing", retry_after=1.0) from None
+            else:
+                self._flush_folders(path.parent)
+                return
 
     def _make_folder(self, folder: Path) -> None:
+        """Make what is missing, which is durable once it was flushed with what is put there."""
         missing = []
         while not folder.is_dir() and folder != folder.parent:
             missing.append(folder)
             folder = folder.parent
         for made in reversed(missing):
+            self._durable.discard(made)
             with suppress(FileExistsError):
                 made.mkdir()
-            _flush_folder(made.parent)
+
+    def _flush_folders(self, folder: Path) -> None:
+        """Make the entries of a folder durable, and the folder, and those it is in: whoever made
+        them may not have come to that yet.
+        """
+        fresh = []
+        while folder not in self._durable and folder.is_relative_to(self._root):
+            fresh.append(folder)
+            folder = folder.parent
+        for _ in self._flushers.map(_flush_folder, fresh):  # at once: a disk flushes for all
+            pass
+        _flush_folder(folder)
+        if len(self._durable) > FOLDERS_REMEMBERED_MAX:
+            self._durable.clear()
+        self._durable.update(fresh)
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:

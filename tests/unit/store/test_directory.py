@@ -87,7 +87,8 @@ async def test_bytes_reach_the_disk_before_the_name_does(
 
     def record_fsync(descriptor: int) -> None:
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        events.append("flush data" if regular else "flush folder")
+        folder = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append("flush data" if regular else f"flush {folder.relative_to(tmp_path.parent)}")
         fsync(descriptor)
 
     def record_replace(source: Path, target: Path) -> None:
@@ -101,12 +102,20 @@ async def test_bytes_reach_the_disk_before_the_name_does(
     async def chunks() -> AsyncIterator[bytes]:
         yield b"1"
 
-    await store.put_stream("folder/streamed", chunks())
-    streamed, events[:] = list(events), []
-    await store.put_if_absent("folder/small", b"1")
-    for order in (streamed, events):
-        assert order.index("flush data") < order.index("rename") == len(order) - 2
-        assert order[-1] == "flush folder"
+    root = tmp_path.name
+    wanted = {
+        "above/folder/streamed": [f"{root}/above/folder", f"{root}/above", root, "."],
+        "above/folder/small": [f"{root}/above/folder"],
+        "above/other/small": [f"{root}/above/other", f"{root}/above"],
+    }
+    for key, folders in wanted.items():
+        events.clear()
+        if key.endswith("streamed"):
+            await store.put_stream(key, chunks())
+        else:
+            await store.put_if_absent(key, b"1")
+        assert events[:2] == ["flush data", "rename"]
+        assert sorted(events[2:]) == sorted(f"flush {folder}" for folder in folders)
 
 
 @pytest.mark.parametrize(

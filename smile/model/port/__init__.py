@@ -14,7 +14,7 @@ from pathlib import Path
 
 from smile.errors import AlreadyExists, InvalidArgument
 from smile.formats import ExportFormat
-from smile.model.port import own, peft
+from smile.model.port import adapterhub, own, peft
 from smile.model.port.card import natural
 from smile.model.port.files import read_json
 from smile.model.port.values import (
@@ -28,10 +28,12 @@ __all__ = ["ExportFormat", "ExportedModule", "ImportedModule", "Target", "natura
 
 READERS: Mapping[ExportFormat, Callable[[Path, Target], ImportedModule]] = {
     ExportFormat.PEFT: peft.read,
+    ExportFormat.ADAPTERHUB: adapterhub.read,
     ExportFormat.SMILE: own.read,
 }
 WRITERS: Mapping[ExportFormat, Callable[[ExportedModule, Path], None]] = {
     ExportFormat.PEFT: peft.write,
+    ExportFormat.ADAPTERHUB: adapterhub.write,
     ExportFormat.SMILE: own.write,
 }
 

@@ -26,7 +26,9 @@ def target_of(backbone: Backbone, folder: Path | None) -> Target:
     return Target(backbone.name, info.digest, info.family, info.shape, folder)
 
 
-def exported(backbone: Backbone, spec: ModuleSpec, folder: Path, seed: int = 3) -> ExportedModule:
+def exported(
+    backbone: Backbone, spec: ModuleSpec, folder: Path | None, seed: int = 3
+) -> ExportedModule:
     """A module of random numbers, as storage would hold it."""
     tensors = random_tensors(spec, backbone.shape, seed=seed)
     data = weights.encode(tensors, spec)

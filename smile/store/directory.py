@@ -1,8 +1,9 @@
 """An object store in a directory of this machine, safe between processes and across power loss.
 
 A key is a path below the root. Bytes are written to a temporary file, flushed to the disk and
-renamed into place, then the entries of new directories and the directory are flushed, too. Operations that depend on what a key
-holds now take an exclusive `flock` on one of 64 lock files, chosen by the key.
+renamed into place, then the directory entry is flushed, too, and those of new directories.
+Operations that depend on what a key holds now take an exclusive `flock` on one of 64 lock files,
+chosen by the key.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -26,6 +27,8 @@ from smile.v1 import processor_pb2_grpc
 
 # Objects, then generations: a queue full of tokens is not walked through every second.
 COLLECT_AFTER = (20_000, 20, 20)
+# So long a batch's thread, back from native code, waits for the event loop: not Python's 5 ms.
+SWITCH_INTERVAL_S = 0.0005
 
 
 async def main(settings: ProcessorSettings) -> None:
@@ -69,6 +72,7 @@ async def lifespan(
 
 if __name__ == "__main__":
     gc.set_threshold(*COLLECT_AFTER)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = load(ProcessorSettings)
     logs.configure("processor", settings.log_level, settings.log_format)
     run(main(settings))

@@ -120,14 +120,18 @@ class MixedBatch:
 
 
 def _row_order(modules: Sequence[LoadedModule]) -> tuple[int, ...]:
-    """Sorted by shape class (in order of appearance), then module (likewise); classes with an op at
-    the intermediate product last."""
-    classes: dict[ShapeClass, tuple[bool, int]] = {}
+    """Sorted by shape class (in order of appearance), then module (likewise).
+
+    Classes with an op at the intermediate product come last, those that begin at lower layers
+    behind the others: so in every layer the rows that such an op changes are the last.
+    """
+    classes: dict[ShapeClass, tuple[bool, int, int]] = {}
     places: dict[LoadedModule, int] = {}
     for module in modules:
         shape_class = module.shape_class
         if shape_class not in classes:
-            classes[shape_class] = (acts_on_intermediate(shape_class), len(classes))
+            last = acts_on_intermediate(shape_class)
+            classes[shape_class] = (last, -module.boundary * last, len(classes))
         places.setdefault(module, len(places))
     keys = [(classes[m.shape_class], places[m]) for m in modules]
     return tuple(sorted(range(len(modules)), key=keys.__getitem__))

@@ -5,8 +5,8 @@ member of a set of vPLMs that it has not seen: each module has to be found, fetc
 loaded before its texts can be computed. A repetition takes a set of its own, the same for both.
 
 Storage lies on the same machine and answers at once, which no object store does. So for the
-headline both processors reach it through a relay that holds back its answers by `STORE_MS`, less than
-what S3 takes to the first byte; the same two without the relay stand beside (`speedup_near`).
+headline both processors reach it through a relay that holds back its answers by `STORE_MS`, less
+than S3 takes to the first byte; the same two without the relay stand beside (`speedup_near`).
 
 Sequential execution computes each micro-batch on all cores, pipelined execution a batch on each:
 both have the same cores to compute with, and neither gives one away.

@@ -74,7 +74,8 @@ def _batches(counters: Counters) -> Iterator[Metric]:
 
 
 def _memory(counters: Counters, gauges: Gauges) -> Iterator[Metric]:
-    tiers = {"host": gauges.level.host, "device": gauges.level.device}
+    level = gauges.level
+    tiers = {"disk": gauges.disk, "host": level.host, "device": level.device}
 
     def by_tier(value: Callable[[TierLevel], int]) -> dict[str, int]:
         return {name: value(tier) for name, tier in tiers.items()}

@@ -198,6 +198,7 @@ class Pipeline(Generic[Module]):
         padding = engine.tokens_packed - engine.tokens_asked
         return Gauges(
             level=self._parts.dispatch.level(),
+            disk=self._parts.loader.disk_level(),
             backbones=engine.backbones,
             queue_texts_max=admission.limits.texts_max,
             refused=admission.refused,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from services.processor.lanes.device import Report
-from services.processor.lanes.dispatch import Level, Work
+from services.processor.lanes.dispatch import Level, TierLevel, Work
 from smile.errors import Internal, SmileError
 from smile.names import BackboneName
 from smile.resources import ClassLatency, ProcessorStats, Timings
@@ -93,6 +93,7 @@ class Gauges:
     """How everything is now.
 
     Attributes:
+        disk: How full local disk is.
         padding_share: Of the tokens computed since start, those that were in no text.
         refused: Requests refused by admission since start.
         refusals: The same by reason.
@@ -101,6 +102,7 @@ class Gauges:
     """
 
     level: Level
+    disk: TierLevel
     backbones: tuple[str, ...]
     queue_texts_max: int
     refused: int

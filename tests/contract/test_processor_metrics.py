@@ -114,6 +114,7 @@ async def test_values_after_real_calls(scrape: Scraper) -> None:
     assert more("module_loads_total", tier="host") == len(PETS)
     assert more("module_misses_total", tier="host") == len(PETS)
     assert more("module_hits_total", tier="host") == len(PETS) + 1
+    assert more("module_misses_total", tier="disk") == len(PETS)
     assert more("load_seconds_count") == len(PETS)
     assert more("load_wait_seconds_count") == len(PETS)
     assert page.value("modules", tier="host") == len(PETS)

@@ -13,7 +13,9 @@ from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+from services.processor.lanes.dispatch import TierLevel
 from services.processor.memory.space import Slot
+from services.processor.memory.tiers import TierCounters
 from services.processor.requests import ModuleKey, Target
 from smile.errors import DataCorrupted
 from smile.limits import MODULE_BYTES_MAX
@@ -57,6 +59,7 @@ class Kept(Protocol[Module]):
 
     def take(self, key: ModuleKey) -> Decoded[Module] | None: ...
     def keep(self, key: ModuleKey, module: Module) -> None: ...
+    def level(self) -> TierLevel: ...
 
 
 class Nothing:
@@ -67,6 +70,10 @@ class Nothing:
 
     def keep(self, key: ModuleKey, module: object) -> None:
         """It is not kept."""
+
+    def level(self) -> TierLevel:
+        """Empty."""
+        return TierLevel(0, 0, 0, TierCounters())
 
 
 class Loader(Generic[Module]):
@@ -98,6 +105,10 @@ class Loader(Generic[Module]):
         self._rows_of = rows_of
         self._kept: Kept[Module] = Nothing() if kept is None else kept
         self._turns = asyncio.Semaphore(loads_max)
+
+    def disk_level(self) -> TierLevel:
+        """How full local disk is."""
+        return self._kept.level()
 
     @asynccontextmanager
     async def load(self, target: Target) -> AsyncIterator[Decoded[Module]]:

@@ -18,7 +18,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, Generic, TypeVar
@@ -26,7 +26,9 @@ from typing import IO, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from services.processor.lanes.dispatch import TierLevel
 from services.processor.memory.arena import Movable
+from services.processor.memory.tiers import TierCounters
 from services.processor.requests import ModuleKey
 from smile.logs import get_logger
 from smile.model.kernels.rows import Row
@@ -92,15 +94,6 @@ class Recalled(Generic[M]):
         return self.form.on(rows)
 
 
-@dataclass(slots=True)
-class SpillCounters:
-    """What the disk tier has done since start."""
-
-    hits: int = 0
-    misses: int = 0
-    written_bytes: int = 0
-
-
 class Spill(Generic[M]):
     """Modules on local disk, by key. Threads may share it.
 
@@ -112,7 +105,7 @@ class Spill(Generic[M]):
     """
 
     def __init__(self, folder: Path | None, bytes_max: int, full: Callable[[], bool]) -> None:
-        self.counters = SpillCounters()
+        self.counters = TierCounters()
         self._folder = folder
         self._file: IO[bytes] | None = None
         self._bytes_max = bytes_max
@@ -122,6 +115,7 @@ class Spill(Generic[M]):
         self._extents: deque[_Extent] = deque()  # as they were given out, which is the file's order
         self._writing: set[ModuleKey] = set()
         self._end = 0
+        self._nbytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -140,7 +134,7 @@ class Spill(Generic[M]):
                 return Recalled(entry.form, data)
             self.counters.misses += 1
             if self._entries.get(key) is entry:
-                del self._entries[key]
+                self._forget(key)
             return None
 
     def keep(self, key: ModuleKey, module: M) -> None:
@@ -166,15 +160,27 @@ class Spill(Generic[M]):
             if checksum is not None:
                 form = module.on([_unbacked(size) for size in sizes])
                 self._entries[key] = _Entry(form, start, sizes, checksum)
-                self.counters.written_bytes += sum(sizes)
+                self._nbytes += sum(sizes)
+                self.counters.loads += 1
+                self.counters.loaded_bytes += sum(sizes)
 
     def close(self) -> None:
         """Give the disk back; nothing is kept from now on."""
         with self._lock:
-            self._bytes_max = 0
+            self._bytes_max = self._nbytes = 0
             self._entries.clear()
             if self._file is not None:
                 self._file.close()
+
+    def level(self) -> TierLevel:
+        """How full it is, and what it has done."""
+        with self._lock:
+            counters = replace(self.counters)
+            return TierLevel(len(self._entries), self._nbytes, self._bytes_max, counters)
+
+    def _forget(self, key: ModuleKey) -> None:
+        """It is not there any more. With the lock."""
+        self._nbytes -= sum(self._entries.pop(key).sizes)
 
     def _opened(self) -> IO[bytes] | None:
         """The file; None, and nothing is kept from now on, if it cannot be made. With the lock."""
@@ -198,7 +204,8 @@ class Spill(Generic[M]):
             extent = self._extents.popleft()
             entry = self._entries.get(extent.key)
             if entry is not None and entry.start == extent.start:
-                del self._entries[extent.key]
+                self._forget(extent.key)
+                self.counters.evictions += 1
         self._end = start + size
         self._extents.append(_Extent(key, start, self._end))
         return start

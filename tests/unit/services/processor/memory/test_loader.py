@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from services.processor.lanes.dispatch import TierLevel
 from services.processor.memory.loader import Loader
 from services.processor.memory.space import Slot
+from services.processor.memory.tiers import TierCounters
 from services.processor.requests import ModuleKey, Target
 from smile.errors import DataCorrupted, NotFound
 from smile.model.kernels.rows import Row, own_row
@@ -157,6 +159,9 @@ class FakeDisk:
     def keep(self, key: ModuleKey, module: Module) -> None:
         self.modules[key] = module
 
+    def level(self) -> TierLevel:
+        return TierLevel(len(self.modules), 0, 0, TierCounters())
+
 
 async def test_what_disk_has_kept_is_not_fetched_again(pool: ThreadPoolExecutor) -> None:
     source, disk = FakeSource(), FakeDisk()
@@ -165,3 +170,4 @@ async def test_what_disk_has_kept_is_not_fetched_again(pool: ThreadPoolExecutor)
     sent = source.sent
     assert await load(loader) == first and list(disk.modules) == [target().key]
     assert source.sent == sent
+    assert (loader.disk_level().modules, loader_of(source, pool).disk_level().modules) == (1, 0)

@@ -67,21 +67,21 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
         assert found is not None and same(found, module(number))
     assert recalled(disk, 3) is None
     assert (disk.counters.hits, disk.counters.misses) == (3, 1)
-    assert disk.counters.written_bytes == 3 * NBYTES
+    assert disk.counters.loaded_bytes == 3 * NBYTES
     disk.close()
 
 
 def test_nothing_is_written_before_memory_is_full(tmp_path: Path) -> None:
     disk = spill_of(tmp_path, full=False)
     disk.keep(key(0), module(0))
-    assert recalled(disk, 0) is None and disk.counters.written_bytes == 0
+    assert recalled(disk, 0) is None and disk.counters.loaded_bytes == 0
 
 
 def test_a_module_is_written_once(tmp_path: Path) -> None:
     disk = spill_of(tmp_path)
     disk.keep(key(0), module(0))
     disk.keep(key(0), module(0))
-    assert disk.counters.written_bytes == NBYTES
+    assert disk.counters.loaded_bytes == NBYTES
     disk.close()
 
 
@@ -101,6 +101,8 @@ def test_the_oldest_are_overwritten(tmp_path: Path, modules: float) -> None:
         newest = min(number + 1, int(modules))
         assert kept[-newest:] == list(range(number + 1 - newest, number + 1))
         assert len(kept) == len(disk) <= modules
+        assert disk.level().nbytes == len(kept) * NBYTES <= disk.level().bytes_max
+        assert disk.counters.evictions == number + 1 - len(kept)
         assert all(same(recalled(disk, one) or module(-1), module(one)) for one in kept)
     disk.close()
 

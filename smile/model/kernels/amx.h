@@ -57,10 +57,11 @@ public:
 };
 
 // Weights [inner, columns] as tiles want them: [inner / 32, columns / 16] tiles, each 16 pairs of
-// inner rows, interleaved; what is outside the matrix is zero.
+// inner rows, interleaved; what is outside the matrix is zero. Meanwhile what lies `ahead` bytes
+// further than the weights is brought near: those to be packed next.
 class Packed {
 public:
-    Packed(const Bfloat* from, int64_t inner, int64_t columns, Scratch& scratch)
+    Packed(const Bfloat* from, int64_t inner, int64_t columns, Scratch& scratch, int64_t ahead)
         : inner_tiles(tiles(inner, TILE_INNER)), column_tiles(tiles(columns, LANES)) {
         Bfloat* to = scratch.of<Bfloat>(inner_tiles * column_tiles * TILE_ELEMENTS);
         at_ = to;
@@ -69,6 +70,8 @@ public:
                           pair % TILE_ROWS * TILE_INNER;
             const Bfloat* even = 2 * pair < inner ? from + 2 * pair * columns : nullptr;
             const Bfloat* odd = 2 * pair + 1 < inner ? from + (2 * pair + 1) * columns : nullptr;
+            if (even != nullptr)
+                fetch(reinterpret_cast<const char*>(even) + ahead, 2 * columns * sizeof(Bfloat));
             for_lanes(columns, [&](int64_t offset, int lanes) {
                 const __m512i high = _mm512_slli_epi32(words(odd, offset, lanes), 16);
                 const __m512i both = _mm512_or_si512(high, words(even, offset, lanes));

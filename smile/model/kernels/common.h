@@ -142,6 +142,12 @@ inline float to_float(Bfloat value) {
     return bits_as<float>(static_cast<uint32_t>(value.bits) << 16);
 }
 
+// Asks for the lines of `bytes` bytes to be brought near; any address will do.
+inline void fetch(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
+
 // The sum of all lanes, in an order that depends on nothing.
 inline float sum_of(Vec value) {
     float lanes[LANES];

@@ -48,7 +48,12 @@ struct Block {
     int64_t member, begin, end;
 };
 
-// Calls body(address of the member's weights, first row, last row + 1) for every block, in parallel.
+struct Module {  // weights of a block's member
+    const char* at;
+    int64_t ahead;  // bytes from there to those of this thread's next block
+};
+
+// Calls body(module, first row, last row + 1) for every block, in parallel.
 template <class Body>
 void for_blocks(const Call& call, const Body& body) {
     thread_local std::vector<Block> kept;
@@ -64,8 +69,10 @@ void for_blocks(const Call& call, const Body& body) {
     parallel_for(blocks.size(), 1, call.threads, [&](int64_t first, int64_t last) {
         for (; first < last; ++first) {
             const Block& block = blocks[first];
-            body(reinterpret_cast<const char*>(call.addresses[block.member]), block.begin,
-                 block.end);
+            const Block& next = blocks[first + 1 < last ? first + 1 : first];
+            const int64_t at = call.addresses[block.member];
+            body(Module{reinterpret_cast<const char*>(at), call.addresses[next.member] - at},
+                 block.begin, block.end);
         }
     });
 }
@@ -80,19 +87,19 @@ void with_types(const Call& call, const Body& body) {
 }
 
 template <class W>
-const W* field(const char* address, int64_t offset) {
-    return offset < 0 ? nullptr : reinterpret_cast<const W*>(address + offset);
+const W* field(const Module& module, int64_t offset) {
+    return offset < 0 ? nullptr : reinterpret_cast<const W*>(module.at + offset);
 }
 
-// Calls body(member's address, rows of x, rows of y, number of rows, Weight{}) for every block.
+// Calls body(module, rows of x, rows of y, number of rows, Weight{}) for every block.
 template <class Body>
 void for_rows(const Call& call, const Body& body) {
     with_types(call, [&](auto row, auto stored) {
         using T = decltype(row);
-        for_blocks(call, [&](const char* at, int64_t begin, int64_t end) {
+        for_blocks(call, [&](const Module& module, int64_t begin, int64_t end) {
             const auto* x = static_cast<const T*>(call.x.at) + begin * call.x.stride;
             T* y = static_cast<T*>(call.y.at) + begin * call.y.stride;
-            body(at, x, y, end - begin, stored);
+            body(module, x, y, end - begin, stored);
         });
     });
 }
@@ -110,10 +117,10 @@ extern "C" void smile_grouped_linear(const Word* arguments) {
     Call call = call_of(from);
     const int64_t weight = from.number(), bias = from.number();
     call.threads = static_cast<int>(from.number());
-    for_rows(call, [&](const char* at, auto* x, auto* y, int64_t rows, auto stored) {
+    for_rows(call, [&](const Module& module, auto* x, auto* y, int64_t rows, auto stored) {
         using W = decltype(stored);
-        const Matrix<W> weights{field<W>(at, weight), call.outputs, call.inputs, call.outputs,
-                                field<W>(at, bias)};
+        const Matrix<W> weights{field<W>(module, weight), call.outputs, call.inputs, call.outputs,
+                                field<W>(module, bias), module.ahead};
 #ifdef __AMX_BF16__
         if constexpr (TILED<std::remove_pointer_t<decltype(y)>, W>)
             if (amx::allowed())
@@ -132,13 +139,13 @@ extern "C" void smile_grouped_through(const Word* arguments) {
     const int64_t up_weight = from.number(), up_bias = from.number();
     const auto activation = static_cast<int>(from.number());
     call.threads = static_cast<int>(from.number());
-    for_rows(call, [&](const char* at, auto* x, auto* y, int64_t rows, auto stored) {
+    for_rows(call, [&](const Module& module, auto* x, auto* y, int64_t rows, auto stored) {
         using W = decltype(stored);
         using T = std::remove_pointer_t<decltype(y)>;
-        const Matrix<W> down{field<W>(at, down_weight), rank, call.inputs, rank,
-                             field<W>(at, down_bias)};
-        const Matrix<W> up{field<W>(at, up_weight), call.outputs, rank, call.outputs,
-                           field<W>(at, up_bias)};
+        const Matrix<W> down{field<W>(module, down_weight), rank, call.inputs, rank,
+                             field<W>(module, down_bias), module.ahead};
+        const Matrix<W> up{field<W>(module, up_weight), call.outputs, rank, call.outputs,
+                           field<W>(module, up_bias), module.ahead};
         const auto middle = [&](float* narrow, int64_t count) {
             if (activation < 0) return;
             with_activation(activation, [&](auto kind) {
@@ -162,8 +169,8 @@ extern "C" void smile_grouped_vectors(const Word* arguments) {
     Call call = call_of(from);
     const int64_t vector = from.number();
     call.threads = static_cast<int>(from.number());
-    for_rows(call, [&](const char* at, auto*, auto* y, int64_t rows, auto stored) {
-        const auto* added = field<decltype(stored)>(at, vector);
+    for_rows(call, [&](const Module& module, auto*, auto* y, int64_t rows, auto stored) {
+        const auto* added = field<decltype(stored)>(module, vector);
         for (int64_t row = 0; row < rows; ++row) {
             auto* to = y + row * call.y.stride;
             for_lanes(call.outputs, [&](int64_t offset, int lanes) {
@@ -179,9 +186,9 @@ extern "C" void smile_grouped_sparse(const Word* arguments) {
     Call call = call_of(from);
     const int64_t indices = from.number(), values = from.number(), count = from.number();
     call.threads = static_cast<int>(from.number());
-    for_rows(call, [&](const char* at, auto* x, auto* y, int64_t rows, auto stored) {
+    for_rows(call, [&](const Module& module, auto* x, auto* y, int64_t rows, auto stored) {
         using W = decltype(stored);
-        const Entries<W> entries{field<int32_t>(at, indices), field<W>(at, values), count,
+        const Entries<W> entries{field<int32_t>(module, indices), field<W>(module, values), count,
                                  call.inputs, call.outputs};
         add_sparse(x, call.x.stride, y, call.y.stride, rows, entries);
     });

@@ -19,6 +19,7 @@ struct Matrix {  // weights [inner, columns], rows at a stride, and a bias [colu
     const W* at;
     int64_t stride, inner, columns;
     const W* bias;
+    int64_t ahead = 0;  // bytes to the weights that will be wanted next
 };
 
 // Columns of a vector that may be a matrix's last. Padded widths are multiples of 8.
@@ -48,6 +49,7 @@ void tile(const float* x, int64_t x_stride, const Matrix<W>& weights, int lanes,
     }
     const W* from = weights.at;
     for (int64_t step = 0; step < weights.inner; ++step, from += weights.stride) {
+        fetch(reinterpret_cast<const char*>(from) + weights.ahead, VECS * LANES * sizeof(W));
         Vec loaded[VECS];
 #pragma GCC unroll 8
         for (int vec = 0; vec < VECS - 1; ++vec) loaded[vec] = load(from + vec * LANES);
@@ -122,7 +124,7 @@ void for_columns(const Matrix<W>& weights, const Body& body) {
         const W* bias = weights.bias == nullptr ? nullptr : weights.bias + column;
         body(column,
              Matrix<W>{weights.at + column, weights.stride, weights.inner,
-                       std::min(vecs * LANES, left), bias},
+                       std::min(vecs * LANES, left), bias, weights.ahead},
              vecs);
         column += vecs * LANES;
     }

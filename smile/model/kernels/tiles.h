@@ -9,6 +9,10 @@
 
 namespace smile::grouped::tiled {
 
+inline amx::Packed pack(const Matrix<Bfloat>& weights, Scratch& scratch) {
+    return {weights.at, weights.inner, weights.columns, scratch, weights.ahead};
+}
+
 // y[rows, 32] = or += sums + bias, for the columns from `column` on that there are.
 inline void put(const float* sums, int64_t rows, int64_t column, const Matrix<Bfloat>& weights,
                 Bfloat* y, int64_t y_stride, bool add) {
@@ -39,7 +43,7 @@ inline void add_bias(float* sums, int64_t rows, int64_t column, const Matrix<Bfl
 inline void multiply_rows(const Bfloat* x, int64_t x_stride, int64_t rows,
                          const Matrix<Bfloat>& weights, Bfloat* y, int64_t y_stride) {
     thread_local Scratch weights_scratch, rows_scratch;
-    const amx::Packed packed(weights.at, weights.inner, weights.columns, weights_scratch);
+    const amx::Packed packed = pack(weights, weights_scratch);
     for (int64_t row = 0; row < rows;) {
         const int64_t part = even_part(rows - row, amx::CHUNK_ROWS);
         const amx::Tiles tiles(part);
@@ -57,8 +61,8 @@ template <class Middle>
 void add_through(const Bfloat* x, int64_t x_stride, Bfloat* y, int64_t y_stride, int64_t rows,
                  const Matrix<Bfloat>& down, const Matrix<Bfloat>& up, const Middle& middle) {
     thread_local Scratch down_scratch, up_scratch, rows_scratch, narrow_scratch;
-    const amx::Packed down_packed(down.at, down.inner, down.columns, down_scratch);
-    const amx::Packed up_packed(up.at, up.inner, up.columns, up_scratch);
+    const amx::Packed down_packed = pack(down, down_scratch);
+    const amx::Packed up_packed = pack(up, up_scratch);
     const int64_t width = up_packed.inner_tiles * amx::TILE_INNER;
     auto* narrow = narrow_scratch.of<Bfloat>(amx::CHUNK_ROWS * width);
     for (int64_t row = 0; row < rows;) {

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import torch
@@ -137,7 +137,6 @@ class Members:
         counts: [members], how many matrix rows each has; may be 0.
         layout: Of all members.
         ends: [members] int32, where each member's segment ends.
-        owners: [matrix rows] int64, the member of each.
         addresses: [members] int64 on the CPU, where each member's weights start.
     """
 
@@ -145,7 +144,6 @@ class Members:
     counts: tuple[int, ...]
     layout: RowLayout
     ends: Tensor
-    owners: Tensor
     addresses: Tensor
 
     @classmethod
@@ -159,13 +157,11 @@ class Members:
         for row in rows:
             assert row.slab.shape[1] >= layout.row_bytes, (row.slab.shape, layout.row_bytes)
             assert row.slab.device == device, (row.slab.device, device)
-        lengths = torch.tensor(counts, dtype=torch.int64)
         return cls(
             rows=tuple(rows),
             counts=tuple(counts),
             layout=layout,
-            ends=lengths.cumsum(0).to(device, torch.int32),
-            owners=torch.repeat_interleave(torch.arange(len(rows)), lengths).to(device),
+            ends=torch.tensor(list(accumulate(counts)), dtype=torch.int32).to(device),
             addresses=torch.tensor([row.address for row in rows], dtype=torch.int64),
         )
 
@@ -178,6 +174,13 @@ class Members:
     def table(self) -> tuple[int, int, int]:
         """Where `addresses` and `ends` lie, and the number of members: what a native call takes."""
         return self.addresses.data_ptr(), self.ends.data_ptr(), len(self.rows)
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """The member of each matrix row: [matrix rows] int64."""
+        lengths = torch.tensor(self.counts)
+        owners = torch.repeat_interleave(lengths, output_size=self.rows_total)
+        return owners.to(self.ends.device)
 
     def gather(self, name: str) -> Tensor:
         """Every member's tensor `name`: [members, *shape], in member order.
@@ -217,7 +220,7 @@ class Members:
         order = [place for places in self._places.values() for place in places]
         if all(left < right for left, right in pairwise(order)):
             return None
-        return torch.tensor(order).argsort().to(self.owners.device)
+        return torch.tensor(order).argsort().to(self.ends.device)
 
 
 def _column(slab: Tensor, one: Field) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import grpc
 
+from smile.client.pacing import Pace
 from smile.client.scope import Scope
 from smile.client.settings import ClientSettings
 from smile.errors import InvalidArgument
@@ -42,6 +43,7 @@ class Connection:
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self.pace = Pace()
 
     @cached_property
     def creator(self) -> creator_pb2_grpc.CreatorServiceAsyncStub:

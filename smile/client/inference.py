@@ -20,7 +20,6 @@ from typing import Unpack
 from smile import codec
 from smile.client import options as o
 from smile.client.calls import INFER_TIMEOUT_S, READ_TIMEOUT_S, Calls, asking
-from smile.client.retry import Backoff, when_not_overloaded
 from smile.client.scope import Scope
 from smile.errors import InvalidArgument, TooManyTexts
 from smile.limits import INFER_TEXTS_MAX
@@ -29,7 +28,6 @@ from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStat
 from smile.v1 import processor_pb2
 
 NAMES_REMEMBERED_MAX = 1_000
-_BACKOFF = Backoff(first_s=0.1, wait_s_max=5.0)
 
 
 class InferenceCalls(Calls):
@@ -46,7 +44,8 @@ class InferenceCalls(Calls):
             TooManyTexts: more than 10,000 texts; use `infer_many`.
             TextEmpty, TextTooLong: the message names the text by its index.
             NotFound: there is no such vPLM, version or alias.
-            Overloaded: the queue is full; come back after `retry_after` seconds.
+            Overloaded: the queue is full, or the vPLM is asked for faster than was rented, for
+                longer than `timeout`; come back after `retry_after` seconds.
         """
         o.known(options, o.InferOptions)
         asked = checked([texts] if isinstance(texts, str) else texts)
@@ -59,10 +58,15 @@ class InferenceCalls(Calls):
                 top_k=options.get("top_k", 0),
                 routing_key=options.get("routing_key", ""),
             )
-            response = await self._connection.processor.Infer(
-                request, timeout=options.get("timeout", INFER_TIMEOUT_S)
-            )
-        return codec.infer_from_pb(response)
+
+        async def ask(left_s: float) -> processor_pb2.InferResponse:
+            with asking():
+                return await self._connection.processor.Infer(request, timeout=left_s)
+
+        timeout = _timeout(options.get("timeout"))
+        if not options.get("patient", True):
+            return codec.infer_from_pb(await ask(timeout))
+        return codec.infer_from_pb(await self._connection.pace.ask(request.name, ask, timeout))
 
     async def infer_fanout(
         self, text: str, vplms: Sequence[str], **options: Unpack[o.FanoutOptions]
@@ -77,7 +81,8 @@ class InferenceCalls(Calls):
         Raises:
             TextEmpty, TextTooLong: of the text.
             InvalidArgument: no vPLM or too many, or their backbones differ.
-            Overloaded: the queue is full; come back after `retry_after` seconds.
+            Overloaded: the queue is full for longer than `timeout`; come back after `retry_after`
+                seconds.
         """
         o.known(options, o.FanoutOptions)
         targets = [self._fanout_target(vplm, options.get("alias", "")) for vplm in vplms]
@@ -89,10 +94,15 @@ class InferenceCalls(Calls):
                 top_k=options.get("top_k", 0),
                 routing_key=options.get("routing_key", ""),
             )
-            response = await self._connection.processor.InferFanout(
-                request, timeout=options.get("timeout", INFER_TIMEOUT_S)
-            )
-        return codec.fanout_from_pb(response)
+
+        async def ask(left_s: float) -> processor_pb2.InferFanoutResponse:
+            with asking():
+                return await self._connection.processor.InferFanout(request, timeout=left_s)
+
+        timeout = _timeout(options.get("timeout"))
+        if not options.get("patient", True):
+            return codec.fanout_from_pb(await ask(timeout))
+        return codec.fanout_from_pb(await self._connection.pace.ask("", ask, timeout))
 
     async def infer_many(
         self,
@@ -106,7 +116,8 @@ class InferenceCalls(Calls):
         """The answers to any number of texts, in their order, as they come.
 
         Up to `concurrency` requests of `batch_size` texts are under way at a time. A full queue is
-        waited for as long as it asks, up to the timeout; any other error ends the iteration.
+        waited for as long as it asks, up to the timeout of a request; any other error ends the
+        iteration.
         """
         if not 1 <= batch_size <= INFER_TEXTS_MAX or concurrency < 1:
             raise InvalidArgument(
@@ -116,11 +127,7 @@ class InferenceCalls(Calls):
 
         async def ask(batch: list[str], first: int) -> InferResult:
             with _numbered(first):
-                return await when_not_overloaded(
-                    lambda: self.infer(vplm, batch, **options),
-                    timeout=options.get("timeout", INFER_TIMEOUT_S),
-                    backoff=_BACKOFF,
-                )
+                return await self.infer(vplm, batch, **options)
 
         asked = 0
         under_way: deque[asyncio.Task[InferResult]] = deque()
@@ -156,6 +163,10 @@ class InferenceCalls(Calls):
 
     def _servable(self, vplm: str, version: int | None) -> str:
         return _servable(self._scope, vplm, version)
+
+
+def _timeout(asked: float | None) -> float:
+    return INFER_TIMEOUT_S if asked is None else asked
 
 
 @lru_cache(maxsize=NAMES_REMEMBERED_MAX)  # callers ask the same few again and again

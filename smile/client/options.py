@@ -112,6 +112,8 @@ class InferOptions(TypedDict, total=False):
         routing_key: Where the alias splits its traffic between two versions, requests with equal
             keys are answered by the same one; default: every request is drawn anew.
         timeout: Seconds, for one request.
+        patient: Where the processor refuses for now, wait as long as it asks, within `timeout`, and
+            ask again; default True. False raises `Overloaded` at once.
     """
 
     version: int
@@ -120,6 +122,7 @@ class InferOptions(TypedDict, total=False):
     top_k: int
     routing_key: str
     timeout: float
+    patient: bool
 
 
 class FanoutOptions(TypedDict, total=False):
@@ -127,7 +130,7 @@ class FanoutOptions(TypedDict, total=False):
 
     Attributes:
         alias: The alias to follow for vPLMs named without one; default `serving`.
-        truncate, top_k, routing_key, timeout: As for `infer`.
+        truncate, top_k, routing_key, timeout, patient: As for `infer`.
     """
 
     alias: str
@@ -135,6 +138,7 @@ class FanoutOptions(TypedDict, total=False):
     top_k: int
     routing_key: str
     timeout: float
+    patient: bool
 
 
 class RentOptions(TypedDict, total=False):

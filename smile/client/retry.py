@@ -2,7 +2,7 @@
 
 gRPC itself retries UNAVAILABLE on unary calls (see `smile.rpc.channel`). It cannot replay a stream
 of messages that it has not kept, so uploads are retried here, from their first byte and under the
-same request id; and waiting as long as a full queue asks is here too.
+same request id.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from smile.errors import Overloaded, SmileError, Unavailable
+from smile.errors import SmileError, Unavailable
 
 T = TypeVar("T")
 
@@ -53,25 +53,3 @@ async def retried(
             if failures >= backoff.tries_max:
                 raise
             await asyncio.sleep(backoff.wait_s(failures, error))
-
-
-async def when_not_overloaded(
-    call: Callable[[], Awaitable[T]], *, timeout: float, backoff: Backoff
-) -> T:
-    """The result of `call`, coming back to a full queue when it says, for up to `timeout` seconds.
-
-    Raises:
-        Overloaded: the queue stayed full that long.
-    """
-    loop = asyncio.get_running_loop()
-    end = loop.time() + timeout
-    failures = 0
-    while True:
-        try:
-            return await call()
-        except Overloaded as error:
-            failures += 1
-            wait = backoff.wait_s(failures, error)
-            if loop.time() + wait >= end:
-                raise
-            await asyncio.sleep(wait)

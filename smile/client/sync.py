@@ -373,7 +373,8 @@ class Client(SyncBase):
             TooManyTexts: more than 10,000 texts; use `infer_many`.
             TextEmpty, TextTooLong: the message names the text by its index.
             NotFound: there is no such vPLM, version or alias.
-            Overloaded: the queue is full; come back after `retry_after` seconds.
+            Overloaded: the queue is full, or the vPLM is asked for faster than was rented, for
+                longer than `timeout`; come back after `retry_after` seconds.
         """
         return self._loop.call(lambda _: self._client.infer(vplm, texts, **options))
 
@@ -390,7 +391,8 @@ class Client(SyncBase):
         Raises:
             TextEmpty, TextTooLong: of the text.
             InvalidArgument: no vPLM or too many, or their backbones differ.
-            Overloaded: the queue is full; come back after `retry_after` seconds.
+            Overloaded: the queue is full for longer than `timeout`; come back after `retry_after`
+                seconds.
         """
         return self._loop.call(lambda _: self._client.infer_fanout(text, vplms, **options))
 
@@ -406,7 +408,8 @@ class Client(SyncBase):
         """The answers to any number of texts, in their order, as they come.
 
         Up to `concurrency` requests of `batch_size` texts are under way at a time. A full queue is
-        waited for as long as it asks, up to the timeout; any other error ends the iteration.
+        waited for as long as it asks, up to the timeout of a request; any other error ends the
+        iteration.
         """
         return self._loop.iterate(
             lambda: self._client.infer_many(

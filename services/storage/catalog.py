@@ -18,7 +18,7 @@ from services.storage.blobs import ByteBudget, Declared, received
 from services.storage.changes import Announcer, Unannounced
 from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
-from services.storage.quota import Ledger, every_object
+from services.storage.quota import Ledger, Places, every_object
 from services.storage.records import (
     Deletion,
     RequestKind,
@@ -116,6 +116,7 @@ class Catalog:
         self._identity = identity
         self._ledger = ledger
         self._budget = budget
+        self._places = Places(TENANT_VPLMS_MAX)
 
     async def commit(self, new: NewVplm, chunks: AsyncIterator[bytes]) -> Vplm:
         """Store a vPLM with its first version, all or nothing.
@@ -175,7 +176,10 @@ class Catalog:
         return made
 
     async def _check_count(self, tenant: TenantId) -> None:
+        if self._places.take(tenant):
+            return
         names = await self._store.list_folders(keys.vplms(tenant))
+        self._places.counted(tenant, len(names))
         if len(names) < TENANT_VPLMS_MAX:
             return
         live, _ = await load_page(names, self._loader(tenant), len(names), bytes_max=None)

@@ -1,8 +1,9 @@
 """How much a tenant stores, against how much it may.
 
 What is stored is counted by listing, so it is exact; the count is remembered for a few seconds and
-what this process adds meanwhile is added to it. Uploads in progress hold their declared size, so
-several at once cannot exceed the quota together. Nothing is refused on a remembered count alone.
+what this process adds meanwhile is added to it; for longer where not half of what a tenant may
+have is taken. Uploads in progress hold their declared size, so several at once cannot exceed the
+quota together. Nothing is refused on a remembered count alone.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from smile.names import TenantId
 from smile.store.objects import LIST_KEYS_MAX, ObjectInfo, ObjectStore
 
 COUNT_AGE_S_MAX = 5.0
+SPARE_AGE_S_MAX = 60.0  # while half of what a tenant may have is free
 TENANTS_REMEMBERED_MAX = 10_000
 
 
 @dataclass(slots=True)
 class _Count:
-    size_bytes: int
+    size: int
     at: float
 
 
@@ -62,7 +64,7 @@ class Ledger:
         try:
             yield
             if (count := self._counts.get(tenant)) is not None:
-                count.size_bytes += size_bytes
+                count.size += size_bytes
         finally:
             self._reserved[tenant] -= size_bytes
             if self._reserved[tenant] <= 0:
@@ -76,16 +78,18 @@ class Ledger:
         if size_bytes > quota_bytes:
             raise _exceeded(size_bytes, 0, quota_bytes)
         count = self._counts.get(tenant)
-        fresh = count is not None and self._clock() - count.at <= COUNT_AGE_S_MAX
-        if count is not None and fresh and self._fits(tenant, count, size_bytes, quota_bytes):
-            return
+        if count is not None:
+            spare = self._fits(tenant, count, size_bytes, quota_bytes // 2)
+            fresh = self._clock() - count.at <= (SPARE_AGE_S_MAX if spare else COUNT_AGE_S_MAX)
+            if fresh and self._fits(tenant, count, size_bytes, quota_bytes):
+                return
         count = await self._counted(tenant)
         if not self._fits(tenant, count, size_bytes, quota_bytes):
-            used = count.size_bytes + self._reserved[tenant]
+            used = count.size + self._reserved[tenant]
             raise _exceeded(size_bytes, used, quota_bytes)
 
     def _fits(self, tenant: TenantId, count: _Count, size_bytes: int, quota_bytes: int) -> bool:
-        return count.size_bytes + self._reserved[tenant] + size_bytes <= quota_bytes
+        return count.size + self._reserved[tenant] + size_bytes <= quota_bytes
 
     async def _counted(self, tenant: TenantId) -> _Count:
         at = self._clock()
@@ -96,6 +100,31 @@ class Ledger:
             self._counts.clear()
         self._counts[tenant] = count = _Count(total, at)
         return count
+
+
+class Places:
+    """How many things of a kind a tenant has, remembered while not half of `places_max` is taken:
+    for so long nobody need list them to make one more.
+    """
+
+    def __init__(self, places_max: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._places_max = places_max
+        self._clock = clock
+        self._counts: dict[TenantId, _Count] = {}
+
+    def take(self, tenant: TenantId) -> bool:
+        """Whether one more has room by what is remembered, which counts it."""
+        count = self._counts.get(tenant)
+        if count is None or self._clock() - count.at > SPARE_AGE_S_MAX:
+            return False
+        count.size += 1
+        return 2 * count.size <= self._places_max
+
+    def counted(self, tenant: TenantId, places: int) -> None:
+        """There are so many now, one that is being made not included."""
+        if len(self._counts) >= TENANTS_REMEMBERED_MAX:
+            self._counts.clear()
+        self._counts[tenant] = _Count(places + 1, self._clock())
 
 
 def _exceeded(size_bytes: int, used_bytes: int, quota_bytes: int) -> QuotaExceeded:

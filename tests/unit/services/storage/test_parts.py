@@ -13,7 +13,7 @@ import pytest
 from services.storage.blobs import ByteBudget
 from services.storage.config import StorageSettings
 from services.storage.identity import KeySecret, NewTenant, key_id_for
-from services.storage.quota import Ledger
+from services.storage.quota import Ledger, Places
 from services.storage.sweeper import Sweeper
 from smile import config
 from smile.errors import AlreadyExists, InvalidArgument, NotFound, Overloaded, QuotaExceeded
@@ -130,6 +130,30 @@ async def test_a_remembered_count_refuses_nobody() -> None:
     clock.advance(60)
     async with ledger.reserved(ACME, 100, 100):
         pass
+
+
+@pytest.mark.asyncio
+async def test_a_count_is_remembered_for_longer_where_half_is_free() -> None:
+    kept, clock = FaultyStore(), FakeClock()
+    ledger = Ledger(kept, clock)
+
+    async def store(size: int) -> int:
+        """Operations on the store that it takes to find room."""
+        before = kept.operations
+        async with ledger.reserved(ACME, size, 1_000):
+            pass
+        return kept.operations - before
+
+    assert await store(100) == 1
+    clock.advance(59.0)
+    assert await store(399) == 0
+    assert await store(10) == 1  # more than half by what is remembered, and that is old
+    clock.advance(4.0)
+    await kept.put_if_absent(f"tenants/{ACME}/x", b"1" * 600)
+    assert await store(400) == 0
+    clock.advance(2.0)
+    with pytest.raises(QuotaExceeded):
+        await store(500)
 
 
 def test_uploads_in_memory_are_bounded() -> None:
@@ -304,3 +328,15 @@ def test_wrong_settings_end_the_process(
         _load(monkeypatch, **variables)
     assert caught.value.code == 78
     assert told in capsys.readouterr().err
+
+
+def test_places_are_counted_anew_where_half_are_taken() -> None:
+    clock = FakeClock()
+    places = Places(10, clock)
+    assert not places.take(ACME)
+    places.counted(ACME, 2)  # the third is being made
+    assert [places.take(ACME) for _ in range(3)] == [True, True, False]
+    places.counted(ACME, 2)
+    clock.advance(61.0)
+    assert not places.take(ACME)
+    assert not places.take(OTHER)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from smile.errors import AlreadyExists, InvalidArgument
 from smile.formats import ExportFormat
-from smile.model.port import adapterhub, own, peft
+from smile.model.port import adapterhub, huggingface, merged, own, peft
 from smile.model.port.card import natural
 from smile.model.port.files import read_json
 from smile.model.port.values import (
@@ -29,11 +29,13 @@ __all__ = ["ExportFormat", "ExportedModule", "ImportedModule", "Target", "natura
 READERS: Mapping[ExportFormat, Callable[[Path, Target], ImportedModule]] = {
     ExportFormat.PEFT: peft.read,
     ExportFormat.ADAPTERHUB: adapterhub.read,
+    ExportFormat.HUGGINGFACE: huggingface.read,
     ExportFormat.SMILE: own.read,
 }
 WRITERS: Mapping[ExportFormat, Callable[[ExportedModule, Path], None]] = {
     ExportFormat.PEFT: peft.write,
     ExportFormat.ADAPTERHUB: adapterhub.write,
+    ExportFormat.HUGGINGFACE: merged.write,
     ExportFormat.SMILE: own.write,
 }
 

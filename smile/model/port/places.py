@@ -22,6 +22,10 @@ NORM_PLACES: Mapping[Norm, str] = {
     Norm.ATTENTION: "attention.output.LayerNorm",
     Norm.OUTPUT: "output.LayerNorm",
 }
+BIASED: Mapping[Projection | Norm, str] = {
+    place: PLACES[place] if isinstance(place, Projection) else NORM_PLACES[place]
+    for place in (*Projection, *Norm)
+}
 POOLER = "pooler.dense"
 _PROJECTIONS = {place: projection for projection, place in PLACES.items()}
 _DENSE = re.compile(r"encoder\.layer\.(\d+)\.(.+)", re.ASCII)

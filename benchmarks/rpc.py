@@ -82,7 +82,7 @@ def measure(run: Run) -> Figures:
 async def _compare(run: Run, through: Through) -> dict[str, list[dict[str, float]]]:
     driver = EngineDriver(Precision.FLOAT32)
     driver.load(mixed_pets(VPLMS))
-    duration_s = float(run.choose(6, 3))
+    duration_s = float(run.choose(4, 3))
     repetitions = run.choose(5, 3)
     answer = _engine(driver, duration_s)
 

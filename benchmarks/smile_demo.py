@@ -68,7 +68,7 @@ async def _measure(run: Run, platform: Platform) -> Figures:
     plan = Plan(vplms=run.choose(VPLMS, 600), tenants=run.choose(1_000, 60))
     fleet, _ = await fleet_of(run, platform, plan)
     asked = Asked(run, platform, fleet, PERIOD_S * len(fleet.members) / VPLMS)
-    float32 = await asked.of(platform.processor, "float32", float(run.choose(120, 24)))
+    float32 = await asked.of(platform.processor, "float32", float(run.choose(90, 24)))
     rss_gib = platform.rss_bytes / 2**30
     with platform.another_processor("bfloat16", BFLOAT16) as other:
         bfloat16 = await asked.of(other, "bfloat16", float(run.choose(60, 12)))

@@ -71,7 +71,7 @@ PEERS = ("hf_one_model", "peft_mixed", "peft_switch", "adapters_batchsplit", "po
 
 def measure(run: Run) -> Figures:
     """The keys of the claim, texts per second unless they are ratios."""
-    texts = workload.texts(run.choose(512, 192))
+    texts = workload.texts(run.choose(384, 192))
     requests = requests_of(texts, vplms=run.choose(10_000, 1_000))
     repetitions = run.choose(5, 3)
     with tempfile.TemporaryDirectory(prefix="smile-bench-") as folder, ExitStack() as stack:

@@ -56,6 +56,7 @@ class _Matrices:
 
     states: Tensor | None
     qkv: Tensor | None
+    query_key_value: tuple[Tensor, ...] | None  # `qkv`, a third of its columns each
     mixed: Tensor | None
     output: Tensor | None
     middle: Tensor | None
@@ -105,9 +106,11 @@ class ServingLayer:
         def take(slot: Slot, width: int) -> Tensor | None:
             return kernels.room.take(slot, tokens, width, dtype)
 
+        qkv = take(Slot.QKV, 3 * hidden)
         return _Matrices(
             states=take(Slot.STATES, hidden),
-            qkv=take(Slot.QKV, 3 * hidden),
+            qkv=qkv,
+            query_key_value=None if qkv is None else qkv.chunk(3, dim=1),
             mixed=take(Slot.MIXED, hidden),
             output=take(Slot.OUTPUT, hidden),
             middle=take(Slot.MIDDLE, hidden),
@@ -150,7 +153,8 @@ class ServingLayer:
     ) -> Tensor:
         qkv = kernels.dense.linear(x, self.qkv, out=places.qkv)
         if ops is not None:
-            for name, y in zip(ATTENTION_INPUTS, qkv.chunk(3, dim=1), strict=True):
+            parts = places.query_key_value or qkv.chunk(3, dim=1)
+            for name, y in zip(ATTENTION_INPUTS, parts, strict=True):
                 ops.project(name, x, y)
         mixed = kernels.dense.attend(qkv, packed, self.heads, places.mixed)
         y = kernels.dense.linear(mixed, self.attention_output, out=places.output)
@@ -171,10 +175,12 @@ class ServingLayer:
             y = dense.linear(x, dense_of, out=out)
             ops.project(Projection.INTERMEDIATE, x, y)
             return dense.activate_(y, self.activation)
-        dense.linear(x[:bare], dense_of, self.activation, out[:bare])
-        dense.linear(x[bare:], dense_of, out=out[bare:])
+        part, changed = kernels.room.part, slice(bare, x.shape[0])
+        upper, lower = part(out, slice(0, bare)), part(out, changed)
+        dense.linear(part(x, slice(0, bare)), dense_of, self.activation, upper)
+        dense.linear(part(x, changed), dense_of, out=lower)
         ops.project(Projection.INTERMEDIATE, x, out)
-        dense.activate_(out[bare:], self.activation)
+        dense.activate_(lower, self.activation)
         return out
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smile.model.kernels.activation import NUMBERS, Activation
+from smile.model.kernels.matrices import Matrix
 
 PACK = {torch.float32: "smile_pack_float32", torch.bfloat16: "smile_pack_bfloat16"}
 MULTIPLY = {torch.float32: "smile_linear_float32", torch.bfloat16: "smile_linear_bfloat16"}
@@ -43,23 +44,28 @@ def pack(library: ctypes.CDLL, weight: Tensor, bias: Tensor | None = None) -> Li
 
 
 def arguments(
-    x: Tensor, linear: Linear, y: Tensor, activation: Activation | None, threads: int
+    x: Matrix, linear: Linear, y: Matrix, activation: Activation | None, threads: int
 ) -> tuple[int, ...]:
-    """Of the entry `MULTIPLY[x.dtype]`: y [rows, outputs] = activation(x [rows, inputs] W^T + b).
+    """Of the entry of `MULTIPLY`: y [rows, outputs] = activation(x [rows, inputs] W^T + b).
 
-    Rows may have a stride. The tensors must live until the entry was called.
+    All of them must live until the entry was called.
     """
-    assert x.dtype == y.dtype == linear.packed.dtype, f"{x.dtype}, {y.dtype}, {linear.packed.dtype}"
-    assert x.shape == (y.shape[0], linear.inputs), f"x {x.shape} of {linear.inputs} inputs"
-    assert y.shape[1] == linear.outputs, f"y {y.shape} of {linear.outputs} outputs"
+    x_address, x_stride, rows, inputs, dtype = x
+    y_address, y_stride, y_rows, outputs, y_dtype = y
+    packed = linear.packed
+    assert dtype is y_dtype is packed.dtype, f"{dtype}, {y_dtype}, {packed.dtype}"
+    assert inputs == linear.inputs and rows == y_rows, f"x {x} to y {y} of {linear.inputs} inputs"
+    assert outputs == linear.outputs, f"y {y} of {linear.outputs} outputs"
     return (
-        *_rows(x),
-        linear.packed.data_ptr(),
+        x_address,
+        x_stride,
+        packed.data_ptr(),
         linear.bias.data_ptr(),
-        *_rows(y),
-        x.shape[0],
-        linear.inputs,
-        linear.outputs,
+        y_address,
+        y_stride,
+        rows,
+        inputs,
+        outputs,
         NUMBERS[activation],
         threads,
     )
@@ -67,9 +73,3 @@ def arguments(
 
 def _filled(count: int) -> int:
     return -(-count // _PANEL) * _PANEL
-
-
-def _rows(x: Tensor) -> tuple[int, int]:
-    """Address and row stride; elements of a row lie side by side."""
-    assert x.stride(1) == 1 or x.shape[1] == 1, f"strides {x.stride()}"
-    return x.data_ptr(), x.stride(0)

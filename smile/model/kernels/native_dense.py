@@ -10,7 +10,7 @@ from torch import Tensor
 from smile.model.kernels.activation import NUMBERS, Activation
 from smile.model.kernels.dense import EmbeddingTables, NormWeights, Spans
 from smile.model.kernels.linear import Linear, arguments, pack
-from smile.model.kernels.tape import Calls, matrix, real
+from smile.model.kernels.tape import Calls, real
 from smile.model.packing import PackedTokens
 
 
@@ -29,22 +29,25 @@ class NativeDense:
         self, packed: PackedTokens, tables: EmbeddingTables, out: Tensor | None = None
     ) -> Tensor:
         parts = (tables.word, tables.position, tables.segment)
-        assert all(part.is_contiguous() and part.dtype == tables.word.dtype for part in parts)
+        assert all(part.is_contiguous() and part.dtype is tables.word.dtype for part in parts)
         assert packed.positions.is_contiguous() and packed.ids.is_contiguous()
         _check_rows(packed.ids, tables.word.shape[0], 0)
         _check_rows(packed.positions, tables.position.shape[0], tables.position_offset)
         out = _place(out, (packed.tokens, tables.word.shape[1]), tables.word)
+        address, stride, rows, width, dtype = self._calls.matrix(out)
         words = (
             packed.ids.data_ptr(),
             packed.positions.data_ptr(),
             tables.position_offset,
             *(part.data_ptr() for part in parts),
-            *matrix(out),
+            address,
+            stride,
             *_norm(tables.norm),
-            *out.shape,
+            rows,
+            width,
             self._calls.threads,
         )
-        self._calls.add(self._function("embed", out.dtype), words, packed, tables, out)
+        self._calls.add(self._function("embed", dtype), words, packed, tables)
         return out
 
     def pack(self, weight: Tensor, bias: Tensor) -> Linear:
@@ -57,72 +60,89 @@ class NativeDense:
         activation: Activation | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        out = _place(out, (x.shape[0], linear.outputs), x)
-        words = arguments(x, linear, out, activation, self._calls.threads)
-        self._calls.add(self._function("linear", x.dtype), words, x, linear, out)
+        calls = self._calls
+        at = calls.matrix(x)
+        out = x.new_empty((at[2], linear.outputs)) if out is None else out
+        words = arguments(at, linear, calls.matrix(out), activation, calls.threads)
+        calls.add(self._function("linear", at[4]), words, linear)
         return out
 
     def attend(
         self, qkv: Tensor, packed: PackedTokens, heads: int, out: Tensor | None = None
     ) -> Tensor:
-        tokens, width = qkv.shape
+        address, stride, tokens, width, dtype = self._calls.matrix(qkv)
         assert tokens == packed.tokens and width % (3 * heads) == 0, f"{qkv.shape}, {heads} heads"
         out = _place(out, (tokens, width // 3), qkv)
-        offsets = packed.offsets.data_ptr()
-        sizes = (len(packed.lengths), heads, width // (3 * heads))
-        words = (*matrix(qkv), *matrix(out), offsets, *sizes, self._calls.threads)
-        self._calls.add(self._function("attend", qkv.dtype), words, qkv, packed, out)
+        words = (
+            address,
+            stride,
+            *self._calls.matrix(out)[:2],
+            packed.offsets.data_ptr(),
+            len(packed.lengths),
+            heads,
+            width // (3 * heads),
+            self._calls.threads,
+        )
+        self._calls.add(self._function("attend", dtype), words, packed)
         return out
 
     def add_norm(
         self, y: Tensor, residual: Tensor, norm: NormWeights, out: Tensor | None = None
     ) -> Tensor:
-        shape = y.shape
-        assert shape == residual.shape and y.dtype is residual.dtype
-        out = _place(out, shape, y)
-        places = (*matrix(y), *matrix(residual), *matrix(out))
-        words = (*places, *_norm(norm), *shape, self._calls.threads)
-        self._calls.add(self._function("add_norm", y.dtype), words, y, residual, norm, out)
+        calls = self._calls
+        out = y.new_empty(y.shape) if out is None else out
+        at_y, at_residual, at_out = calls.matrix(y), calls.matrix(residual), calls.matrix(out)
+        assert at_y[2:] == at_residual[2:] == at_out[2:], f"{at_y}, {at_residual}, {at_out}"
+        places = (*at_y[:2], *at_residual[:2], *at_out[:2])
+        words = (*places, *_norm(norm), at_y[2], at_y[3], calls.threads)
+        calls.add(self._function("add_norm", at_y[4]), words, norm)
         return out
 
     def activate_(self, y: Tensor, activation: Activation) -> Tensor:
-        words = (*matrix(y), NUMBERS[activation], *y.shape, self._calls.threads)
-        self._calls.add(self._function("activate", y.dtype), words, y)
+        address, stride, rows, width, dtype = self._calls.matrix(y)
+        words = (address, stride, NUMBERS[activation], rows, width, self._calls.threads)
+        self._calls.add(self._function("activate", dtype), words)
         return y
 
     def pool(self, states: Tensor, spans: Spans) -> Tensor:
+        address, stride, rows, width, dtype = self._calls.matrix(states)
         first, last = spans.first, spans.last
-        assert spans.rows_max <= states.shape[0], f"{spans.rows_max} of {states.shape[0]} rows"
+        assert spans.rows_max <= rows, f"{spans.rows_max} of {rows} rows"
         assert first.dtype is last.dtype is torch.int64
         assert first.is_contiguous() and last.is_contiguous()
-        shape = (first.shape[0], states.shape[1])
-        out = states.new_empty(shape, dtype=torch.float32)
+        out = states.new_empty((first.shape[0], width), dtype=torch.float32)
+        at_out = self._calls.matrix(out)
         bounds = (first.data_ptr(), last.data_ptr())
-        words = (*matrix(states), *bounds, *matrix(out), *shape, self._calls.threads)
-        self._calls.add(self._function("pool", states.dtype), words, states, spans, out)
+        words = (address, stride, *bounds, *at_out[:4], self._calls.threads)
+        self._calls.add(self._function("pool", dtype), words, spans)
         return out
 
     def unit_(self, x: Tensor) -> Tensor:
-        words = (*matrix(x), *x.shape, self._calls.threads)
-        self._calls.add(self._function("unit", x.dtype), words, x)
+        address, stride, rows, width, dtype = self._calls.matrix(x)
+        words = (address, stride, rows, width, self._calls.threads)
+        self._calls.add(self._function("unit", dtype), words)
         return x
 
     def select(self, x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
         _check_rows(rows, x.shape[0], 0)
         assert rows.dtype is torch.int64 and rows.is_contiguous()
         out = _place(out, (rows.shape[0], x.shape[1]), x)
-        words = (*matrix(x), rows.data_ptr(), *matrix(out), *out.shape, self._calls.threads)
-        self._calls.add(self._function("take", x.dtype), words, x, rows, out)
+        self._take(x, rows.data_ptr(), out, rows)
         return out
 
     def join(self, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         out = _place(out, (sum(part.shape[0] for part in parts), parts[0].shape[1]), parts[0])
         pieces = out.split([part.shape[0] for part in parts])
         for part, piece in zip(parts, pieces, strict=True):
-            assert part.shape[1] == piece.shape[1] and part.dtype is out.dtype
-            words = (*matrix(part), 0, *matrix(piece), *part.shape, self._calls.threads)
-            self._calls.add(self._function("take", out.dtype), words, part, piece)
+            self._take(part, 0, piece, None)
         return out
+
+    def _take(self, x: Tensor, chosen: int, out: Tensor, kept: object) -> None:
+        """Rows of x, those whose numbers lie at `chosen` or all of them, to `out`."""
+        at, at_out = self._calls.matrix(x), self._calls.matrix(out)
+        assert at[3:] == at_out[3:], f"{at} to {at_out}"
+        words = (*at[:2], chosen, *at_out[:4], self._calls.threads)
+        self._calls.add(self._function("take", at[4]), words, kept)
 
 
 def _place(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:

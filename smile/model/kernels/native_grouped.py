@@ -11,7 +11,7 @@ from torch import Tensor
 from smile.model.kernels.activation import NUMBERS, Activation
 from smile.model.kernels.grouped import BottleneckFields
 from smile.model.kernels.rows import Members, RowLayout
-from smile.model.kernels.tape import ABSENT, Calls, matrix
+from smile.model.kernels.tape import ABSENT, Calls
 
 SPARSE_WIDTH_MAX = 1 << 16  # of an index's half
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -72,31 +72,20 @@ class NativeGrouped:
     def _add(self, name: str, x: Tensor, y: Tensor, members: Members, own: tuple[int, ...]) -> None:
         """A call: what every one takes, and its `own` words, of which the first is the type of the
         weights. x and y are checked to be what it may read and write."""
-        rows = members.rows_total
-        at_x = _rows(x, rows)
-        at_y = at_x if y is x else _rows(y, rows)
-        assert x.dtype is y.dtype, (x.dtype, y.dtype)
+        at_x, at_y = self._calls.matrix(x), self._calls.matrix(y)
+        assert at_x[2] == at_y[2] == members.rows_total, (at_x, at_y, members.rows_total)
+        assert at_x[4] is at_y[4] and at_x[4] in _TYPES, (at_x, at_y)
         words = (
-            *at_x,
-            *at_y,
+            *at_x[:2],
+            *at_y[:2],
             *members.table,
-            x.shape[1],
-            y.shape[1],
-            _TYPES[x.dtype],
+            at_x[3],
+            at_y[3],
+            _TYPES[at_x[4]],
             *own,
             self._calls.threads,
         )
-        self._calls.add(self._function(name), words, x, y, members)
-
-
-def _rows(x: Tensor, rows: int) -> tuple[int, int]:
-    """Address and stride of a matrix of so many rows."""
-    assert x.is_cpu and x.dim() == 2 and x.dtype in _TYPES, (x.device, x.shape, x.dtype)
-    count, width = x.shape
-    assert count == rows, f"{count} rows, of members {rows}"
-    address, stride = matrix(x)
-    assert rows <= 1 or stride >= width, "rows do not overlap"
-    return address, stride
+        self._calls.add(self._function(name), words, members)
 
 
 def _offsets(

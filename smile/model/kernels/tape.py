@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from smile.model.kernels.matrices import Matrix, matrix
+
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 ABSENT = -1  # no bias
 
@@ -62,8 +64,12 @@ class Calls(Protocol):
         """How many a kernel may use; the last word of its call."""
         ...
 
+    def matrix(self, x: Tensor) -> Matrix:
+        """`x` for words of calls, which it is kept for."""
+        ...
+
     def add(self, function: int, words: Sequence[int], *kept: object) -> None:
-        """One call; `kept` owns all memory that `words` point to."""
+        """One call; `kept` owns the memory that `words` point to besides matrices."""
         ...
 
 
@@ -77,6 +83,9 @@ class AtOnce:
     def threads(self) -> int:
         return torch.get_num_threads()
 
+    def matrix(self, x: Tensor) -> Matrix:
+        return matrix(x)
+
     def add(self, function: int, words: Sequence[int], *kept: object) -> None:
         self.library.run((function, len(words), *words))
 
@@ -88,7 +97,15 @@ class Tape:
         self.library = library
         self.threads = torch.get_num_threads()
         self._words: list[int] = []
+        self._matrices: dict[int, Matrix] = {}  # by identity: what it is of is kept
         self._kept: list[object] = []
+
+    def matrix(self, x: Tensor) -> Matrix:
+        found = self._matrices.get(id(x))
+        if found is None:
+            found = self._matrices[id(x)] = matrix(x)
+            self._kept.append(x)
+        return found
 
     def add(self, function: int, words: Sequence[int], *kept: object) -> None:
         self._words += (function, len(words), *words)
@@ -98,6 +115,7 @@ class Tape:
         """All calls, in order; see `Library.run` for what it raises."""
         self.library.run(self._words)
         self._words.clear()
+        self._matrices.clear()
         self._kept.clear()
 
 
@@ -106,10 +124,3 @@ def real(value: float) -> int:
     """A number with a fraction as a word."""
     (word,) = struct.unpack("q", struct.pack("d", value))
     return int(word)
-
-
-def matrix(x: Tensor) -> tuple[int, int]:
-    """Address and row stride; elements of a row lie side by side."""
-    stride, step = x.stride()
-    assert step == 1 or x.shape[1] <= 1, f"strides {x.stride()}"
-    return x.data_ptr(), stride

@@ -39,12 +39,19 @@ class Room(Protocol):
         overwritten by it. None: let the kernel make a new one."""
         ...
 
+    def part(self, x: Tensor, rows: slice) -> Tensor:
+        """Rows from `rows.start` to `rows.stop` of x, a view."""
+        ...
+
 
 class NoRoom:
     """Every result is new. Threads may share it."""
 
     def take(self, slot: Slot, rows: int, width: int, dtype: torch.dtype) -> Tensor | None:
         return None
+
+    def part(self, x: Tensor, rows: slice) -> Tensor:
+        return x[rows]
 
 
 NO_ROOM = NoRoom()
@@ -55,6 +62,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._memory: dict[tuple[Slot, torch.dtype], Tensor] = {}
+        self._parts: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def take(self, slot: Slot, rows: int, width: int, dtype: torch.dtype) -> Tensor | None:
         size = rows * width
@@ -63,6 +71,17 @@ class Workspace:
             memory = torch.empty(int(size * GROWTH), dtype=dtype)
             self._memory[slot, dtype] = memory
         return memory[:size].view(rows, width)
+
+    def part(self, x: Tensor, rows: slice) -> Tensor:
+        key = (id(x), rows.start, rows.stop)
+        found = self._parts.get(key)
+        if found is None:  # x is kept as well: its identity stays its own
+            found = self._parts[key] = (x, x[rows])
+        return found[1]
+
+    def end_pass(self) -> None:
+        """Lets go of all but the memory itself."""
+        self._parts.clear()
 
 
 class Workspaces:
@@ -81,4 +100,5 @@ class Workspaces:
         try:
             yield workspace
         finally:
+            workspace.end_pass()
             self._idle.append(workspace)

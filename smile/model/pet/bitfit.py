@@ -55,7 +55,6 @@ class _GroupedOps(BareOps):
 
     def _shifted(self, place: Projection | Norm, y: Tensor) -> Tensor:
         group = self.group
-        group.kernels.grouped.add_vectors(
-            y[group.rows], group.members, bias_name(group.layer, place)
-        )
+        name = bias_name(group.layer, place)
+        group.kernels.grouped.add_vectors(group.part(y), group.members, name)
         return y

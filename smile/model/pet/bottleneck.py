@@ -102,11 +102,11 @@ class _GroupedOps(BareOps):
     def _adapted(self, block: Block, y: Tensor, residual: Tensor, norm: LayerNorm) -> Tensor:
         if not self.method.adapts(block):
             return y
-        group, rows = self.group, self.group.rows
-        part = x = y[rows]
+        group = self.group
+        part = x = group.part(y)
         if self.method.normed_input:
             out = group.kernels.room.take(Slot.NORMED, part.shape[0], part.shape[1], part.dtype)
-            x = group.kernels.dense.add_norm(part, residual[rows], norm, out)
+            x = group.kernels.dense.add_norm(part, group.part(residual), norm, out)
         prefix = adapter_name(group.layer, block)
         fields = BottleneckFields(
             f"{prefix}.down.weight",

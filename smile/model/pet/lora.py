@@ -64,6 +64,6 @@ class _GroupedOps(BareOps):
         group = self.group
         prefix = lora_name(group.layer, name)
         group.kernels.grouped.add_low_rank(
-            x[group.rows], y[group.rows], group.members, f"{prefix}.a", f"{prefix}.b"
+            group.part(x), group.part(y), group.members, f"{prefix}.a", f"{prefix}.b"
         )
         return y

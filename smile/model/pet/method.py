@@ -59,6 +59,10 @@ class LayerGroup:
     members: Members
     kernels: Kernels
 
+    def part(self, x: Tensor) -> Tensor:
+        """The group's rows of a matrix of the whole batch."""
+        return self.kernels.room.part(x, self.rows)
+
 
 class PetMethod(Protocol):
     """One PET kind's mathematics."""

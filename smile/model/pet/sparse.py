@@ -59,6 +59,6 @@ class GroupedSparse(BareOps):
         group = self.group
         prefix = sparse_name(group.layer, name)
         group.kernels.grouped.add_sparse(
-            x[group.rows], y[group.rows], group.members, f"{prefix}.indices", f"{prefix}.values"
+            group.part(x), group.part(y), group.members, f"{prefix}.indices", f"{prefix}.values"
         )
         return y

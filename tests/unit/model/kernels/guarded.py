@@ -17,6 +17,7 @@ from smile.model.kernels.activation import Activation
 from smile.model.kernels.build import Places, load
 from smile.model.kernels.grouped import BottleneckFields
 from smile.model.kernels.linear import MULTIPLY, arguments, pack
+from smile.model.kernels.matrices import matrix
 from smile.model.kernels.native_grouped import NativeGrouped
 from smile.model.kernels.rows import Members, Row, RowLayout
 from smile.model.kernels.tape import AtOnce, Library
@@ -74,7 +75,7 @@ def multiply(inputs: int, outputs: int, dtype: torch.dtype, library: ctypes.CDLL
     linear = replace(linear, packed=packed, bias=at_the_end((outputs,), torch.float32))
     for count in (1, 7, 16, 17, 33, 65):
         x, y = at_the_end((count, inputs), dtype), at_the_end((count, outputs), dtype)
-        words = arguments(x, linear, y, None, threads=1)
+        words = arguments(matrix(x), linear, matrix(y), None, threads=1)
         library[MULTIPLY[dtype]]((ctypes.c_int64 * len(words))(*words))
     _KEPT.clear()
 

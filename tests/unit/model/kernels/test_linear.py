@@ -19,6 +19,7 @@ from smile.model.kernels.activation import Activation
 from smile.model.kernels.build import Places
 from smile.model.kernels.dense import ACTIVATIONS
 from smile.model.kernels.linear import MULTIPLY, Linear, arguments, pack
+from smile.model.kernels.matrices import matrix
 
 TARGETS = build.supported(build.processor_features())
 DTYPES = (torch.float32, torch.bfloat16)
@@ -83,7 +84,7 @@ def _multiply(
     """Into columns of a wider matrix, beside which nothing may change."""
     wide = x.new_full((x.shape[0], linear.outputs + 9), 7.0)
     y = wide[:, 4 : 4 + linear.outputs]
-    words = arguments(x, linear, y, activation, threads)
+    words = arguments(matrix(x), linear, matrix(y), activation, threads)
     library[MULTIPLY[x.dtype]]((ctypes.c_int64 * len(words))(*words))
     assert wide[:, :4].eq(7.0).all()
     assert wide[:, -5:].eq(7.0).all()
@@ -173,7 +174,7 @@ def test_tensors_that_do_not_fit_are_refused(library: ctypes.CDLL) -> None:
     }
     for what, (rows, results) in refused.items():
         with pytest.raises(AssertionError):
-            arguments(rows, linear, results, None, 1)
+            arguments(matrix(rows), linear, matrix(results), None, 1)
             pytest.fail(what)
     with pytest.raises(AssertionError):
         pack(library, weight, bias[:5])

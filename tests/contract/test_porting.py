@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,55 @@ async def test_lora_goes_to_peft_and_comes_back(platform: World, tmp_path: Path)
         assert back.digest == done.version.digest
         assert told[-1] == (back.size_bytes, back.size_bytes)
         assert (await client.version("again")).note == "mine"
+
+
+NATURAL = {
+    "none": smile.ExportFormat.HUGGINGFACE,
+    "pfeiffer": smile.ExportFormat.ADAPTERHUB,
+    "houlsby": smile.ExportFormat.ADAPTERHUB,
+    "lora": smile.ExportFormat.PEFT,
+    "bitfit": smile.ExportFormat.HUGGINGFACE,
+    "diff-pruning": smile.ExportFormat.HUGGINGFACE,
+    "mask-bert": smile.ExportFormat.HUGGINGFACE,
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("pet", KINDS, ids=lambda pet: str(pet.kind))
+async def test_every_kind_goes_to_its_own_ecosystem_and_comes_back(
+    platform: World, pet: smile.PetSpec, tmp_path: Path
+) -> None:
+    files = write_toy_backbone(tmp_path / "toy")
+    async with platform.client("acme") as client:
+        made = await client.create_vplm(
+            "topic", backbone="toy", pet=pet, labels=["a", "b"], pooling="pooler", seed=5
+        )
+        done = await client.export_vplm("topic", tmp_path / "out", backbone_path=files)
+        assert done.format is NATURAL[pet.kind]
+        assert "tenants/acme/vplms/topic" in (tmp_path / "out" / "README.md").read_text()
+        back = await client.import_vplm(
+            "again", tmp_path / "out", backbone="toy", backbone_path=f"dir:{files}"
+        )
+        assert back.vplm.spec.head == made.spec.head
+        if done.format is not smile.ExportFormat.HUGGINGFACE:
+            assert back.vplm.spec == made.spec and back.digest == done.version.digest
+
+
+@pytest.mark.asyncio
+async def test_what_a_format_cannot_express_is_refused(platform: World, tmp_path: Path) -> None:
+    async with platform.client("acme") as client:
+        await client.create_vplm("topic", backbone="toy", pet=smile.Houlsby(), labels=["a", "b"])
+        for format, why in (("peft", "its format is adapterhub"), ("huggingface", "be merged")):
+            with pytest.raises(smile.InvalidArgument, match=why) as raised:
+                await client.export_vplm("topic", tmp_path / "out", format=format)
+            assert raised.value.reason == "EXPORT_UNSUPPORTED"
+        with pytest.raises(smile.InvalidSpec, match="format must be one of peft, adapterhub"):
+            await client.export_vplm("topic", tmp_path / "out", format="gguf")
+        await client.create_vplm("biases", backbone="toy", pet=smile.BitFit(), labels=["a", "b"])
+        with pytest.raises(smile.FailedPrecondition, match="backbone_path") as missing:
+            await client.export_vplm("biases", tmp_path / "out")
+        assert missing.value.reason == "BACKBONE_FILES_MISSING"
+        assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.asyncio

@@ -120,6 +120,7 @@ if TYPE_CHECKING:
         Vplm,
         VplmUsage,
         VplmVersion,
+        When,
     )
 
 __version__ = "0.1.0"
@@ -230,6 +231,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Vplm",
         "VplmUsage",
         "VplmVersion",
+        "When",
     ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -332,6 +334,7 @@ __all__ = [
     "VplmOptions",
     "VplmUsage",
     "VplmVersion",
+    "When",
     "__version__",
 ]
 

@@ -33,6 +33,7 @@ from smile.training import (
     TrainingJob,
     TrainingRecord,
     TrainingSummary,
+    When,
 )
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "Vplm",
     "VplmUsage",
     "VplmVersion",
+    "When",
 ]
 
 

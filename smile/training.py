@@ -33,6 +33,13 @@ class Optimizer(enum.StrEnum):
     ADAFACTOR = "adafactor"
 
 
+class When(enum.StrEnum):
+    """When a job may run."""
+
+    NOW = "now"
+    OFF_PEAK = "off_peak"  # in the operator's windows; it yields at their ends
+
+
 class Schedule(enum.StrEnum):
     """How the learning rate moves after warm-up."""
 
@@ -173,7 +180,9 @@ class TrainingSummary:
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """A training job. `promote_alias` empty moves no alias on success."""
+    """A training job. `promote_alias` empty moves no alias on success; jobs of higher `priority` go
+    before the tenant's others. Position and estimated start are those of a job that waits.
+    """
 
     name: str
     vplm: str
@@ -183,6 +192,8 @@ class TrainingJob:
     hyper_parameters: HyperParameters = field(default_factory=HyperParameters)
     base_version: int = 0
     promote_alias: str = SERVING
+    when: When = When.NOW
+    priority: int = 0
     state: JobState = JobState.QUEUED
     create_time: datetime | None = None
     start_time: datetime | None = None
@@ -194,6 +205,7 @@ class TrainingJob:
     attempt: int = 0
     queue_position: int = 0
     summary: TrainingSummary | None = None
+    estimated_start_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

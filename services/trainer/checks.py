@@ -34,6 +34,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "early_stopping_delta": (0, 1000),
 }
 CLASS_WEIGHT_MAX = 1000.0
+PRIORITY_MAX = 10
 SHOWN_CHARS_MAX = 80
 TOKENS_MIN = 3  # two special tokens and one of the text
 
@@ -46,6 +47,9 @@ def check_job(job: TrainingJob, head: HeadSpec, shape: BackboneShape) -> None:
         InvalidArgument: the columns do not fit the task (COLUMNS_INVALID).
     """
     violations = list(_range_violations(job.hyper_parameters))
+    if abs(job.priority) > PRIORITY_MAX:
+        bounds = f"between {-PRIORITY_MAX} and {PRIORITY_MAX}"
+        violations.append(("priority", f"priority must be {bounds}, got {job.priority}"))
     violations += _tokens_violations(job.hyper_parameters, shape)
     if job.hyper_parameters.early_stopping_epochs and not _validates(job):
         violations.append(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.trainer.queue import QueueSettings
+from services.trainer.turns import Share, Shares
+from services.trainer.windows import Windows
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 from smile.errors import SmileError
@@ -25,6 +28,10 @@ class TrainerSettings(BackboneServiceSettings):
         threads: CPU threads of one worker; 0 shares the machine's cores among the workers.
         lease_s: How long a worker that fell silent keeps its job.
         jobs_queued_max: Waiting jobs of one tenant.
+        jobs_running_max: Jobs of one tenant that workers hold at a time.
+        shares: Tenants' own terms, like `acme=weight:3;running:2;queued:500`, by comma.
+        off_peak: Windows of jobs that can wait, like `mon-fri 22:00-06:00`, by comma.
+        time_zone: Where those hours are told.
         states_bytes_max: Memory of a worker for boundary states kept between epochs.
         validate_bytes_max: Largest dataset that ValidateDataset reads.
         validations_max: Datasets read by ValidateDataset at a time.
@@ -45,6 +52,10 @@ class TrainerSettings(BackboneServiceSettings):
     threads: int = Field(default=0, ge=0, le=1024)
     lease_s: float = Field(default=60.0, ge=1.0, le=3600.0)
     jobs_queued_max: int = Field(default=limits.TENANT_JOBS_QUEUED_MAX, ge=1, le=100_000)
+    jobs_running_max: int = Field(default=1000, ge=1, le=100_000)
+    shares: str = Field(default="")
+    off_peak: str = Field(default="mon-sun 22:00-06:00")
+    time_zone: str = Field(default="UTC")
     states_bytes_max: int = Field(default=1 * limits.GIB, ge=0)
     validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
     validations_max: int = Field(default=2, ge=1, le=64)
@@ -70,4 +81,18 @@ class TrainerSettings(BackboneServiceSettings):
 
     @property
     def queue(self) -> QueueSettings:
-        return QueueSettings(lease_s=self.lease_s, places_max=self.jobs_queued_max)
+        return QueueSettings(
+            lease_s=self.lease_s,
+            shares=Shares.parse(self.shares, self._share_of_all),
+            windows=Windows.parse(self.off_peak, self.time_zone),
+        )
+
+    @property
+    def _share_of_all(self) -> Share:
+        return Share(running_max=self.jobs_running_max, queued_max=self.jobs_queued_max)
+
+    @model_validator(mode="after")
+    def _check_queue(self) -> Self:
+        Shares.parse(self.shares, self._share_of_all)
+        Windows.parse(self.off_peak, self.time_zone)
+        return self

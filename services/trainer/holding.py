@@ -10,7 +10,7 @@ from services.trainer.queue import Beat, Claim, JobQueue
 from services.trainer.report import Report
 from smile.errors import Unavailable
 from smile.logs import get_logger
-from smile.resources import JobState
+from smile.resources import JobState, When
 
 EVENTS_EVERY_S = 0.2  # two entries at a time, metrics and progress: 10 a second
 RETRY_S = 1.0
@@ -23,6 +23,7 @@ class LetGo(StrEnum):
     CANCELLED = "cancelled"  # the owner asked for it
     LEASE_LOST = "lease lost"  # another holder may be at it
     SHUTDOWN = "shutdown"  # this process ends
+    WINDOW_CLOSED = "window closed"  # a job that runs off-peak waits for the next one
 
 
 class Holding:
@@ -49,9 +50,15 @@ class Holding:
                 return reason
             if self._ending.is_set() and not self.settled:
                 return LetGo.SHUTDOWN
+            if self._must_yield and not self.settled:
+                return LetGo.WINDOW_CLOSED
             if reason is not None and not self.settled:
                 return reason
             await asyncio.sleep(EVENTS_EVERY_S)
+
+    @property
+    def _must_yield(self) -> bool:
+        return self.claim.when is When.OFF_PEAK and not self._queue.off_peak
 
     async def tell(self) -> None:
         """Sends what watchers have not seen yet, if the queue is there to take it."""

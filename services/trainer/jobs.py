@@ -198,6 +198,8 @@ def _fresh(wanted: TrainingJob, name: JobName, now: datetime) -> TrainingJob:
         hyper_parameters=wanted.hyper_parameters,
         base_version=wanted.base_version,
         promote_alias=wanted.promote_alias,
+        when=wanted.when,
+        priority=wanted.priority,
         create_time=now,
     )
 
@@ -212,4 +214,5 @@ def _merged(job: TrainingJob, sighting: Sighting) -> TrainingJob:
         attempt=max(job.attempt, sighting.attempt),
         progress=sighting.progress,
         queue_position=sighting.jobs_ahead,
+        estimated_start_time=sighting.starts_at,
     )

@@ -3,31 +3,38 @@
 Every change is one Lua script (`lua/`), so no crash leaves a job half-moved. Redis holds no truth:
 what it forgets is put back from the durable records (`jobs.reconcile`).
 
-Life of a job here: backlog of its tenant, held by a consumer under a lease, ended. A holder proves
-itself by its fence; one that was paused past its lease finds a higher fence and can change nothing.
+Whose turn it is, `turns` decides on what the scripts tell, and `windows` whether jobs that run
+off-peak may. Life of a job here: backlog of its tenant, held by a consumer under a lease, ended. A
+holder proves itself by its fence; one that was paused past its lease finds a higher fence and can
+change nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import cast
 
 from services.trainer.events import JobEvent, MetricsEvent, StoredEvent, decode_event, encode_event
+from services.trainer.turns import Pace, Shares, Table, Waiting
+from services.trainer.windows import Windows
 from smile.errors import QuotaExceeded
 from smile.names import JobName, TenantId
-from smile.resources import JobProgress, JobState, Metric, TrainingRecord
+from smile.resources import JobProgress, JobState, Metric, TrainingRecord, When
 from smile.store.redis import BLOCK_S_MAX, Redis, Script, reaching_redis
 
-PREFIX = "smile:{jobs}:"
+PREFIX = "smile:{jobs2}:"
 LUA = Path(__file__).parent / "lua"
 RESERVATION_MS = 30_000
 EVENTS_MAX = 10_000
 EVENTS_PAGE = 500
 LATEST_EVENTS = 50
+TRIES = 8  # to take the job whose turn it is, where other workers take it first
+WORKER_SILENT_S_MAX = 30.0  # idle ones are heard of every two seconds
 LEASE_LOST = -1
 GROUP = "workers"
 CONSUMER_IDLE_MS_MAX = 3_600_000
@@ -49,7 +56,8 @@ class QueueSettings:
     """Times and bounds of the queue."""
 
     lease_s: float = 60.0
-    places_max: int = 100  # waiting jobs of one tenant
+    shares: Shares = field(default_factory=Shares)
+    windows: Windows | None = None  # of jobs that run off-peak; None: always open
     keep_s: int = 86_400  # how long an ended job's events stay; later they come from the kept curve
     events_max: int = EVENTS_MAX
 
@@ -64,6 +72,7 @@ class Claim:
     cancelled: bool
     deaths: int  # holders before this one whose lease ran out
     consumer: str
+    when: When = When.NOW
 
 
 class Beat(StrEnum):
@@ -82,14 +91,24 @@ class Sighting:
     attempt: int
     progress: JobProgress
     jobs_ahead: int
+    starts_at: datetime | None = None  # an estimate
 
 
 class JobQueue:
     """The queue of one platform. Every method raises `Unavailable` while Redis is away."""
 
-    def __init__(self, client: Redis, settings: QueueSettings) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        settings: QueueSettings,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._client = client
         self._settings = settings
+        self._clock = clock
+        self._take = _script(client, "take")
+        self._waiting = _script(client, "waiting")
         self._reserve = _script(client, "reserve")
         self._enqueue = _script(client, "enqueue")
         self._claim = _script(client, "claim")
@@ -109,7 +128,7 @@ class JobQueue:
         Raises:
             QuotaExceeded: as many jobs of the tenant wait as may.
         """
-        limit = self._settings.places_max
+        limit = self._settings.shares.of(name.tenant).queued_max
         reply = await self._reserve([PREFIX], [_key(name), limit, RESERVATION_MS])
         granted, taken = cast(list[int], reply)
         if not granted:
@@ -126,14 +145,42 @@ class JobQueue:
         event = encode_event(JobEvent(JobState.QUEUED, record.job.attempt))
         reply = await self._enqueue(
             [PREFIX],
-            [_key(name), record.fence, record.job.attempt, event, self._settings.events_max],
+            [
+                _key(name),
+                record.fence,
+                record.job.attempt,
+                event,
+                self._settings.events_max,
+                record.job.when,
+                record.job.priority,
+            ],
         )
         return reply == 1
 
     async def claim(self, consumer: str) -> Claim | None:
-        """A job to work on, or None: a dead worker's before those that wait."""
+        """A job to work on, or None: a dead worker's before those that wait.
+
+        `turns` says whose turn it is; where another worker took that job first, it is asked again.
+        """
         reply = await self._claim([PREFIX], [consumer, int(self._settings.lease_s * 1000)])
+        shares, open_ = self._settings.shares, self.off_peak
+        for _ in range(TRIES):
+            if reply is not None:
+                break
+            chosen = (await self._table())[0].next(shares, open_=open_)
+            if chosen is None:
+                return None
+            share = shares.of(chosen.tenant)
+            reply = await self._take(
+                [PREFIX], [consumer, chosen.head(open_), share.running_max, share.stride]
+            )
         return None if reply is None else _claimed(cast(list[str | int], reply), consumer)
+
+    @property
+    def off_peak(self) -> bool:
+        """Whether jobs that wait for a window may run now."""
+        windows = self._settings.windows
+        return windows is None or windows.open_at(self._clock())
 
     async def wait(self, timeout_s: float) -> None:
         """Returns when a job may be waiting, or after the time."""
@@ -202,7 +249,11 @@ class JobQueue:
         if not names:
             return []
         replies = await self._look([PREFIX], [_key(name) for name in names])
-        return [_sighting(reply) for reply in cast(list[list[str | int]], replies)]
+        table, pace = await self._table()
+        return [
+            self._sighting(name, reply, table, pace)
+            for name, reply in zip(names, cast(list[list[str | int]], replies), strict=True)
+        ]
 
     async def events(
         self, name: JobName, *, after: str, wait_s: float
@@ -251,7 +302,7 @@ class JobQueue:
     async def backlog(self, tenant: TenantId) -> int:
         """Jobs of a tenant that wait."""
         with reaching_redis():
-            return int(await self._client.zcard(f"{PREFIX}backlog:{tenant}"))
+            return sum([int(await self._client.zcard(f"{PREFIX}{w}:{tenant}")) for w in When])
 
     async def dead(self) -> AsyncIterator[tuple[str, str]]:
         """Jobs given up, oldest first: `({tenant}/{job}, reason)`."""
@@ -273,6 +324,32 @@ class JobQueue:
                     )
                     pruned += 1
         return pruned
+
+    async def _table(self) -> tuple[Table, Pace]:
+        """Who waits, and how fast jobs are done."""
+        heard_ms = int(max(self._settings.lease_s, WORKER_SILENT_S_MAX) * 1000)
+        reply = await self._waiting([PREFIX], [heard_ms])
+        level, job_s, workers, busy = cast(list[str | int], reply)[:4]
+        waiting = tuple(map(_waiting, cast(list[list[str | int]], reply)[4:]))
+        return Table(waiting, int(float(level))), Pace(float(job_s), int(workers), int(busy))
+
+    def _sighting(
+        self, name: JobName, reply: Sequence[str | int], table: Table, pace: Pace
+    ) -> Sighting:
+        found, attempt, progress, when, before, others = reply
+        state = QueueState(str(found) or QueueState.UNKNOWN)
+        told = _progress_from_text(str(progress)) if progress else JobProgress()
+        if state is not QueueState.QUEUED:
+            return Sighting(state, int(attempt), told, 0)
+        windows, now = self._settings.windows, self._clock()
+        open_ = self.off_peak or when == When.OFF_PEAK  # as it will be when its turn comes
+        rank = int(before) + (int(others) if open_ else 0)
+        ahead = table.jobs_ahead(name.tenant, rank, self._settings.shares, open_=open_)
+        wait_s = pace.wait_s(ahead)
+        starts_at = None if wait_s is None else now + timedelta(seconds=wait_s)
+        if wait_s is not None and when == When.OFF_PEAK and windows is not None:
+            starts_at = windows.after(now, timedelta(seconds=wait_s))
+        return Sighting(state, int(attempt), told, ahead, starts_at)
 
     async def probe(self) -> None:
         """Raises `Unavailable` unless Redis takes commands."""
@@ -301,19 +378,24 @@ def _entries(entries: object) -> list[tuple[str, dict[str, str]]]:
 
 
 def _claimed(reply: Sequence[str | int], consumer: str) -> Claim:
-    key, fence, attempt, cancelled, deaths = reply
+    key, fence, attempt, cancelled, deaths, when = reply
     tenant, _, job = str(key).partition("/")
     name = JobName(TenantId(tenant), job)
-    return Claim(name, int(fence), int(attempt), bool(cancelled), int(deaths), consumer)
+    return Claim(
+        name, int(fence), int(attempt), bool(cancelled), int(deaths), consumer, When(str(when))
+    )
 
 
-def _sighting(reply: Sequence[str | int]) -> Sighting:
-    state, attempt, progress, ahead = reply
-    return Sighting(
-        QueueState(str(state) or QueueState.UNKNOWN),
-        int(attempt),
-        _progress_from_text(str(progress)) if progress else JobProgress(),
-        int(ahead),
+def _waiting(row: Sequence[str | int]) -> Waiting:
+    tenant, paid, joined, running, now, nows, off_peak, off_peaks, earlier = row
+    return Waiting(
+        tenant=TenantId(str(tenant)),
+        paid=int(float(paid)),
+        joined=int(joined),
+        running=int(running),
+        now=(str(now), int(nows)),
+        off_peak=(str(off_peak), int(off_peaks)),
+        off_peak_first=bool(int(earlier)),
     )
 
 

@@ -225,7 +225,7 @@ class Runner:
         match reason:
             case LetGo.LEASE_LOST:
                 return
-            case LetGo.SHUTDOWN:
+            case LetGo.SHUTDOWN | LetGo.WINDOW_CLOSED:
                 if self._bookmark is not None:
                     await self._bookmark.keep()
                 await holding.tell()

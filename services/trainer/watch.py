@@ -140,6 +140,7 @@ class Watcher:
             return replace(_measured(place, new), time=time) if new else None
         seen = replace(
             job,
+            estimated_start_time=None,
             state=event.state,
             attempt=event.attempt,
             progress=event.progress,
@@ -151,7 +152,11 @@ class Watcher:
         )
         if event.state is JobState.QUEUED:
             (sighting,) = await self._queue.look([JobName.parse(job.name)])
-            seen = replace(seen, queue_position=sighting.jobs_ahead)
+            seen = replace(
+                seen,
+                queue_position=sighting.jobs_ahead,
+                estimated_start_time=sighting.starts_at,
+            )
         return TrainingEvent(place.token, time, seen)
 
 

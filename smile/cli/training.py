@@ -29,6 +29,7 @@ from smile.resources import (
     Selection,
     TrainingEvent,
     TrainingJob,
+    When,
 )
 
 _DEFAULT = HyperParameters()
@@ -93,6 +94,8 @@ class SourceOptions:
     promote: Annotated[
         str, typer.Option(help="Alias to move to the new version; '-' moves none.")
     ] = SERVING
+    when: Annotated[When, typer.Option(help="Off peak: in the operator's windows.")] = When.NOW
+    priority: Annotated[int, typer.Option(help="Higher ones go before your others.")] = 0
 
 
 def register(app: typer.Typer) -> None:
@@ -120,6 +123,8 @@ def train(
     options |= {
         "validation_dataset": source.validation_dataset,
         "base_version": source.base_version,
+        "when": source.when,
+        "priority": source.priority,
         "promote_alias": None if source.promote == "-" else source.promote,
     }
     dataset = source.dataset

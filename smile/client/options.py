@@ -18,6 +18,7 @@ from smile.resources import (
     Schedule,
     Selection,
     TrainingJob,
+    When,
 )
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -65,6 +66,8 @@ class TrainOptions(TypedDict, total=False):
         validation_dataset: Validate on this dataset instead of a share of the rows.
         base_version: Start from this version of the vPLM; default: fresh initial weights.
         promote_alias: Alias to move to the new version; default `serving`, None moves none.
+        when: `now` (default), or `off_peak`: in the operator's windows.
+        priority: Jobs of higher priority go before your others, -10 to 10; default 0.
         validate_only: Check what can be checked without reading rows, queue nothing.
         request_id: A UUID4 of one's own, to repeat the request across processes.
         timeout: Seconds for the job to be accepted.
@@ -78,6 +81,8 @@ class TrainOptions(TypedDict, total=False):
     validation_dataset: str
     base_version: int
     promote_alias: str | None
+    when: When | str
+    priority: int
     validate_only: bool
     request_id: str
     timeout: float
@@ -232,4 +237,6 @@ def job(vplm: str, dataset: str, validation_dataset: str, options: TrainOptions)
         hyper_parameters=hyper_parameters(options),
         base_version=options.get("base_version", 0),
         promote_alias=options.get("promote_alias", SERVING) or "",
+        when=choice(When, options.get("when", When.NOW), "when"),
+        priority=options.get("priority", 0),
     )

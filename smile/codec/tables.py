@@ -53,6 +53,7 @@ CLASS_WEIGHTINGS = _Table(
     r.ClassWeighting, "CLASS_WEIGHTING", trainer_pb2.ClassWeighting, r.ClassWeighting.UNIFORM
 )
 SELECTIONS = _Table(r.Selection, "SELECTION", trainer_pb2.Selection, r.Selection.TASK)
+WHENS = _Table(r.When, "WHEN", trainer_pb2.When, r.When.NOW)
 PROCESSOR_STATES = _Table(ProcessorState, "PROCESSOR_STATE", processor_pb2.ProcessorState)
 STATES = _Table(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
 

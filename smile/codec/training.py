@@ -10,6 +10,7 @@ from smile.codec.tables import (
     SCHEDULES,
     SELECTIONS,
     STATES,
+    WHENS,
     time_from_pb,
     time_to_pb,
 )
@@ -119,6 +120,8 @@ def job_to_pb(job: r.TrainingJob) -> trainer_pb2.TrainingJob:
         hyper_parameters=hyper_parameters_to_pb(job.hyper_parameters),
         base_version=job.base_version,
         promote_alias=job.promote_alias or NO_ALIAS,
+        when=WHENS.to_pb(job.when),
+        priority=job.priority,
         state=STATES.to_pb(job.state),
         create_time=time_to_pb(job.create_time),
         start_time=time_to_pb(job.start_time),
@@ -128,6 +131,7 @@ def job_to_pb(job: r.TrainingJob) -> trainer_pb2.TrainingJob:
         metrics=dict(job.metrics),
         attempt=job.attempt,
         queue_position=job.queue_position,
+        estimated_start_time=time_to_pb(job.estimated_start_time),
         summary=None if job.summary is None else summary_to_pb(job.summary),
     )
     if job.error is not None:
@@ -149,6 +153,8 @@ def job_from_pb(message: trainer_pb2.TrainingJob) -> r.TrainingJob:
         hyper_parameters=hyper_parameters_from_pb(message.hyper_parameters),
         base_version=message.base_version,
         promote_alias="" if alias == NO_ALIAS else alias,
+        when=WHENS.from_pb(message.when),
+        priority=message.priority,
         state=STATES.from_pb(message.state),
         create_time=time_from_pb(message, "create_time"),
         start_time=time_from_pb(message, "start_time"),
@@ -159,6 +165,7 @@ def job_from_pb(message: trainer_pb2.TrainingJob) -> r.TrainingJob:
         metrics=dict(message.metrics),
         attempt=message.attempt,
         queue_position=message.queue_position,
+        estimated_start_time=time_from_pb(message, "estimated_start_time"),
         summary=summary_from_pb(message.summary) if message.HasField("summary") else None,
     )
 

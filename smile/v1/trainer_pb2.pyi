@@ -71,6 +71,28 @@ CLASS_WEIGHTING_BALANCED: ClassWeighting.ValueType  # 2
 """Every class as much as every other: rows / (classes * rows of the class)."""
 Global___ClassWeighting: _TypeAlias = ClassWeighting  # noqa: Y015
 
+class _When:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WhenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_When.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WHEN_UNSPECIFIED: _When.ValueType  # 0
+    WHEN_NOW: _When.ValueType  # 1
+    """As soon as it is its turn. Default."""
+    WHEN_OFF_PEAK: _When.ValueType  # 2
+    """In the operator's off-peak windows; at the end of one it yields, keeps what it did, and goes on in the next."""
+
+class When(_When, metaclass=_WhenEnumTypeWrapper):
+    """When a job may run."""
+
+WHEN_UNSPECIFIED: When.ValueType  # 0
+WHEN_NOW: When.ValueType  # 1
+"""As soon as it is its turn. Default."""
+WHEN_OFF_PEAK: When.ValueType  # 2
+"""In the operator's off-peak windows; at the end of one it yields, keeps what it did, and goes on in the next."""
+Global___When: _TypeAlias = When  # noqa: Y015
+
 class _Selection:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -351,6 +373,8 @@ class TrainingJob(_message.Message):
     HYPER_PARAMETERS_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
     PROMOTE_ALIAS_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
@@ -362,6 +386,7 @@ class TrainingJob(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    ESTIMATED_START_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/trainingJobs/{job}`."""
     vplm: _builtins.str
@@ -374,6 +399,9 @@ class TrainingJob(_message.Message):
     """Start from these weights: a version number of the vPLM. Default: fresh initial weights."""
     promote_alias: _builtins.str
     """Alias to move to the new version on success. Default `serving`; `-` moves none."""
+    when: Global___When.ValueType
+    priority: _builtins.int
+    """Jobs of higher priority go before the tenant's others, -10 to 10. Default 0."""
     state: Global___TrainingJob.State.ValueType
     """Output only from here on."""
     version: _builtins.str
@@ -406,6 +434,10 @@ class TrainingJob(_message.Message):
     def summary(self) -> _training_summary_pb2.TrainingSummary:
         """What came of it, class by class, once it has succeeded."""
 
+    @_builtins.property
+    def estimated_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it will probably start, while it is queued; unset where nobody can say yet."""
+
     def __init__(
         self,
         *,
@@ -417,6 +449,8 @@ class TrainingJob(_message.Message):
         hyper_parameters: Global___HyperParameters | None = ...,
         base_version: _builtins.int = ...,
         promote_alias: _builtins.str = ...,
+        when: Global___When.ValueType = ...,
+        priority: _builtins.int = ...,
         state: Global___TrainingJob.State.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
@@ -428,10 +462,11 @@ class TrainingJob(_message.Message):
         attempt: _builtins.int = ...,
         queue_position: _builtins.int = ...,
         summary: _training_summary_pb2.TrainingSummary | None = ...,
+        estimated_start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "hyper_parameters", b"hyper_parameters", "progress", b"progress", "start_time", b"start_time", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "hyper_parameters", b"hyper_parameters", "progress", b"progress", "start_time", b"start_time", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "columns", b"columns", "create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "error", b"error", "hyper_parameters", b"hyper_parameters", "metrics", b"metrics", "name", b"name", "progress", b"progress", "promote_alias", b"promote_alias", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "summary", b"summary", "validation_dataset", b"validation_dataset", "version", b"version", "vplm", b"vplm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "columns", b"columns", "create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "hyper_parameters", b"hyper_parameters", "metrics", b"metrics", "name", b"name", "priority", b"priority", "progress", b"progress", "promote_alias", b"promote_alias", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "summary", b"summary", "validation_dataset", b"validation_dataset", "version", b"version", "vplm", b"vplm", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,6 +35,7 @@ from services.trainer.runner import Runner
 from services.trainer.servicer import FULL_NAME as TRAINER
 from services.trainer.servicer import TrainerServicer
 from services.trainer.storage_client import StorageClient
+from services.trainer.turns import Share, Shares
 from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
 from services.trainer.worker import work
@@ -307,7 +308,7 @@ async def _serve_trainer(platform: Platform, stack: AsyncExitStack) -> None:
     client = connect(platform.redis.url)
     stack.push_async_callback(client.aclose)
     storage = StorageClient(channel)
-    queue = JobQueue(client, QueueSettings(lease_s=2.0, places_max=20))
+    queue = JobQueue(client, QueueSettings(lease_s=2.0, shares=Shares(Share(queued_max=20))))
     platform.queue = queue
     platform.jobs = Jobs(storage, queue, described(platform.sources))
     platform.shop = Workshop(storage, loaded(platform.sources), None, 64 * MIB)

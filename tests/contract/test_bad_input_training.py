@@ -111,6 +111,19 @@ async def test_hyper_parameters_that_the_sdk_refuses(
         assert next(iter(options)) in caught.value.message or fact == "fit"
 
 
+@pytest.mark.parametrize("fields", [{"priority": 11}, {"priority": -11}, {"when": 99}])
+async def test_orders_that_cannot_be(place: Scene, fields: dict[str, Any]) -> None:
+    request = create_job(place.acme)
+    request.validate_only = False
+    for name, value in fields.items():
+        setattr(request.training_job, name, value)
+    async with place.harmless():
+        outcome = await place.call(CREATE, request)
+        assert outcome.code is INVALID, outcome
+        assert outcome.error is not None
+        told(outcome.error, *fields)
+
+
 async def test_early_stopping_without_validation(place: Scene) -> None:
     with pytest.raises(smile.InvalidSpec, match="validation"):
         await place.client.train("topic", "rows", early_stopping_epochs=2, validation_ratio=0.0)

@@ -121,6 +121,8 @@ JOBS = st.builds(
     HYPER,
     BIG,
     st.just("") | IDS,
+    st.sampled_from(r.When),
+    st.integers(-10, 10),
     st.sampled_from(r.JobState),
     TIME,
     TIME,
@@ -132,6 +134,7 @@ JOBS = st.builds(
     COUNT,
     BIG,
     st.none() | SUMMARIES,
+    TIME,
 )
 METRIC = st.builds(r.Metric, TEXT, REAL, BIG, COUNT)
 EVENTS = st.one_of(
@@ -313,6 +316,7 @@ def test_values_survive_the_wire(name: str, data: st.DataObject) -> None:
         (codec.STATES, r.JobState),
         (codec.CLASS_WEIGHTINGS, r.ClassWeighting),
         (codec.SELECTIONS, r.Selection),
+        (codec.WHENS, r.When),
     ],
 )
 def test_enum_tables_are_complete_both_ways(table: Any, members: Any) -> None:

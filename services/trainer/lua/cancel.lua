@@ -1,5 +1,5 @@
 -- Asks a job to stop. One that waits is given to the asker, who ends it; if the asker dies, its lease runs out and a
--- worker ends it. ARGV: job, consumer. Reply: {state before} or {'queued', job, fence, attempt, cancel, deaths}.
+-- worker ends it. ARGV: job, consumer. Reply: {state before} or {'queued', job, fence, attempt, cancel, deaths, when}.
 local job = ARGV[1]
 local state = redis.call('HGET', job_key(job), 'state')
 if not state then return {'unknown'} end

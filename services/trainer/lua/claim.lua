@@ -1,13 +1,14 @@
--- Gives a consumer one job: one it holds without knowing (the reply was lost), else one whose lease ran out,
--- else the next in turn. ARGV: consumer, lease_ms. Reply: {job, fence, attempt, cancel, deaths} or nil.
+-- Gives a consumer one job: one it holds without knowing (the reply was lost), else one whose lease ran out.
+-- ARGV: consumer, lease_ms. Reply: {job, fence, attempt, cancel, deaths, when} or nil.
 local consumer, lease_ms = ARGV[1], ARGV[2]
 ensure_group()
+redis.call('ZADD', SEEN, now_ms(), consumer)
 
 local function job_of(entry)
   local found = redis.call('XRANGE', LEASED, entry, entry)[1]
   local job = found and found[2][2]
   if job and redis.call('HGET', job_key(job), 'entry') == entry then return job end
-  end_lease(entry) -- the job ended or is held under another entry
+  end_lease(entry, nil) -- the job ended or is held under another entry
   return nil
 end
 
@@ -28,8 +29,4 @@ repeat
     end
   end
 until cursor == '0-0'
-
-local job = next_in_turn()
-while job and redis.call('HGET', job_key(job), 'state') ~= 'queued' do job = next_in_turn() end
-if not job then return nil end
-return lease(job, consumer)
+return nil

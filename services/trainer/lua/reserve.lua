@@ -4,7 +4,7 @@ local job, places_max, ttl_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local tenant = tenant_of(job)
 if redis.call('EXISTS', job_key(job)) == 1 then return {1, 0} end
 redis.call('ZREMRANGEBYSCORE', reserved_key(tenant), '-inf', now_ms())
-local taken = redis.call('ZCARD', backlog_key(tenant)) + redis.call('ZCARD', reserved_key(tenant))
+local taken = backlog(tenant) + redis.call('ZCARD', reserved_key(tenant))
 if redis.call('ZSCORE', reserved_key(tenant), job) then return {1, taken} end
 if taken >= places_max then return {0, taken} end
 redis.call('ZADD', reserved_key(tenant), now_ms() + ttl_ms, job)

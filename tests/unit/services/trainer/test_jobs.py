@@ -12,6 +12,7 @@ import pytest
 from services.trainer.backbones import described
 from services.trainer.jobs import Jobs
 from services.trainer.queue import JobQueue, QueueSettings
+from services.trainer.turns import Share, Shares
 from smile.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -64,7 +65,7 @@ def storage(toy: Path) -> FakeStorage:
 
 @pytest.fixture
 def queue(redis: Redis) -> JobQueue:
-    return JobQueue(redis, QueueSettings(lease_s=0.3, places_max=3))
+    return JobQueue(redis, QueueSettings(lease_s=0.3, shares=Shares(Share(queued_max=3))))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def test_defaults_are_enough_but_for_the_key(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SMILE_SERVICE_KEY", new_key(KeyKind.SERVICE).text)
     settings = load(TrainerSettings)
     assert (settings.port, settings.workers, settings.lease_s) == (7103, 1, 60.0)
-    assert settings.queue.places_max == 100
+    assert settings.queue.shares.of_all.queued_max == 100
 
 
 def test_every_wrong_setting_is_named(
@@ -38,3 +38,25 @@ def test_every_wrong_setting_is_named(
     assert caught.value.code == 78
     assert all(name in told for name in (*wrong, "SMILE_SERVICE_KEY"))
     assert "secret-password" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("SHARES", "acme=speed:9", "a share is like"),
+        ("OFF_PEAK", "always", "a window is like"),
+        ("TIME_ZONE", "Mars/Olympus", "no time zone"),
+    ],
+)
+def test_terms_of_the_queue_are_checked_at_start(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv("SMILE_SERVICE_KEY", new_key(KeyKind.SERVICE).text)
+    monkeypatch.setenv(f"SMILE_TRAINER_{name}", value)
+    with pytest.raises(SystemExit):
+        load(TrainerSettings)
+    assert told in capsys.readouterr().err

@@ -14,6 +14,7 @@
 
 #include "activations.h"
 #include "common.h"
+#include "registers.h"
 
 namespace smile::linear {
 
@@ -102,23 +103,17 @@ inline void finish(const Product<T>& product, const float* sums, int64_t rows, i
 
 // --- with vectors ---
 
-// One register each: of wider vectors, GCC would keep sums in memory.
-#if defined(SMILE_AVX512)
-constexpr int REGISTER_BYTES = 64, STRIP_ROWS = 12;
-#elif defined(__AVX__)
-constexpr int REGISTER_BYTES = 32, STRIP_ROWS = 5;
+#ifdef SMILE_AVX512
+constexpr int STRIP_ROWS = 12;
 #else
-constexpr int REGISTER_BYTES = 16, STRIP_ROWS = 5;
+constexpr int STRIP_ROWS = 5;  // AVX2 has 16 registers
 #endif
 constexpr int STRIP_REGISTERS =
     2;  // a row; beside sums there are 4 of bfloat16 weights, and 1 of x
-constexpr int64_t STRIP_COLUMNS = STRIP_REGISTERS * REGISTER_BYTES / sizeof(float);
-
-using Sum = float __attribute__((vector_size(REGISTER_BYTES)));
-using Pairs = uint32_t __attribute__((vector_size(REGISTER_BYTES)));
+constexpr int64_t STRIP_COLUMNS = STRIP_REGISTERS * UNITS;
 
 template <class T>
-using Weights = std::conditional_t<std::is_same_v<T, float>, Sum, Pairs>;
+using Weights = std::conditional_t<std::is_same_v<T, float>, Register, Pairs>;
 
 // What rows of T are multiplied as.
 #ifdef __AVX512BF16__
@@ -129,20 +124,20 @@ template <class T>
 using Input = float;
 #endif
 
-inline void add_step(Sum& sum, const float* x, Sum weights) { sum += (*x - Sum{}) * weights; }
+inline void add_step(Register& sum, const float* x, Register weights) { sum += fill(*x) * weights; }
 
 #ifdef __AVX512BF16__
-inline void add_step(Sum& sum, const Bfloat* x, Pairs weights) {
+inline void add_step(Register& sum, const Bfloat* x, Pairs weights) {
     int32_t pair;
     std::memcpy(&pair, x, sizeof(pair));
-    sum = bits_as<Sum>(_mm512_dpbf16_ps(bits_as<__m512>(sum),
-                                        bits_as<__m512bh>(_mm512_set1_epi32(pair)),
-                                        bits_as<__m512bh>(weights)));
+    sum = bits_as<Register>(_mm512_dpbf16_ps(bits_as<__m512>(sum),
+                                             bits_as<__m512bh>(_mm512_set1_epi32(pair)),
+                                             bits_as<__m512bh>(weights)));
 }
 #else
-inline void add_step(Sum& sum, const float* x, Pairs weights) {
-    sum += (x[0] - Sum{}) * bits_as<Sum>(weights << 16);
-    sum += (x[1] - Sum{}) * bits_as<Sum>(weights & 0xffff0000u);
+inline void add_step(Register& sum, const float* x, Pairs weights) {
+    sum += fill(x[0]) * bits_as<Register>(weights << 16);
+    sum += fill(x[1]) * bits_as<Register>(weights & 0xffff0000u);
 }
 #endif
 
@@ -150,7 +145,7 @@ inline void add_step(Sum& sum, const float* x, Pairs weights) {
 // registers.
 template <int ROWS, class T>
 void strip(Rows<const Input<T>> x, const T* panel, int64_t steps, float* sums) {
-    Sum total[ROWS][STRIP_REGISTERS] = {};
+    Register total[ROWS][STRIP_REGISTERS] = {};
     for (int64_t step = 0; step < steps; ++step, panel += LINE<T>) {
         Weights<T> weights[STRIP_REGISTERS];
 #pragma GCC unroll 16
@@ -166,8 +161,7 @@ void strip(Rows<const Input<T>> x, const T* panel, int64_t steps, float* sums) {
     for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 16
         for (int part = 0; part < STRIP_REGISTERS; ++part)
-            std::memcpy(sums + row * PANEL + part * REGISTER_BYTES / sizeof(float),
-                        &total[row][part], REGISTER_BYTES);
+            std::memcpy(sums + row * PANEL + part * UNITS, &total[row][part], REGISTER_BYTES);
 }
 
 template <class T, int... ROWS>

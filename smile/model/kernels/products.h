@@ -5,14 +5,21 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "common.h"
+#include "registers.h"
 
 namespace smile::grouped {
 
-constexpr int TILE_ROWS = 8;  // 8 x 3 sums and 3 weights fill 27 of AVX-512's 32 registers
+#ifdef SMILE_AVX512
+constexpr int TILE_ROWS = 8;  // 8 x 3 sums and 3 weights fill 27 of 32 registers
 constexpr int TILE_VECS = 3;
-constexpr int64_t TILE_COLUMNS = TILE_VECS * LANES;
+#else
+constexpr int TILE_ROWS = 5;  // 5 x 2 sums, 2 weights and an input: 13 of AVX2's 16 registers
+constexpr int TILE_VECS = LANES / UNITS;
+#endif
+constexpr int64_t TILE_COLUMNS = TILE_VECS * UNITS;
 
 template <class W>
 struct Matrix {  // weights [inner, columns], rows at a stride, and a bias [columns] or none
@@ -22,41 +29,31 @@ struct Matrix {  // weights [inner, columns], rows at a stride, and a bias [colu
     int64_t ahead = 0;  // bytes to the weights that will be wanted next
 };
 
-// Columns of a vector that may be a matrix's last. Padded widths are multiples of 8.
-template <class T>
-inline Vec load_columns(const T* from, int lanes) {
-#ifdef SMILE_AVX512
-    return load_part(from, lanes);
-#else
-    if (lanes == LANES) return load(from);
-    return lanes == 8 ? load_part(from, 8) : load_part(from, lanes);
-#endif
-}
-
-// out[ROWS, VECS * 16] = bias + x[ROWS, inner] weights (+ out). The last vector has `lanes` lanes.
-// Loops over sums are unrolled so that the sums stay in registers.
+// out[ROWS, VECS * UNITS] = bias + x[ROWS, inner] weights (+ out). The last vector has `lanes`
+// lanes. Loops over sums are unrolled so that the sums stay in registers.
 template <int ROWS, int VECS, class W>
 void tile(const float* x, int64_t x_stride, const Matrix<W>& weights, int lanes, float* out,
           int64_t out_stride, bool add) {
-    Vec sums[ROWS][VECS];
+    Register sums[ROWS][VECS];
 #pragma GCC unroll 8
     for (int vec = 0; vec < VECS; ++vec) {
-        const int width = vec == VECS - 1 ? lanes : LANES;
-        const Vec bias =
-            weights.bias == nullptr ? Vec{} : load_part(weights.bias + vec * LANES, width);
+        const int width = vec == VECS - 1 ? lanes : UNITS;
+        const Register bias =
+            weights.bias == nullptr ? Register{} : load_register(weights.bias + vec * UNITS, width);
 #pragma GCC unroll 8
         for (int row = 0; row < ROWS; ++row) sums[row][vec] = bias;
     }
     const W* from = weights.at;
     for (int64_t step = 0; step < weights.inner; ++step, from += weights.stride) {
-        fetch(reinterpret_cast<const char*>(from) + weights.ahead, VECS * LANES * sizeof(W));
-        Vec loaded[VECS];
+        fetch(reinterpret_cast<const char*>(from) + weights.ahead, VECS * UNITS * sizeof(W));
+        Register loaded[VECS];
 #pragma GCC unroll 8
-        for (int vec = 0; vec < VECS - 1; ++vec) loaded[vec] = load(from + vec * LANES);
-        loaded[VECS - 1] = load_columns(from + (VECS - 1) * LANES, lanes);
+        for (int vec = 0; vec < VECS - 1; ++vec)
+            loaded[vec] = load_register(from + vec * UNITS, UNITS);
+        loaded[VECS - 1] = load_register(from + (VECS - 1) * UNITS, lanes);
 #pragma GCC unroll 8
         for (int row = 0; row < ROWS; ++row) {
-            const Vec value = splat(x[row * x_stride + step]);
+            const Register value = fill(x[row * x_stride + step]);
 #pragma GCC unroll 8
             for (int vec = 0; vec < VECS; ++vec) sums[row][vec] += value * loaded[vec];
         }
@@ -65,10 +62,10 @@ void tile(const float* x, int64_t x_stride, const Matrix<W>& weights, int lanes,
     for (int row = 0; row < ROWS; ++row) {
 #pragma GCC unroll 8
         for (int vec = 0; vec < VECS; ++vec) {
-            float* to = out + row * out_stride + vec * LANES;
-            const int width = vec == VECS - 1 ? lanes : LANES;
-            const Vec before = add ? load_part(to, width) : Vec{};
-            store_part(to, add ? before + sums[row][vec] : sums[row][vec], width);
+            float* to = out + row * out_stride + vec * UNITS;
+            const int width = vec == VECS - 1 ? lanes : UNITS;
+            const Register before = add ? load_register(to, width) : Register{};
+            store_register(to, add ? before + sums[row][vec] : sums[row][vec], width);
         }
     }
 }
@@ -76,24 +73,24 @@ void tile(const float* x, int64_t x_stride, const Matrix<W>& weights, int lanes,
 template <class W>
 using Tile = void (*)(const float*, int64_t, const Matrix<W>&, int, float*, int64_t, bool);
 
-template <class W, int ROWS>
-constexpr Tile<W> tile_of(int64_t vecs) {
-    constexpr Tile<W> tiles[] = {tile<ROWS, 1, W>, tile<ROWS, 2, W>, tile<ROWS, 3, W>};
-    static_assert(sizeof(tiles) == TILE_VECS * sizeof(*tiles));
+template <class W, int ROWS, int... VECS>
+Tile<W> tile_of(int64_t vecs, std::integer_sequence<int, VECS...>) {
+    constexpr Tile<W> tiles[] = {tile<ROWS, VECS + 1, W>...};
     return tiles[vecs - 1];
 }
 
 template <class W>
 Tile<W> tile_of(int64_t rows, int64_t vecs) {
-    switch (rows) {
-        case 1: return tile_of<W, 1>(vecs);
-        case 2: return tile_of<W, 2>(vecs);
-        case 3: return tile_of<W, 3>(vecs);
-        case 4: return tile_of<W, 4>(vecs);
-        case 5: return tile_of<W, 5>(vecs);
-        case 6: return tile_of<W, 6>(vecs);
-        case 7: return tile_of<W, 7>(vecs);
-        default: return tile_of<W, TILE_ROWS>(vecs);
+    constexpr auto VECS = std::make_integer_sequence<int, TILE_VECS>{};
+    switch (std::min<int64_t>(rows, TILE_ROWS)) {
+        case 1: return tile_of<W, 1>(vecs, VECS);
+        case 2: return tile_of<W, 2>(vecs, VECS);
+        case 3: return tile_of<W, 3>(vecs, VECS);
+        case 4: return tile_of<W, 4>(vecs, VECS);
+        case 5: return tile_of<W, 5>(vecs, VECS);
+        case 6: return tile_of<W, 6>(vecs, VECS);
+        case 7: return tile_of<W, 7>(vecs, VECS);
+        default: return tile_of<W, TILE_ROWS>(vecs, VECS);
     }
 }
 
@@ -106,11 +103,11 @@ inline int64_t even_part(int64_t left, int64_t most) {
 template <class W>
 void product(const float* x, int64_t x_stride, int64_t rows, const Matrix<W>& columns, int64_t vecs,
              float* out, int64_t out_stride, bool add) {
-    const int lanes = static_cast<int>(columns.columns - (vecs - 1) * LANES);
+    const int lanes = static_cast<int>(columns.columns - (vecs - 1) * UNITS);
     for (int64_t row = 0; row < rows;) {
         const int64_t part = even_part(rows - row, TILE_ROWS);
-        tile_of<W>(part, vecs)(x + row * x_stride, x_stride, columns, lanes,
-                               out + row * out_stride, out_stride, add);
+        tile_of<W>(part, vecs)(x + row * x_stride, x_stride, columns, lanes, out + row * out_stride,
+                               out_stride, add);
         row += part;
     }
 }
@@ -120,13 +117,13 @@ template <class W, class Body>
 void for_columns(const Matrix<W>& weights, const Body& body) {
     for (int64_t column = 0; column < weights.columns;) {
         const int64_t left = weights.columns - column;
-        const int64_t vecs = even_part((left + LANES - 1) / LANES, TILE_VECS);
+        const int64_t vecs = even_part((left + UNITS - 1) / UNITS, TILE_VECS);
         const W* bias = weights.bias == nullptr ? nullptr : weights.bias + column;
         body(column,
              Matrix<W>{weights.at + column, weights.stride, weights.inner,
-                       std::min(vecs * LANES, left), bias, weights.ahead},
+                       std::min(vecs * UNITS, left), bias, weights.ahead},
              vecs);
-        column += vecs * LANES;
+        column += vecs * UNITS;
     }
 }
 

@@ -18,8 +18,8 @@ from services.processor.options import (
     MemoryOptions,
     Precision,
 )
-from services.processor.pipeline import SLICES_MAX, ChunkLimits
 from services.processor.rentals import RentalLimits
+from services.processor.requests import SLICES_MAX, ChunkLimits
 from services.processor.scheduling.admission import QueueLimits
 from services.processor.scheduling.scheduler import BatchLimits
 from smile import limits
@@ -44,7 +44,8 @@ class ProcessorSettings(BackboneServiceSettings):
         queue_tenant_share: Part of both that one tenant may hold.
         batch_ms_max: Predicted milliseconds of a batch. Larger batches suit the device better, and
             whoever comes next waits for one.
-        batch_shared_ms_max: The same for what tenants with a backlog add while newcomers are about.
+        batch_shared_ms_max: The same for what tenants that ask for more than a batch holds add
+            while others are about, where their batches do not give way (`bulk`).
         batch_tokens_max: Tokens computed in one go.
         batch_texts_max: Texts computed in one go.
         batch_wait_ms_max: How long a batch that is not full waits for company.
@@ -75,6 +76,8 @@ class ProcessorSettings(BackboneServiceSettings):
         precision: `float32` or `bfloat16`: of the backbone's weights, modules and states.
         kernels: `auto` (native where a compiler or a library is at hand), `native`, `eager`.
         streams: Batches computed side by side; 0: on a CPU one for each core, up to 8.
+        bulk: Whether batches of tenants that ask for more than a batch holds are computed beside
+            others', in as many threads more, and give way to them; on a CPU only.
         threads: CPU threads of a stream; 0: cores divided by streams.
         tokenizer_threads: Threads that tokenise and decode modules.
     """
@@ -91,7 +94,7 @@ class ProcessorSettings(BackboneServiceSettings):
     queue_tokens_max: int = Field(default=2_000_000, ge=1, le=1_000_000_000)
     queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
     batch_ms_max: float = Field(default=100.0, ge=0.1, le=60_000.0)
-    batch_shared_ms_max: float = Field(default=40.0, ge=0.1, le=60_000.0)
+    batch_shared_ms_max: float = Field(default=25.0, ge=0.1, le=60_000.0)
     batch_tokens_max: int = Field(default=1_024, ge=16, le=1_000_000)
     batch_texts_max: int = Field(default=64, ge=1, le=100_000)
     batch_wait_ms_max: float = Field(default=1.0, ge=0.0, le=100.0)
@@ -125,6 +128,7 @@ class ProcessorSettings(BackboneServiceSettings):
     precision: Precision = Precision.FLOAT32
     kernels: KernelSource = KernelSource.AUTO
     streams: int = Field(default=0, ge=0, le=64)
+    bulk: bool = True
     threads: int = Field(default=0, ge=0, le=1_024)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
 
@@ -173,6 +177,12 @@ class ProcessorSettings(BackboneServiceSettings):
         return self.streams or min(_cores(), STREAMS_MAX)
 
     @property
+    def bulk_stream_count(self) -> int:
+        """Batches computed beside these that give way to them."""
+        apart = self.bulk and self.device is Device.CPU and not self.sequential
+        return self.stream_count if apart else 0
+
+    @property
     def memory_options(self) -> MemoryOptions:
         return MemoryOptions(
             host_bytes_max=self.host_bytes_max,
@@ -195,6 +205,7 @@ class ProcessorSettings(BackboneServiceSettings):
             quantum_tokens=self.batch_tokens_max // CHUNKS_PER_BATCH,
             seconds_max=self.batch_ms_max / 1e3,
             shared_seconds_max=self.batch_shared_ms_max / 1e3,
+            bulk_batches_max=self.bulk_stream_count and self.bulk_stream_count + self.batches_ahead,
         )
 
     @property
@@ -223,12 +234,23 @@ class ProcessorSettings(BackboneServiceSettings):
             chunk_texts_max=max(1, self.batch_texts_max // CHUNKS_PER_BATCH),
             chunk_tokens_max=self.batch_tokens_max // CHUNKS_PER_BATCH,
             answer_bytes_max=self.max_message_bytes,
+            module_texts_max=self._module_texts_max,
             slices_max=1 if self.sequential else SLICES_MAX,
         )
 
     @property
     def sequential(self) -> bool:
         return self.execution is Execution.SEQUENTIAL
+
+    @property
+    def _module_texts_max(self) -> int:
+        """What all batches that are prepared and computed at a time may hold. Where requests enter
+        a batch together, whoever has entered is waited for, and must not wait itself.
+        """
+        if self.sequential:
+            return self.queue_texts_max
+        batches = self.in_flight_max + self.batch_limits.bulk_batches_max
+        return batches * self.batch_texts_max
 
     @property
     def in_flight_max(self) -> int:

@@ -1,9 +1,9 @@
 """A request from admission to answer, and the one seam between event loop and device thread.
 
-admit → resolve → (load) → tokenise → queue → [device thread] → answer. A long request goes in
-slices, a few at a time, and each slice in chunks that other tenants' chunks come between. Whatever
-ends a request early (its deadline, its caller leaving, a bad text) takes its chunks out of the
-queue before they are computed.
+admit → resolve → (load) → gate → tokenise → queue → [device thread] → answer. A long request goes
+in slices, a few at a time, and each slice in chunks that other tenants' chunks come between.
+Whatever ends a request early (its deadline, its caller leaving, a bad text) takes its chunks out of
+the queue before they are computed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from services.processor.answers import Question, check_size, predict_all
 from services.processor.entrance import Ask, Doors, Entrance
 from services.processor.fanout import Fanouts, Ways
 from services.processor.lanes.device import Report
-from services.processor.lanes.dispatch import Dispatch
+from services.processor.lanes.dispatch import Dispatch, Work
+from services.processor.lanes.gate import Gate
 from services.processor.lanes.gathering import Gathering
 from services.processor.lanes.sequence import Turnstile
 from services.processor.lanes.trace import Facts, Gauge, Lane, Trace
@@ -32,6 +33,7 @@ from services.processor.requests import (
     Answered,
     Asked,
     Chunk,
+    ChunkLimits,
     Failed,
     FanoutRequest,
     InferenceRequest,
@@ -54,7 +56,6 @@ from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStat
 
 STOPPING = "the processor is stopping"
 JOIN_S = 30.0
-SLICES_MAX = 4
 INLINE_NUMBERS_MAX = 4_096  # more than these are turned into answers beside the event loop
 INLINE_CHARS_MAX = 500  # more than these are tokenised beside it; a hop costs about as much as 100
 
@@ -82,29 +83,6 @@ class Computing(Protocol[Module]):
 
     def start(self, tell: Callable[[Report[Module]], None]) -> None: ...
     def join(self, timeout_s: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkLimits:
-    """How a request is cut up.
-
-    Attributes:
-        chunk_texts_max: Texts of a chunk.
-        chunk_tokens_max: Tokens of a chunk; a single text beyond it is a chunk of its own.
-        slice_texts_max: Texts tokenised in one go.
-        slice_tokens_max: About how many tokens those have.
-        slices_max: Slices of one request that are tokenised, queued or computed at a time.
-        due_s_max: A chunk is due after this long even if its deadline is later.
-        answer_bytes_max: Of an answer, about: what a message may have.
-    """
-
-    chunk_texts_max: int
-    chunk_tokens_max: int
-    answer_bytes_max: int
-    slice_texts_max: int = 256
-    slice_tokens_max: int = 8_192
-    slices_max: int = SLICES_MAX
-    due_s_max: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +136,7 @@ class Pipeline(Generic[Module]):
         self.counters = Counters()
         self._numbers = itertools.count(1)
         self._gathering = Gathering()
+        self._gate = Gate(limits.module_texts_max)
         self._demand = Demand(
             parts.dispatch, parts.loader, parts.clock, self._gathering.settle, parts.trace
         )
@@ -195,9 +174,11 @@ class Pipeline(Generic[Module]):
     def gauges(self) -> Gauges:
         """How full everything is."""
         engine, admission = self._parts.engine, self._parts.admission
+        level = self._parts.dispatch.level()
+        queue_texts = level.queue_texts + self._gate.texts_waiting
         padding = engine.tokens_packed - engine.tokens_asked
         return Gauges(
-            level=self._parts.dispatch.level(),
+            level=replace(level, queue_texts=queue_texts),
             disk=self._parts.loader.disk_level(),
             backbones=engine.backbones,
             queue_texts_max=admission.limits.texts_max,
@@ -342,9 +323,16 @@ class Pipeline(Generic[Module]):
         return tuple(itertools.chain.from_iterable(parts))
 
     async def _slice(self, ticket: _Ticket, span: tuple[int, int]) -> list[Prediction]:
-        texts = ticket.request.texts[slice(*span)]
+        texts, module = ticket.request.texts[slice(*span)], ticket.target.key
+        await self._gate.enter(module, len(texts), ticket.request.deadline)
+        try:
+            return await self._through(ticket, texts, span[0])
+        finally:
+            self._gate.leave(module, len(texts))
+
+    async def _through(self, ticket: _Ticket, texts: Sequence[str], first: int) -> list[Prediction]:
         started = self._parts.clock()
-        tokens = await self._tokenize(ticket, texts, span[0])
+        tokens = await self._tokenize(ticket, texts, first)
         self._mark(Lane.TOKENISE, started, ticket.number, len(texts))
         chunks = [self._chunk(ticket, run) for run in self._runs(tokens)]
         answered = await self._gathering.answers(chunks, self._parts.dispatch.put)
@@ -464,9 +452,12 @@ class Pipeline(Generic[Module]):
             self._gathering.settle(outcome)
         if (work := report.taken.work) is not None:
             self.counters.computed(work, report)
-            self._parts.admission.computed(work.batch.tokens, report.compute_s)
-            now = self._parts.clock()
-            self._parts.latencies.observe(
-                work.batch.backbone, work.predicted_s, report.compute_s, now
-            )
+            if report.steady:
+                self._learn(work, report.compute_s)
             self._demand.room_made()
+
+    def _learn(self, work: Work[Module], compute_s: float) -> None:
+        """A batch that nothing came between took so long."""
+        self._parts.admission.computed(work.batch.tokens, compute_s)
+        now = self._parts.clock()
+        self._parts.latencies.observe(work.batch.backbone, work.table_s, compute_s, now)

@@ -34,9 +34,35 @@ CHARS_PER_TOKEN = 3  # below what English text has, so that estimates err on the
 # A load that ends with these says nothing of the module: the vPLM it was asked of was deleted, or
 # created again under the same name. Nobody remembers it; who waited looks up the name once more.
 VERSION_GONE = (NotFound, Aborted)
+SLICES_MAX = 4
 LOOK_UPS_MORE = 3  # at most so often: a name that changes faster cannot be served
 
 FloatArray: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLimits:
+    """How a request is cut up.
+
+    Attributes:
+        chunk_texts_max: Texts of a chunk.
+        chunk_tokens_max: Tokens of a chunk; a single text beyond it is a chunk of its own.
+        slice_texts_max: Texts tokenised in one go.
+        slice_tokens_max: About how many tokens those have.
+        slices_max: Slices of one request that are tokenised, queued or computed at a time.
+        due_s_max: A chunk is due after this long even if its deadline is later.
+        answer_bytes_max: Of an answer, about: what a message may have.
+        module_texts_max: Texts of one module that are tokenised, queued or computed at a time.
+    """
+
+    chunk_texts_max: int
+    chunk_tokens_max: int
+    answer_bytes_max: int
+    module_texts_max: int = 1_024
+    slice_texts_max: int = 256
+    slice_tokens_max: int = 8_192
+    slices_max: int = SLICES_MAX
+    due_s_max: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,13 @@ class Processor:
             lanes=Lanes(
                 dispatch,
                 engine,
-                Handoff(settings.in_flight_max, clock, trace, settings.stream_count),
+                Handoff(
+                    settings.in_flight_max,
+                    clock,
+                    trace,
+                    settings.stream_count,
+                    settings.bulk_stream_count,
+                ),
                 trace,
             ),
             admission=Admission(

@@ -182,7 +182,7 @@ class Counters:
         self.closes[work.closed or NO_LIMIT] += 1
         self.prepare.add(report.prepare_s)
         self.compute.add(report.compute_s)
-        if work.predicted_s:
+        if work.predicted_s and report.steady:
             self.ratio.add(report.compute_s / work.predicted_s)
 
     def stats(self, gauges: Gauges) -> ProcessorStats:

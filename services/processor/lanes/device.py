@@ -3,7 +3,10 @@
 The prepare thread takes what `Dispatch` plans, makes it ready for the device, and hands it over;
 a device thread does nothing but compute. On a CPU there is one of these for each core (`streams`):
 two batches on a core each are done sooner than one after the other on both, since cores that share
-a batch wait for each other between any two products. Nothing that a batch does ends a thread.
+a batch wait for each other between any two products. Beside them as many others compute what gives
+way (bulk): batches of tenants that ask for more than a batch holds. Their threads are of low
+priority, so that the system takes the processor from one for as long as any other batch needs it,
+in the middle of a product, which no order of batches could do. Nothing a batch does ends a thread.
 A batch that fails, in preparing or in computing, is done again part by part, so that a poisoned
 module fails only the requests that asked for it. Modules are held from plan to answer.
 """
@@ -11,6 +14,8 @@ module fails only the requests that asked for it. Modules are held from plan to 
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import threading
 import time
 import traceback
@@ -29,6 +34,8 @@ Module = TypeVar("Module")
 Module_contra = TypeVar("Module_contra", contravariant=True)
 Prepared = TypeVar("Prepared")
 
+GIVE_WAY_NICE = 10  # above the process's own: about a tenth of a processor that others want, too
+NICE_MAX = 19
 PAUSE_S = 0.1  # after a failure outside of a batch, so that it cannot spin
 
 
@@ -46,12 +53,17 @@ class Computer(Protocol[Module_contra, Prepared]):
 
 @dataclass(frozen=True, slots=True)
 class Report(Generic[Module]):
-    """What a lane has to tell: what was taken, how that ended, and how long it took."""
+    """What a lane has to tell: what was taken, how that ended, and how long it took.
+
+    Attributes:
+        steady: Whether computing never had to give way to others.
+    """
 
     taken: Taken[Module]
     outcomes: tuple[Outcome, ...] = ()
     prepare_s: float = 0.0
     compute_s: float = 0.0
+    steady: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,18 @@ class _Job(Generic[Module, Prepared]):
     prepare_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Took:
+    """How long a work took; see `Report`."""
+
+    prepare_s: float = 0.0
+    compute_s: float = 0.0
+    steady: bool = True
+
+
+NO_TIME = _Took()
+
+
 class Lanes(Generic[Module, Prepared]):
     """The prepare thread and the device threads, as many as the hand-off has streams.
 
@@ -116,6 +140,10 @@ class Lanes(Generic[Module, Prepared]):
                 *(
                     (f"device-{stream}", self._compute_next, _nothing)
                     for stream in range(handoff.streams)
+                ),
+                *(
+                    (f"bulk-{stream}", self._compute_next_bulk, _nothing)
+                    for stream in range(handoff.bulk_streams)
                 ),
             )
         )
@@ -156,7 +184,8 @@ class Lanes(Generic[Module, Prepared]):
             ended = time.monotonic()
             self._trace_prepared(work, pieces, started, ended)
             job = _Job(work, tuple(pieces), tuple(failed), ended - started)
-            self._handoff.put(job, Load(work.batch.tokens, job.prepare_s, work.predicted_s))
+            load = Load(work.batch.tokens, job.prepare_s, work.predicted_s)
+            self._handoff.put(job, load, bulk=work.bulk)
         except BaseException as error:
             self._finish(work, [], error)
 
@@ -185,6 +214,22 @@ class Lanes(Generic[Module, Prepared]):
         """Compute one handed-over batch. Whether there may be another."""
         if (job := self._handoff.take()) is None:
             return False
+        self._compute(job, self._ended)
+        return True
+
+    def _compute_next_bulk(self) -> bool:
+        """The same for a batch that gives way to others."""
+        _give_way()
+        if (job := self._handoff.take_bulk()) is None:
+            return False
+        self._compute(job, self._handoff.ended_bulk)
+        return True
+
+    def _ended(self) -> bool:
+        self._handoff.ended()
+        return True
+
+    def _compute(self, job: _Job[Module, Prepared], ended: Callable[[], bool]) -> None:
         started = time.monotonic()
         outcomes: list[Outcome] = list(job.failed)
         error: BaseException | None = None
@@ -195,9 +240,8 @@ class Lanes(Generic[Module, Prepared]):
             error = caught
         finally:
             compute_s = time.monotonic() - started
-            self._handoff.ended()
-        self._finish(job.work, outcomes, error, (job.prepare_s, compute_s))
-        return True
+            steady = ended()
+        self._finish(job.work, outcomes, error, _Took(job.prepare_s, compute_s, steady))
 
     def _computed(self, piece: _Piece[Module, Prepared]) -> list[Outcome]:
         gone = self._dispatch.gone(piece.batch)
@@ -245,7 +289,7 @@ class Lanes(Generic[Module, Prepared]):
         work: Work[Module],
         outcomes: list[Outcome],
         error: BaseException | None,
-        seconds: tuple[float, float] = (0.0, 0.0),
+        took: _Took = NO_TIME,
     ) -> None:
         """Let go of the modules and tell how the work ended; `error` is told to what has no
         outcome.
@@ -257,7 +301,8 @@ class Lanes(Generic[Module, Prepared]):
         try:
             self._dispatch.release(work)
         finally:
-            self._report(Report(Taken(work, (), ()), tuple(outcomes), *seconds))
+            times = took.prepare_s, took.compute_s, took.steady
+            self._report(Report(Taken(work, (), ()), tuple(outcomes), *times))
         assert len(outcomes) == len(work.batch.chunks), "one outcome per chunk"
 
     def _report(self, report: Report[Module]) -> None:
@@ -295,6 +340,15 @@ def _living(step: Callable[[], bool], end: Callable[[], None]) -> None:
         except BaseException as error:
             get_logger().error("a lane failed outside of a batch", exception=_told(error))
             time.sleep(PAUSE_S)
+
+
+def _give_way() -> None:
+    """Let the system prefer every other thread of this process to the calling one. Linux counts
+    niceness by thread; elsewhere it is the process's, and bulk is computed like anything else.
+    """
+    if sys.platform == "linux":
+        nice = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + GIVE_WAY_NICE, NICE_MAX)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def _unheard(report: Report[Module]) -> None:

@@ -39,13 +39,17 @@ class Work(Generic[Module]):
 
     Attributes:
         predicted_s: How long it will compute; None where nothing was measured.
+        table_s: What the tables alone say of that; likewise.
         closed: Why nothing more is in it.
+        bulk: Whether it is to give way to others that are computed meanwhile.
     """
 
     batch: Batch
     modules: tuple[Module, ...]
     predicted_s: float | None = None
+    table_s: float | None = None
     closed: Closed | None = None
+    bulk: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.modules) == len(self.batch.parts), "one module per part"
@@ -114,7 +118,7 @@ class Dispatch(Generic[Module]):
         self._wait_s = wait_s
         self._clock = clock
         self._terms = terms
-        self._waiting = Waiting()
+        self._waiting = Waiting(limits.tokens_max)
         self._changed = threading.Condition()
         self._since: float | None = None  # since when something could be computed
         self._travelling: Counter[int] = Counter()  # chunks of each request that were taken
@@ -123,6 +127,7 @@ class Dispatch(Generic[Module]):
         self._here: set[int] = set()  # and those that have
         self._together: set[ModuleKey] = set()  # modules of that micro-batch
         self._roomless: set[ModuleKey] = set()  # loaded, and there is no room in memory
+        self._bulk_works = 0  # of those below, the ones that give way
         self._works = 0  # taken and not yet released
         self._crowded = False  # the device has no room until one of them is, or one is unpinned
         self._dozes = False  # `take` waits for company, and wakes up by itself
@@ -292,6 +297,7 @@ class Dispatch(Generic[Module]):
             for part in work.batch.parts:
                 self._residency.release(part.module)
             self._works -= 1
+            self._count_bulk(-work.bulk)
             self._crowded = False
             self._wake()
 
@@ -358,16 +364,16 @@ class Dispatch(Generic[Module]):
     def _taken(self, plan: Plan) -> Taken[Module]:
         work = None
         if plan.batch is not None:
-            work = self._boarded(plan.batch, plan.predicted_s or None)
-            work = work and replace(work, closed=plan.closed)
+            work = self._boarded(plan)
         failed = [Failed(chunk, _expired()) for chunk in plan.expired]
         failed += [Failed(chunk, _late()) for chunk in plan.late]
         failed += [Failed(chunk, self._why(chunk.module)) for chunk in plan.failed]
         return Taken(work, tuple(plan.wanted), tuple(failed))
 
-    def _boarded(self, batch: Batch, predicted_s: float | None) -> Work[Module] | None:
-        """The part of a batch that the device has room for; the rest waits until it has."""
-        now = self._clock()
+    def _boarded(self, plan: Plan) -> Work[Module] | None:
+        """The part of a planned batch that the device has room for; the rest waits until it has."""
+        batch, now = plan.batch, self._clock()
+        assert batch is not None, "there is something to board"
         boarded: list[tuple[Part, Module]] = []
         left: list[Part] = []
         for part in batch.parts:
@@ -375,7 +381,6 @@ class Dispatch(Generic[Module]):
                 left.append(part)
             else:
                 boarded.append((part, module))
-        self._works += bool(boarded)
         if left:
             self._crowded = True
             self._waiting.done(Batch(batch.backbone, tuple(left)), self._terms)
@@ -385,8 +390,18 @@ class Dispatch(Generic[Module]):
         if not boarded:
             return None
         parts, modules = zip(*boarded, strict=True)
+        self._works += 1
+        self._count_bulk(plan.bulk)
         self._travelling.update(chunk.request for part in parts for chunk in part.chunks)
-        return Work(Batch(batch.backbone, parts), modules, None if left else predicted_s)
+        work = Work(Batch(batch.backbone, parts), modules, closed=plan.closed, bulk=plan.bulk)
+        if left or not plan.predicted_s:
+            return work
+        return replace(work, predicted_s=plan.predicted_s, table_s=plan.table_s)
+
+    def _count_bulk(self, more: int) -> None:
+        """So many more batches give way to others."""
+        self._bulk_works += more
+        self._waiting.bulk_full = 0 < self._limits.bulk_batches_max <= self._bulk_works
 
     def _forget(self, batch: Batch) -> None:
         """A batch is over: what was known of its requests alone."""

@@ -4,6 +4,9 @@ next batch is formed.
 A batch formed early cannot take what arrives late, which costs fill and fairness. So the last place
 in the queue is filled just before the device needs it: at its predicted end, less the time that
 preparing takes.
+
+Batches that give way to others (bulk) have a queue and streams of their own. How many of them there
+are is bounded where they are formed, and nobody waits for one that was formed early.
 """
 
 from __future__ import annotations
@@ -87,21 +90,31 @@ class Handoff(Generic[Job]):
     """Prepared batches on their way to the device: one thread puts, each stream's thread takes.
 
     Args:
-        in_flight_max: Batches prepared or computed at a time; 1 lets nothing overlap.
+        in_flight_max: Batches prepared or computed at a time, but for bulk; 1 lets nothing overlap.
         clock: Monotonic seconds.
         trace: Told how many are in flight.
         streams: Threads that take.
+        bulk_streams: Threads that take bulk.
     """
 
     def __init__(
-        self, in_flight_max: int, clock: Callable[[], float], trace: Trace, streams: int = 1
+        self,
+        in_flight_max: int,
+        clock: Callable[[], float],
+        trace: Trace,
+        streams: int = 1,
+        bulk_streams: int = 0,
     ) -> None:
         self.streams = streams
+        self.bulk_streams = bulk_streams
         self._in_flight_max = in_flight_max
         self._clock = clock
         self._trace = trace
         self._pace = Pace()
         self._jobs: deque[tuple[Job, Load]] = deque()
+        self._bulk: deque[Job] = deque()
+        self._begun = 0  # batches other than bulk that a stream has begun
+        self._bulk_began: dict[int, int | None] = {}  # by stream: that number then; None: one ran
         self._in_flight = 0
         self._ended = False
         self._changed = threading.Condition()
@@ -112,9 +125,13 @@ class Handoff(Generic[Job]):
             while (wait_s := self._wait_s()) != 0.0:
                 self._changed.wait(wait_s)
 
-    def put(self, job: Job, load: Load) -> None:
+    def put(self, job: Job, load: Load, *, bulk: bool = False) -> None:
         """A batch is ready for the device."""
         with self._changed:
+            if bulk:
+                self._bulk.append(job)
+                self._changed.notify_all()
+                return
             self._jobs.append((job, load))
             self._in_flight += 1
             self._pace.prepared(load.prepare_s)
@@ -129,6 +146,7 @@ class Handoff(Generic[Job]):
             if not self._jobs:
                 return None
             job, load = self._jobs.popleft()
+            self._begun += 1
             self._pace.started(threading.get_ident(), load, self._clock())
             self._changed.notify_all()
             return job
@@ -140,6 +158,21 @@ class Handoff(Generic[Job]):
             self._pace.ended(threading.get_ident(), self._clock())
             self._trace.level(Gauge.IN_FLIGHT, self._clock(), self._in_flight)
             self._changed.notify_all()
+
+    def take_bulk(self) -> Job | None:
+        """Block until a batch is ready that gives way; None once no more will come."""
+        with self._changed:
+            while not self._bulk and not self._ended:
+                self._changed.wait()
+            if not self._bulk:
+                return None
+            self._bulk_began[threading.get_ident()] = None if self._pace.running else self._begun
+            return self._bulk.popleft()
+
+    def ended_bulk(self) -> bool:
+        """The calling stream is through with its bulk. Whether it never had to give way."""
+        with self._changed:
+            return self._bulk_began.pop(threading.get_ident()) == self._begun
 
     def close(self) -> None:
         """Nothing more will be put; what is ready can still be taken."""

@@ -1,19 +1,20 @@
 """Latency tables of a machine: measured once, kept in a file.
 
-Sizes go up by twos and each is the median of a few runs, until the time allowed is used up; what
-was not reached is extrapolated. A file is used only for exactly what it was measured on; one that
-is damaged or of another machine is measured anew, and one that cannot be written costs a log line.
-What was measured while the machine was busy with something else is used, and corrected by what is
-observed, but not kept.
+Sizes go up by twos until the time allowed is used up; what was not reached is extrapolated. Each is
+the fastest of a few runs, as whatever disturbs one makes it longer. A file is used only for exactly
+what it was measured on; one that is damaged or of another machine is measured anew, and one that
+cannot be written costs a log line. What was measured while the machine was busy with something else
+is used, and corrected by what is observed, but not kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +24,8 @@ from smile.errors import DataCorrupted
 from smile.logs import get_logger
 from smile.model.specs import PetKind
 
-FORMAT = 1
-RUNS = 3
+FORMAT = 2
+RUNS = 5
 TOKENS_MIN = 16
 TEXT_TOKENS = 32  # tokens of a text, about, while sizes are measured
 SHORT_TOKENS = 8  # and of a short one, to tell what a text costs
@@ -76,11 +77,10 @@ class _Watch:
     until: float
     spreads: list[float] = field(default_factory=list)
 
-    def median_s(self, tokens: int, texts: int, kind: PetKind = PetKind.NONE) -> float:
+    def least_s(self, tokens: int, texts: int, kind: PetKind = PetKind.NONE) -> float:
         runs = [self.measure(tokens, texts, kind) for _ in range(RUNS)]
-        median = statistics.median(runs)
-        self.spreads.append(median / max(min(runs), 1e-9))
-        return median
+        self.spreads.append(statistics.median(runs) / max(min(runs), 1e-9))
+        return min(runs)
 
     def has(self, seconds: float) -> bool:
         return self.clock() + seconds <= self.until
@@ -107,7 +107,7 @@ def calibrate(
     points = {
         tokens: max(seconds - text_s * _texts(tokens), 0.0) for tokens, seconds in whole.items()
     }
-    alpha = Curve.measured(points)
+    alpha = Curve.measured(plausible(points))
     betas: dict[PetKind, Curve] = {}
     for kind in kinds:
         if kind is not PetKind.NONE and (curve := _beta(watch, kind, whole)) is not None:
@@ -122,8 +122,22 @@ def _sizes(watch: _Watch, tokens_max: int) -> dict[int, float]:
     found: dict[int, float] = {}
     tokens = TOKENS_MIN
     while not found or (tokens <= tokens_max and watch.has(2 * RUNS * max(found.values()))):
-        found[tokens] = watch.median_s(tokens, _texts(tokens))
+        found[tokens] = watch.least_s(tokens, _texts(tokens))
         tokens *= 2
+    return found
+
+
+def plausible(points: Mapping[int, float]) -> dict[int, float]:
+    """Seconds by tokens less what can only be a disturbance: no size takes longer than two of half
+    of it, nor than a larger one.
+    """
+    found = dict(points)
+    for tokens in sorted(found):
+        if tokens % 2 == 0 and tokens // 2 in found:
+            found[tokens] = min(found[tokens], 2 * found[tokens // 2])
+    least = math.inf
+    for tokens in sorted(found, reverse=True):
+        least = found[tokens] = min(found[tokens], least)
     return found
 
 
@@ -133,7 +147,7 @@ def _text_s(watch: _Watch, whole: dict[int, float]) -> float:
     few, many = _texts(tokens), tokens // SHORT_TOKENS
     if many <= few or not watch.has(RUNS * whole[tokens]):
         return 0.0
-    return max(watch.median_s(tokens, many) - whole[tokens], 0.0) / (many - few)
+    return max(watch.least_s(tokens, many) - whole[tokens], 0.0) / (many - few)
 
 
 def _beta(watch: _Watch, kind: PetKind, whole: dict[int, float]) -> Curve | None:
@@ -141,8 +155,8 @@ def _beta(watch: _Watch, kind: PetKind, whole: dict[int, float]) -> Curve | None
     points: dict[int, float] = {}
     for tokens in BETA_SIZES:
         if tokens in whole and watch.has(2 * RUNS * whole[tokens]):
-            extra_s = watch.median_s(tokens, _texts(tokens), kind) - whole[tokens]
-            points[tokens] = max(extra_s, 0.0)
+            extra_s = watch.least_s(tokens, _texts(tokens), kind) - whole[tokens]
+            points[tokens] = min(max(extra_s, 0.0), whole[tokens])  # no module is a backbone
     return Curve.measured(points) if points else None
 
 

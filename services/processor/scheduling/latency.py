@@ -6,8 +6,11 @@ are over tokens, where PetS's are over texts and their padded length, and a text
 
     seconds(batch) = alpha[tokens] + text_s * texts + sum over kinds of beta[kind][its tokens]
 
-A machine that is slower today than when it was measured is followed by one factor, learned from
-every batch. `services.processor.scheduling.calibrate` measures the tables.
+A machine that is slower today than when it was measured is followed by a line, learned from every
+batch: `overhead + factor * seconds(batch)`. Two numbers and not one, because what disturbs a batch
+that is computed beside others (threads that wait for each other) is more of a small batch than of a
+large one. With a factor alone small batches would look as if the machine had become slow, which
+makes them smaller. `services.processor.scheduling.calibrate` measures the tables.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from smile.model.specs import PetKind
 
 FACTOR_MIN, FACTOR_MAX = 1e-3, 1e2  # how far a machine may be from its tables and be followed
 RATIO_MIN, RATIO_MAX = 0.25, 4.0  # what one batch may say against what is believed
-FACTOR_SMOOTHING = 0.1  # weight of the newest batch
+TABLE_S_MIN = 1e-6  # below which tables say nothing
+SMOOTHING = 0.05  # weight of the newest batch
+OVERHEAD_DOUBT = 0.005  # how much of all is held to say that there is no overhead
 DOUBT_S = 1.0  # without a batch, after which a refusal is itself a reason for doubt
 DOUBT_FACTOR = 0.8
 EFFICIENT = 2.0  # of the least seconds per token; a batch that takes no more uses the device well
@@ -84,13 +89,6 @@ class Curve:
         """Seconds per token where the device does best."""
         return min(value / count for count, value in zip(self.tokens, self.seconds, strict=True))
 
-    @property
-    def efficient_s(self) -> float:
-        """Seconds of the smallest measured size that uses the device well."""
-        enough = EFFICIENT * self.per_token
-        points = zip(self.tokens, self.seconds, strict=True)
-        return next(value for count, value in points if value <= enough * count)
-
 
 @dataclass(frozen=True, slots=True)
 class LatencyTables:
@@ -137,48 +135,106 @@ def _curve(data: Mapping[str, list[float]]) -> Curve:
     return Curve(tuple(map(int, data["tokens"])), tuple(map(float, data["seconds"])))
 
 
+@dataclass(slots=True)
+class Line:
+    """`observed = overhead + factor * table`: what batches take over what their tables say.
+
+    Weighted least squares of the relative errors, in which older batches count less and less; with
+    a little weight on no overhead at all, so that batches all of one size move the factor.
+
+    Attributes:
+        overhead_s: 0 or more.
+        factor: Within `FACTOR_MIN` and `FACTOR_MAX`.
+    """
+
+    overhead_s: float = 0.0
+    factor: float = 1.0
+    _inverse: float = 0.0  # of the table's seconds: smoothed mean
+    _inverse_squared: float = 0.0
+    _ratio: float = 1.0  # observed over table's, likewise
+    _ratio_inverse: float = 0.0
+    _known: bool = False
+
+    def at(self, table_s: float) -> float:
+        """What a batch takes."""
+        return self.overhead_s + self.factor * table_s
+
+    def add(self, table_s: float, observed_s: float) -> None:
+        """A batch took so long; both above 0, the first at least `TABLE_S_MIN`."""
+        expected_s = self.at(table_s)
+        observed_s = min(max(observed_s, RATIO_MIN * expected_s), RATIO_MAX * expected_s)
+        inverse, ratio = 1.0 / table_s, observed_s / table_s
+        if not self._known:  # before the first: as many that were as believed so far
+            self._inverse, self._inverse_squared = inverse, inverse * inverse
+            self._ratio = expected_s / table_s
+            self._ratio_inverse = self._ratio * inverse
+            self._known = True
+        self._inverse += SMOOTHING * (inverse - self._inverse)
+        self._inverse_squared += SMOOTHING * (inverse * inverse - self._inverse_squared)
+        self._ratio += SMOOTHING * (ratio - self._ratio)
+        self._ratio_inverse += SMOOTHING * (ratio * inverse - self._ratio_inverse)
+        self._solve()
+
+    def scale(self, by: float) -> None:
+        """Believe that everything takes `by` times as long, until batches say otherwise."""
+        self.overhead_s *= by
+        self.factor = min(max(self.factor * by, FACTOR_MIN), FACTOR_MAX)
+        self._known = False
+
+    def _solve(self) -> None:
+        squared = (1 + OVERHEAD_DOUBT) * self._inverse_squared
+        scale = squared - self._inverse * self._inverse  # above 0: means of squares are larger
+        overhead_s = (self._ratio_inverse - self._ratio * self._inverse) / scale
+        self.overhead_s = min(max(overhead_s, 0.0), self._ratio / self._inverse)
+        factor = self._ratio - self.overhead_s * self._inverse
+        self.factor = min(max(factor, FACTOR_MIN), FACTOR_MAX)
+
+
 class LatencyModel:
     """Predicts batches of one backbone, and learns from each one how far off the tables are.
 
-    `observe` may run beside predictions in other threads: it replaces one number.
+    `observe` may run beside predictions in other threads: it replaces two numbers.
     """
 
     def __init__(self, tables: LatencyTables) -> None:
         self.tables = tables
-        self.factor = 1.0
+        self.line = Line()
         self._observed_at = -math.inf
-        self._bulk_s = tables.alpha.per_token
-        self._efficient_s = tables.alpha.efficient_s
+        self._per_token_s = tables.alpha.per_token
 
     def seconds(self, tokens: int, texts: int, kind: PetKind = PetKind.NONE) -> float:
         """What a batch of one kind takes."""
         tables = self.tables
         beta = tables.betas.get(kind)
         own = beta.at(tokens) if beta else 0.0
-        return self.factor * (tables.alpha.at(tokens) + tables.text_s * texts + own)
+        return self.line.at(tables.alpha.at(tokens) + tables.text_s * texts + own)
 
     def bulk_s(self, tokens: int, texts: int) -> float:
         """The least that so much work takes, in batches of whatever size suits the device best."""
-        return self.factor * (self._bulk_s * tokens + self.tables.text_s * texts)
+        return self.line.factor * (self._per_token_s * tokens + self.tables.text_s * texts)
 
     @property
     def efficient_s(self) -> float:
-        """What a batch takes that uses the device well. Where a device needs long for however
-        little, no limit of time should make its batches smaller than this: it would spend itself
-        on starting them.
+        """What the smallest measured batch takes that uses the device well. Where a device needs
+        long for however little, no limit of time should make its batches smaller than this: it
+        would spend itself on starting them.
         """
-        return self.factor * self._efficient_s
+        alpha, line = self.tables.alpha, self.line
+        enough_s = EFFICIENT * line.factor * self._per_token_s
+        found = 0.0
+        for tokens, table_s in zip(alpha.tokens, alpha.seconds, strict=True):
+            found = line.at(table_s)
+            if found <= enough_s * tokens:
+                break
+        return found
 
-    def observe(self, predicted_s: float, observed_s: float, now: float) -> None:
-        """A batch took `observed_s` where `predicted_s` had been predicted, factor included.
-
-        Smoothed in the logarithm, so that half as long and twice as long cancel out; a single
-        batch, however far off, moves the factor by at most `RATIO_MAX ** FACTOR_SMOOTHING`.
+    def observe(self, table_s: float, observed_s: float, now: float) -> None:
+        """A batch took `observed_s` where the tables say `table_s`. A single one, however far off,
+        counts as at most `RATIO_MAX` times as long as was predicted.
         """
-        if predicted_s <= 0 or observed_s <= 0:
+        if table_s < TABLE_S_MIN or observed_s <= 0:
             return
-        ratio = min(max(observed_s / predicted_s, RATIO_MIN), RATIO_MAX)
-        self.factor = min(max(self.factor * ratio**FACTOR_SMOOTHING, FACTOR_MIN), FACTOR_MAX)
+        self.line.add(table_s, observed_s)
         self._observed_at = now
 
     def doubt(self, now: float) -> None:
@@ -186,7 +242,7 @@ class LatencyModel:
         computed, nothing would ever be learned: believe it less, until something is.
         """
         if now - self._observed_at > DOUBT_S:
-            self.factor = max(self.factor * DOUBT_FACTOR, FACTOR_MIN)
+            self.line.scale(DOUBT_FACTOR)
 
 
 class Latencies:
@@ -208,13 +264,11 @@ class Latencies:
         alone_s = min((model.bulk_s(tokens, texts) for model in self._models.values()), default=0.0)
         return alone_s / self._streams
 
-    def observe(
-        self, backbone: str, predicted_s: float | None, observed_s: float, now: float
-    ) -> None:
+    def observe(self, backbone: str, table_s: float | None, observed_s: float, now: float) -> None:
         """A batch has been computed; None: nothing was predicted."""
         model = self._models.get(backbone)
-        if model is not None and predicted_s is not None:
-            model.observe(predicted_s, observed_s, now)
+        if model is not None and table_s is not None:
+            model.observe(table_s, observed_s, now)
 
     def doubt(self, now: float) -> None:
         """Something was refused for what `bulk_s` says."""
@@ -235,14 +289,20 @@ class Tally:
         self.texts = 0
 
     @property
+    def table_s(self) -> float:
+        """What the tables say the batch takes as it is."""
+        return self._table_s(self.tokens, self.texts, self._beta_s)
+
+    @property
     def seconds(self) -> float:
         """What the batch would take as it is."""
-        return self._seconds(self.tokens, self.texts, self._beta_s)
+        return self._model.line.at(self.table_s)
 
     def seconds_with(self, tokens: int, texts: int, kind: PetKind) -> float:
         """What it would take with so much more."""
         beta_s = self._beta_s + self._more(tokens, kind)
-        return self._seconds(self.tokens + tokens, self.texts + texts, beta_s)
+        table_s = self._table_s(self.tokens + tokens, self.texts + texts, beta_s)
+        return self._model.line.at(table_s)
 
     def add(self, tokens: int, texts: int, kind: PetKind) -> None:
         self._beta_s += self._more(tokens, kind)
@@ -250,9 +310,9 @@ class Tally:
         self.tokens += tokens
         self.texts += texts
 
-    def _seconds(self, tokens: int, texts: int, beta_s: float) -> float:
+    def _table_s(self, tokens: int, texts: int, beta_s: float) -> float:
         tables = self._model.tables
-        return self._model.factor * (tables.alpha.at(tokens) + tables.text_s * texts + beta_s)
+        return tables.alpha.at(tokens) + tables.text_s * texts + beta_s
 
     def _more(self, tokens: int, kind: PetKind) -> float:
         beta = self._model.tables.betas.get(kind)

@@ -5,11 +5,14 @@ tenant: earliest due first. Between backbones: in turn, a batch each. A batch en
 chunk would pass its tokens, its texts or its predicted seconds; `Plan.closed` tells which.
 
 How many seconds: large batches suit the device, small ones whoever comes next, who has to wait for
-the batch that is being computed. So a batch may take `seconds_max` while nobody else comes, and for
-as long as newcomers have been coming, tenants with a backlog fill it up to `shared_seconds_max`
-only. What newcomers bring may always fill `seconds_max`: under a load of many small tenants batches
-grow with it. Neither limit makes batches so small that the device spends itself on starting them
-(`LatencyModel.efficient_s`), so a machine slower than the limits foresee loses latency alone.
+the batch that is being computed. So a batch may take `seconds_max`; but a tenant that has more
+waiting than a batch holds (bulky) fills it up to `shared_seconds_max` only for as long as others,
+its guests, have been coming, and in a batch that guests ride in makes it hardly longer than it is
+(`SHARED_MORE`). Where batches of bulky tenants alone give way to all others while they are computed
+(`bulk_batches_max`), nobody waits for those, and they need not be short. What guests bring may
+always fill `seconds_max`: under a load of many small tenants batches grow with it. No limit makes
+batches so small that the device spends itself on starting them (`LatencyModel.efficient_s`), so a
+machine slower than the limits foresee loses latency alone.
 
 A chunk whose module is not in memory is parked, its module reported as wanted, and others overtake
 it; one whose vPLM computes as many requests as it may is held likewise. Both come back to their
@@ -33,6 +36,7 @@ from services.processor.scheduling.turns import ByDue, Entry, Lane, Place, Turn
 from smile.names import TenantId, VplmName
 
 WEIGHT_MIN, WEIGHT_MAX = 0.1, 100.0
+SHARED_MORE = 0.25  # by which bulky tenants may make a batch longer that guests ride in
 LATE_MARGIN = 0.8  # of the predicted seconds; a chunk with less time left than that is dropped
 
 StateOf: TypeAlias = Callable[[ModuleKey], ModuleState]
@@ -47,8 +51,10 @@ class BatchLimits:
         texts_max: Texts of a batch.
         quantum_tokens: What a round adds to the deficit of a tenant of weight 1.
         seconds_max: Predicted seconds of a batch.
-        shared_seconds_max: The same for what backlogged tenants add while newcomers are about.
-        shared_for_s: How long a newcomer counts as being about.
+        shared_seconds_max: The same for what bulky tenants add while guests are about.
+        shared_for_s: How long a guest counts as being about.
+        bulk_batches_max: Batches of bulky tenants alone that may be taken at a time, where these
+            are computed beside the others and give way to them; 0: where they are like any.
     """
 
     tokens_max: int
@@ -57,6 +63,7 @@ class BatchLimits:
     seconds_max: float = math.inf
     shared_seconds_max: float = math.inf
     shared_for_s: float = 1.0
+    bulk_batches_max: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.quantum_tokens <= self.tokens_max or self.texts_max < 1:
@@ -102,7 +109,7 @@ class Closed(enum.StrEnum):
     TOKENS = "tokens"
     TEXTS = "texts"
     SECONDS = "seconds"
-    SHARED = "shared"  # backlogged tenants keep batches short, as newcomers are about
+    SHARED = "shared"  # bulky tenants keep batches short, as guests are about
 
 
 @dataclass(slots=True)
@@ -118,6 +125,8 @@ class Plan:
         held: Chunks set aside because their vPLM computes as many requests as it may.
         closed: Why the batch has nothing more in it; None without a batch.
         predicted_s: What the batch will take; 0 where nothing was measured.
+        table_s: What the tables alone say of that; likewise.
+        bulk: Whether the batch is of bulky tenants alone, and is to give way to others.
     """
 
     batch: Batch | None = None
@@ -128,6 +137,8 @@ class Plan:
     held: int = 0
     closed: Closed | None = None
     predicted_s: float = 0.0
+    table_s: float = 0.0
+    bulk: bool = False
 
     @property
     def empty(self) -> bool:
@@ -136,15 +147,21 @@ class Plan:
 
 
 class Waiting:
-    """All chunks that wait: queued, parked or held. Every chunk is in one place."""
+    """All chunks that wait: queued, parked or held. Every chunk is in one place.
 
-    def __init__(self) -> None:
+    Args:
+        bulk_tokens: A tenant that has more queued is bulky.
+    """
+
+    def __init__(self, bulk_tokens: float = math.inf) -> None:
+        self._bulk_tokens = bulk_tokens
         self._lanes: OrderedDict[str, Lane] = OrderedDict()
         self._parked: dict[ModuleKey, dict[int, Entry]] = {}
         self._held: dict[VplmName, ByDue] = {}
         self._flying: dict[VplmName, dict[int, int]] = {}  # chunks being computed, by request
         self._requests: dict[int, dict[int, Entry]] = {}
         self._count = 0
+        self.bulk_full = False  # no batch of bulky tenants alone is wanted
         self.texts = 0
         self.tokens = 0
 
@@ -153,8 +170,8 @@ class Waiting:
 
     @property
     def ready(self) -> bool:
-        """Whether a chunk waits that is neither parked nor held."""
-        return bool(self._lanes)
+        """Whether a chunk waits that is neither parked nor held, and that is wanted."""
+        return bool(self.backbones() if self.bulk_full else self._lanes)
 
     def add(self, chunk: Chunk) -> None:
         """Let a new chunk wait."""
@@ -201,7 +218,9 @@ class Waiting:
 
     def backbones(self) -> tuple[str, ...]:
         """Backbones with chunks that could travel, in turn."""
-        return tuple(self._lanes)
+        if not self.bulk_full:
+            return tuple(self._lanes)
+        return tuple(name for name, lane in self._lanes.items() if lane.guests)
 
     def flying(self, vplm: VplmName) -> dict[int, int]:
         """Chunks of a vPLM that are being computed, by request."""
@@ -251,7 +270,7 @@ class Waiting:
         backbone = entry.chunk.backbone
         lane = self._lanes.get(backbone)
         if lane is None:
-            lane = self._lanes[backbone] = Lane()
+            lane = self._lanes[backbone] = Lane(self._bulk_tokens)
         lane.add(entry)
 
     def _remove_all(self, entries: list[Entry]) -> list[Chunk]:
@@ -312,6 +331,7 @@ class _Room:
     least_s: float = 0.0  # that no limit of seconds goes below
     tokens: int = 0
     texts: int = 0
+    guests_s: float = 0.0  # what it takes up to the last chunk of a guest
 
     def full_for(self, chunk: Chunk, *, shared: bool) -> Closed | None:
         """Which limit the batch would pass with `chunk`, if any."""
@@ -323,18 +343,25 @@ class _Room:
         if self.tally is None:
             return None
         seconds = self.tally.seconds_with(chunk.tokens, texts, chunk.kind)
-        if seconds <= self.least_s:
-            return None
-        if seconds > limits.seconds_max:
-            return Closed.SECONDS
-        return Closed.SHARED if shared and seconds > limits.shared_seconds_max else None
+        if shared and seconds > self._shared_s_max():
+            return Closed.SHARED
+        return Closed.SECONDS if seconds > max(limits.seconds_max, self.least_s) else None
 
-    def add(self, chunk: Chunk) -> None:
+    def _shared_s_max(self) -> float:
+        """Seconds that a bulky tenant may fill up, with guests about."""
+        apart = self.limits.bulk_batches_max > 0
+        if self.guests_s:
+            return max((1 + SHARED_MORE) * self.guests_s, 0.0 if apart else self.least_s)
+        return math.inf if apart else max(self.limits.shared_seconds_max, self.least_s)
+
+    def add(self, chunk: Chunk, *, guest: bool) -> None:
         texts = len(chunk.texts)
         self.tokens += chunk.tokens
         self.texts += texts
         if self.tally is not None:
             self.tally.add(chunk.tokens, texts, chunk.kind)
+            if guest:
+                self.guests_s = self.tally.seconds
 
 
 class _Forming:
@@ -353,10 +380,13 @@ class _Forming:
         guest_until = self._lane.guest_at + question.limits.shared_for_s
         self._guests = question.now < guest_until
         self.taken: list[Chunk] = []
+        self.bulk = True
 
     @property
-    def predicted_s(self) -> float:
-        return self._room.tally.seconds if self._room.tally else 0.0
+    def seconds(self) -> tuple[float, float]:
+        """What the batch will take, and what the tables alone say of that."""
+        tally = self._room.tally
+        return (tally.seconds, tally.table_s) if tally else (0.0, 0.0)
 
     def fill(self) -> Closed:
         """Take chunks, turn by turn, until the batch is full or nothing is ready."""
@@ -376,13 +406,14 @@ class _Forming:
             chunk = turn.chunks.first().chunk
             if self._set_aside(turn, chunk):
                 continue
-            shared = self._guests and not turn.newcomer
+            shared = self._guests and turn.bulky
             if self.taken and (closed := self._room.full_for(chunk, shared=shared)) is not None:
                 return closed
             turn.deficit -= chunk.tokens
-            self._room.add(chunk)
+            self._room.add(chunk, guest=not turn.bulky)
             self.taken.append(self._waiting.fly(self._lane, turn))
-            if turn.newcomer and len(self._lane) > 1:
+            self.bulk = self.bulk and turn.bulky
+            if not turn.bulky:
                 self._lane.guest_at = self._question.now
                 self._guests = True
         return None
@@ -447,7 +478,9 @@ def next_batch(
         waiting.tidy(backbone)
         if forming.taken:
             plan.batch = Batch.of(backbone, forming.taken)
-            plan.closed, plan.predicted_s = closed, forming.predicted_s
+            plan.closed = closed
+            plan.predicted_s, plan.table_s = forming.seconds
+            plan.bulk = forming.bulk and limits.bulk_batches_max > 0 and not waiting.bulk_full
             break
     return plan
 

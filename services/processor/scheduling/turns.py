@@ -10,7 +10,8 @@ whatever weights and chunk sizes are.
 Newcomers (RFC 8290, section 4.2, "new flows") have their first turn at the front of the round that
 is going on; what a weight above 1 adds to it they send in their place. Anti-gaming as there: a
 tenant that has nothing left keeps its place, and its debt, until the place comes up, and only then
-becomes a stranger; so it cannot be new twice in a round.
+becomes a stranger; so it cannot be new twice in a round. Tenants that have more waiting than a
+batch holds have their turns at the end of each round, which changes nobody's share.
 
 In any stretch of time, two tenants that always have chunks waiting get tokens per weight that
 differ by at most two quanta and the largest chunk by the smaller weight.
@@ -97,6 +98,8 @@ class Turn:
         rounds: Whose quanta are added when its place comes up.
         newcomer: It has its first turn before it.
         kept: What of its first quantum it may not send ahead of others, but in its place.
+        tokens: Of its chunks.
+        bulky: It has had more waiting than one batch holds, since it was last a stranger.
     """
 
     tenant: TenantId
@@ -105,6 +108,8 @@ class Turn:
     rounds: int = 1
     newcomer: bool = True
     kept: float = 0.0
+    tokens: int = 0
+    bulky: bool = False
 
     def pay(self, quantum: float, first_max: float) -> None:
         """Add the quanta of the rounds since the last turn, once."""
@@ -118,12 +123,18 @@ class Turn:
 class Lane:
     """The tenants that wait for one backbone.
 
-    Every tenant has exactly one place in the calendar: (round, newcomers first, order of arrival).
+    Every tenant has exactly one place in the calendar: (round, newcomers first and bulky ones last,
+    order of arrival).
+
+    Args:
+        bulk_tokens: A tenant that has more waiting is bulky.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bulk_tokens: float = math.inf) -> None:
         self.count = 0  # chunks
-        self.guest_at = -math.inf  # when a newcomer last rode where others were waiting, too
+        self.guests = 0  # and those of tenants that are not bulky
+        self.guest_at = -math.inf  # when one of those was last taken
+        self._bulk_tokens = bulk_tokens
         self._turns: dict[TenantId, Turn] = {}
         self._calendar: list[tuple[int, int, int, Turn]] = []
         self._round = 0
@@ -140,17 +151,28 @@ class Lane:
             turn = self._turns[tenant] = Turn(tenant)
             heapq.heappush(self._calendar, (self._round, 0, next(self._order), turn))
         turn.chunks.push(entry)
-        self.count += 1
+        self._count(turn, entry, 1)
+        if turn.tokens > self._bulk_tokens and not turn.bulky:
+            turn.bulky = True
+            self.guests -= turn.chunks.count
 
     def remove(self, entry: Entry) -> None:
         """Take out an entry that waits in this lane."""
-        self._turns[entry.chunk.tenant].chunks.remove(entry)
-        self.count -= 1
+        turn = self._turns[entry.chunk.tenant]
+        turn.chunks.remove(entry)
+        self._count(turn, entry, -1)
 
     def pop(self, turn: Turn) -> Entry:
         """Take out a turn's next entry."""
-        self.count -= 1
-        return turn.chunks.pop()
+        entry = turn.chunks.pop()
+        self._count(turn, entry, -1)
+        return entry
+
+    def _count(self, turn: Turn, entry: Entry, by: int) -> None:
+        """An entry of a turn came or left."""
+        self.count += by
+        self.guests += 0 if turn.bulky else by
+        turn.tokens += by * entry.chunk.tokens
 
     def front(self) -> Turn | None:
         """Whose turn it is; those with nothing to send are forgotten on the way."""
@@ -169,5 +191,5 @@ class Lane:
             turn.deficit = min(turn.deficit, 0.0)
             turn.rounds = 1 + math.floor(-turn.deficit / quantum)
         turn.newcomer, turn.kept = False, 0.0
-        place = (self._round + turn.rounds, 1, next(self._order), turn)
+        place = (self._round + turn.rounds, 1 + turn.bulky, next(self._order), turn)
         heapq.heapreplace(self._calendar, place)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 
-from services.processor.lanes.device import Lanes, Report
+from services.processor.lanes.device import GIVE_WAY_NICE, NICE_MAX, Lanes, Report
 from services.processor.lanes.dispatch import Dispatch
 from services.processor.lanes.handoff import Handoff
 from services.processor.lanes.trace import Trace
@@ -340,3 +343,55 @@ def test_closing_gives_back_what_was_not_computed(dispatch: Dispatch[str], make:
     assert dispatch.take() is None
     with pytest.raises(Unavailable, match="stopping"):
         dispatch.put([make.chunk()])
+
+
+def test_bulk_is_computed_beside_others_by_threads_of_low_priority() -> None:
+    residency: Residency[str] = Residency(counted(100), 2.0)
+    limits = BatchLimits(100, 10, 25, bulk_batches_max=2)
+    dispatch = Dispatch(limits, residency, wait_s=0.0, clock=time.monotonic)
+    resident(dispatch, "m")
+    make, engine = Maker(), Slow()
+    told: queue.Queue[Report[str]] = queue.Queue()
+    trace = Trace()
+    handoff = Handoff[Any](2, time.monotonic, trace, bulk_streams=1)
+    lanes = Lanes(dispatch, engine, handoff, trace)
+    lanes.start(told.put)
+    try:
+        end = time.monotonic() + 60
+        dispatch.put([make.chunk(tokens=90, deadline=end) for _ in range(6)])
+        assert engine.computing.wait(5)
+        time.sleep(0.05)
+        assert dispatch.level().queue_texts == 4, "as many are taken as may be"
+        others = make.chunk("other", 10, deadline=end)
+        assert dispatch.begin(others.module)
+        assert dispatch.admit(others.module, "other", 1)
+        dispatch.put([others])
+        first = told.get(timeout=5)
+        assert "other" in [one.chunk.tenant for one in first.outcomes]
+        assert first.steady
+        engine.bulk_may_go.set()
+        reports = [told.get(timeout=5) for _ in range(2)]
+        assert not reports[0].steady, "it had to give way"
+    finally:
+        engine.bulk_may_go.set()
+        dispatch.close()
+        lanes.join(5)
+    if sys.platform == "linux":
+        assert engine.nice["bulk-0"] == min(engine.nice["device-0"] + GIVE_WAY_NICE, NICE_MAX)
+
+
+class Slow(FakeEngine):
+    """Takes its time over bulk, and notes who computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bulk_may_go = threading.Event()
+        self.nice: dict[str, int] = {}
+
+    def compute(self, prepared: tuple[Batch, list[str]]) -> list[Computed]:
+        thread = threading.current_thread()
+        self.nice[thread.name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        if thread.name.startswith("bulk"):
+            self.computing.set()
+            assert self.bulk_may_go.wait(5)
+        return super().compute(prepared)

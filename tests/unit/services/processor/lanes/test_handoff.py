@@ -113,3 +113,20 @@ def test_a_device_that_is_early_is_not_kept_waiting() -> None:
     between.take()
     between.ended()
     assert passes(between, 1.0)
+
+
+def test_bulk_has_a_queue_of_its_own_and_knows_whether_it_had_to_give_way() -> None:
+    both: Handoff[str] = Handoff(2, time.monotonic, Trace(), bulk_streams=1)
+    load = Load(10, 0.0, expected_s=0.001)
+    both.put("bulk", load, bulk=True)
+    assert passes(both, 0.5), "bulk takes nobody's place"
+    both.put("guest", load)
+    assert both.take_bulk() == "bulk"
+    assert both.take() == "guest"
+    both.ended()
+    assert not both.ended_bulk(), "a batch was begun meanwhile"
+    both.put("bulk", load, bulk=True)
+    assert both.take_bulk() == "bulk"
+    assert both.ended_bulk()
+    both.close()
+    assert (both.take(), both.take_bulk()) == (None, None)

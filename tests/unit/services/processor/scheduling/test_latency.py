@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from services.processor.scheduling.latency import (
     FACTOR_MAX,
     FACTOR_MIN,
-    FACTOR_SMOOTHING,
     RATIO_MAX,
+    SMOOTHING,
     Curve,
     Latencies,
     LatencyModel,
     LatencyTables,
+    Line,
     Tally,
 )
 from smile.errors import DataCorrupted
@@ -90,23 +91,55 @@ def test_bulk_work_never_takes_longer_than_one_batch_of_it(
 @pytest.mark.parametrize("truth", [0.01, 0.4, 1.0, 3.0])
 def test_the_factor_follows_the_machine(truth: float) -> None:
     model = LatencyModel(TABLES)
+    table_s = model.seconds(100, 4)
+    for _ in range(300):
+        model.observe(table_s, truth * table_s, 0.0)
+    assert model.seconds(100, 4) == pytest.approx(truth * table_s, rel=0.01)
+    assert model.line.factor == pytest.approx(truth, rel=0.01)
+    assert model.line.overhead_s == pytest.approx(0.0, abs=1e-9)
+
+
+@given(
+    overhead_s=st.floats(0.0, 0.05),
+    factor=st.floats(0.5, 3.0),
+    sizes=st.lists(st.floats(0.002, 0.1), min_size=4, max_size=8, unique=True),
+)
+def test_an_overhead_of_every_batch_is_told_from_a_slow_machine(
+    overhead_s: float, factor: float, sizes: list[float]
+) -> None:
+    line = Line()
     for _ in range(100):
-        model.observe(model.seconds(100, 4), truth * LatencyModel(TABLES).seconds(100, 4), 0.0)
-    assert model.factor == pytest.approx(truth, rel=0.01)
+        for table_s in sizes:
+            line.add(table_s, overhead_s + factor * table_s)
+    for table_s in sizes:
+        assert line.at(table_s) == pytest.approx(overhead_s + factor * table_s, rel=0.25)
+    assert 0.0 <= line.overhead_s <= 1.1 * overhead_s + 1e-9
 
 
-def test_one_wild_batch_moves_the_factor_little() -> None:
+def test_small_batches_that_take_long_make_batches_larger_and_not_smaller() -> None:
+    """Ten milliseconds to start any batch: with a factor alone, each would look slow."""
+    model = LatencyModel(LatencyTables(Curve((16, 32, 64, 128), (0.002, 0.004, 0.008, 0.016))))
+    assert model.efficient_s == pytest.approx(0.002)
+    for table_s in [0.002, 0.004, 0.002, 0.008, 0.002, 0.004] * 50:
+        model.observe(table_s, 0.010 + table_s, 0.0)
+    assert model.line.factor == pytest.approx(1.0, rel=0.3)
+    assert model.efficient_s > 0.016
+
+
+def test_one_wild_batch_moves_predictions_little() -> None:
     model = LatencyModel(TABLES)
-    model.observe(0.01, 100.0, 0.0)
-    assert model.factor == pytest.approx(RATIO_MAX**FACTOR_SMOOTHING)
+    before_s = model.seconds(100, 4)
+    model.observe(before_s, 100.0, 0.0)
+    assert model.seconds(100, 4) == pytest.approx(before_s * (1 + SMOOTHING * (RATIO_MAX - 1)))
 
 
 @given(st.lists(st.tuples(st.floats(-1, 1e6), st.floats(-1, 1e6)), max_size=200))
-def test_the_factor_is_bounded_whatever_is_observed(batches: list[tuple[float, float]]) -> None:
+def test_the_line_is_bounded_whatever_is_observed(batches: list[tuple[float, float]]) -> None:
     model = LatencyModel(TABLES)
-    for predicted_s, observed_s in batches:
-        model.observe(predicted_s, observed_s, 0.0)
-    assert FACTOR_MIN <= model.factor <= FACTOR_MAX
+    for table_s, observed_s in batches:
+        model.observe(table_s, observed_s, 0.0)
+        assert FACTOR_MIN <= model.line.factor <= FACTOR_MAX
+        assert 0.0 <= model.line.overhead_s < float("inf")
 
 
 def test_a_model_that_refuses_everything_is_doubted() -> None:
@@ -114,12 +147,12 @@ def test_a_model_that_refuses_everything_is_doubted() -> None:
     model.observe(0.01, 0.01, now=10.0)
     for number in range(100):
         model.doubt(10.0 + number / 100)
-    assert model.factor == 1.0  # batches are being computed: what they say counts
+    assert model.line.factor == 1.0  # batches are being computed: what they say counts
     model.doubt(12.0)
-    assert model.factor < 1.0
+    assert model.line.factor < 1.0
     for _ in range(100):
         model.doubt(13.0)
-    assert model.factor == FACTOR_MIN
+    assert model.line.factor == FACTOR_MIN
 
 
 def test_the_least_over_backbones_and_nothing_where_nothing_is_known() -> None:
@@ -132,7 +165,7 @@ def test_the_least_over_backbones_and_nothing_where_nothing_is_known() -> None:
     latencies.observe("slow", 0.01, 0.02, 0.0)
     latencies.observe("slow", None, 9.0, 0.0)
     latencies.observe("unknown", 0.01, 0.02, 0.0)
-    assert (slow.factor > 1.0, fast.factor) == (True, 1.0)
+    assert (slow.line.factor > 1.0, fast.line.factor) == (True, 1.0)
 
 
 def test_tables_survive_a_file() -> None:

@@ -264,15 +264,15 @@ def test_a_device_that_takes_long_for_little_gets_large_batches_all_the_same(mak
     assert len(taken(plan)) * 10 / plan.predicted_s >= 0.5 * 1 / model.tables.alpha.per_token * 0.9
 
 
-def test_backlogs_keep_batches_short_while_newcomers_are_about(make: Maker) -> None:
-    waiting, timed = Waiting(), Timed()
+def test_bulk_keeps_batches_short_while_guests_are_about(make: Maker) -> None:
+    waiting, timed = Waiting(bulk_tokens=500), Timed()
     for _ in range(100):
         waiting.add(make.chunk("bulk", 10))
     assert timed.plan(waiting, 0.0).closed is Closed.SECONDS
     waiting.add(make.chunk("guest", 10))
     with_guest = timed.plan(waiting, 1.0)
-    assert taken(with_guest)[0].tenant == "guest"
-    assert (len(taken(with_guest)), with_guest.closed) == (2, Closed.SHARED)
+    assert [chunk.tenant for chunk in taken(with_guest)] == ["guest"]
+    assert with_guest.closed is Closed.SHARED
     assert len(taken(timed.plan(waiting, 5.9))) == 2
     assert len(taken(timed.plan(waiting, 6.1))) == 6
 
@@ -285,8 +285,8 @@ def test_many_newcomers_fill_a_whole_batch(make: Maker) -> None:
     assert (len(taken(plan)), plan.closed) == (6, Closed.SECONDS)
 
 
-def test_a_tenant_alone_is_nobodys_newcomer(make: Maker) -> None:
-    waiting, timed = Waiting(), Timed()
+def test_a_tenant_alone_is_nobodys_guest(make: Maker) -> None:
+    waiting, timed = Waiting(bulk_tokens=500), Timed()
     for number in range(5):
         for _ in range(12):
             waiting.add(make.chunk("bulk", 10))

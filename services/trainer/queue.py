@@ -248,11 +248,14 @@ class JobQueue:
         """Where jobs are now, in order."""
         if not names:
             return []
-        replies = await self._look([PREFIX], [_key(name) for name in names])
-        table, pace = await self._table()
+        reply = await self._look([PREFIX], [_key(name) for name in names])
+        replies = cast(list[list[str | int]], reply)
+        table, pace = Table((), 0), Pace()
+        if any(found[0] == QueueState.QUEUED for found in replies):  # no other asks for its turn
+            table, pace = await self._table()
         return [
-            self._sighting(name, reply, table, pace)
-            for name, reply in zip(names, cast(list[list[str | int]], replies), strict=True)
+            self._sighting(name, found, table, pace)
+            for name, found in zip(names, replies, strict=True)
         ]
 
     async def events(

@@ -66,7 +66,8 @@ class InferenceCalls(Calls):
         timeout = _timeout(options.get("timeout"))
         if not options.get("patient", True):
             return codec.infer_from_pb(await ask(timeout))
-        return codec.infer_from_pb(await self._connection.pace.ask(request.name, ask, timeout))
+        pace = self._connection.pace
+        return codec.infer_from_pb(await pace.ask(request.name, len(asked), ask, timeout))
 
     async def infer_fanout(
         self, text: str, vplms: Sequence[str], **options: Unpack[o.FanoutOptions]
@@ -102,7 +103,8 @@ class InferenceCalls(Calls):
         timeout = _timeout(options.get("timeout"))
         if not options.get("patient", True):
             return codec.fanout_from_pb(await ask(timeout))
-        return codec.fanout_from_pb(await self._connection.pace.ask("", ask, timeout))
+        pace = self._connection.pace
+        return codec.fanout_from_pb(await pace.ask("", len(targets), ask, timeout))
 
     async def infer_many(
         self,

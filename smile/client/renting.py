@@ -46,6 +46,7 @@ class RentingCalls(Calls):
             rented = await self._connection.processor.RentProcessor(
                 request, timeout=options.get("timeout", WRITE_TIMEOUT_S)
             )
+        self._connection.pace.forget(request.vplm)
         return codec.processor_from_pb(rented)
 
     async def release(self, vplm: str, *, timeout: float | None = None) -> None:

@@ -255,7 +255,7 @@ def test_conflicts_limits_and_deadlines_have_theirs(cli: Cli, platform: World) -
     assert cli(*CREATE).exit_code == 6
     for failure, code in (
         (smile.QuotaExceeded("no more"), 7),
-        (overloaded(), 7),
+        (overloaded(retry_after=120), 7),
         (smile.DeadlineExceeded("late"), 9),
         (smile.FailedPrecondition("not now"), 6),
         (smile.Aborted("changed"), 6),

@@ -6,6 +6,7 @@ Nothing is unpickled: `.bin` files are refused with the way to convert them.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,15 @@ class Config:
 
     def number(self, field: str) -> float:
         value = self.raw.get(field)
-        if type(value) not in (int, float) or not np.isfinite(value):  # type: ignore[call-overload]
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(field, "a number")
-        return float(value)  # type: ignore[arg-type]
+        try:
+            found = float(value)
+        except OverflowError as error:
+            raise self.wrong(field, "a number that a float holds") from error
+        if not math.isfinite(found):
+            raise self.wrong(field, "a finite number")
+        return found
 
     def wrong(self, field: str, wanted: str) -> InvalidArgument:
         return malformed(f"{self.file}: {field} must be {wanted}, got {shown(self.raw.get(field))}")

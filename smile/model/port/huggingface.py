@@ -65,11 +65,12 @@ def read(folder: Path, target: Target) -> ImportedModule:
 def _architecture(config: Config, target: Target) -> Architecture:
     known = {class_name(each, target.family): each for each in Architecture}
     stated = config.raw.get("architectures")
-    if not isinstance(stated, list) or len(stated) != 1 or stated[0] not in known:
+    named = str(stated[0]) if isinstance(stated, list) and len(stated) == 1 else ""
+    if named not in known:
         raise config.refuse("architectures", f"models here are one of {', '.join(known)}")
     if config.raw.get("problem_type") not in PROBLEMS:
         raise config.refuse("problem_type", "a vPLM answers one label of several")
-    return known[stated[0]]
+    return known[named]
 
 
 def _same_encoder(folder: Path, base: Path) -> EncoderConfig:

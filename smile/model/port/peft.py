@@ -121,9 +121,9 @@ def read(folder: Path, target: Target) -> ImportedModule:
 
 def _architecture(config: Config) -> Architecture:
     stated = config.raw.get("task_type")
-    if stated is not None and stated not in TASK_TYPES:
+    if stated is not None and not (isinstance(stated, str) and stated in TASK_TYPES):
         raise config.refuse("task_type", "a vPLM classifies texts or tokens, or embeds")
-    return TASK_TYPES[stated if isinstance(stated, str) else None]
+    return TASK_TYPES[stated]
 
 
 def _found(file: TensorFile, config: LoraConfig, target: Target) -> _Found:

@@ -84,7 +84,7 @@ class LoraConfig:
         if raw.get("fan_in_fan_out"):
             raise config.refuse("fan_in_fan_out", WHY["fan_in_fan_out"])
         start = raw.get("init_lora_weights", True)
-        if not isinstance(start, bool) and start not in INITIALISERS:
+        if not isinstance(start, bool) and str(start) not in INITIALISERS:
             raise config.refuse("init_lora_weights", WHY["init_lora_weights"])
         for name in sorted(raw.keys() - READ - IDLE):
             if raw[name]:

@@ -37,7 +37,8 @@ class VplmOptions(TypedDict, total=False):
 
     Attributes:
         task: Default: sequence classification with labels, embedding without.
-        pooling: How token states become a text's: mean (default) or cls.
+        pooling: How token states become a text's: mean (default), cls, or pooler (BERT's own: cls
+            through a dense layer and tanh; for classification).
         precision: Stored precision: float16 (default) or float32.
         display_name: Text for people, at most 200 characters.
         tags: Free key-value pairs, at most 32.

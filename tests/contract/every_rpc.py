@@ -447,7 +447,7 @@ FREE = frozenset(
         *("page_token", "resume_token", "request_id", "etag", "digest", "backbone_digest"),
         *("display_name", "note", "labels", "texts", "paths", "text", "label", "pair"),
         *("vplm_id", "dataset_id", "alias", "promote_alias", "aliases", "metrics"),
-        *("routing_key", "canaries"),
+        *("routing_key", "canaries", "spec_digest", "environment", "class_weights"),
     }
 )
 

@@ -89,5 +89,5 @@ def duration_to_pb(seconds: float) -> Duration:
 
 
 def duration_from_pb(duration: Duration) -> float:
-    seconds: float = duration.seconds + duration.nanos / 1e9
-    return seconds
+    nanos: int = duration.seconds * 1_000_000_000 + duration.nanos
+    return nanos / 1_000_000_000  # of integers: rounded once

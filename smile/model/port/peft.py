@@ -114,6 +114,8 @@ def read(folder: Path, target: Target) -> ImportedModule:
         architecture, head, labels, None if note is None else note.head, target.pooling
     )
     pet, updates, remarks = _uniform(found.updates, target)
+    if found.pooler is not None:
+        remarks.append(f"{POOLER_WEIGHT}: LoRA on the pooler is multiplied out into it")
     return assembled(
         pet, spec, {**updates, **tensors}, target, source=ExportFormat.PEFT, remarks=remarks
     )

@@ -114,6 +114,8 @@ def test_a_classifier_of_pefts_answers_alike(
     model = trained(base_path, **CASES[case])
     module = port.read(saved(model, tmp_path / "peft"), replace(target, labels=LABELS))
     assert module.spec.pet.kind is PetKind.LORA and module.spec.head == SEQUENCE
+    merged = "head.pooler.weight: LoRA on the pooler is multiplied out into it"
+    assert (merged in module.remarks) == (case in ("all linear", "dense, with the pooler"))
     assert_close(imported_answers(base, module), theirs(model))
 
 

@@ -19,6 +19,8 @@ from services.processor.engine import Engine
 from services.processor.options import Precision
 from services.processor.requests import Batch, Chunk, ModuleKey
 from smile.model import weights
+from smile.model.batch import CPU
+from smile.model.kernels import kernels_for
 from smile.model.layout import projection_shape
 from smile.model.loaded import LoadedModule
 from smile.model.sources import describe
@@ -143,9 +145,10 @@ def side_by_side(streams: int, act: Callable[[Item], None], items: Sequence[Item
 class DenseAlone:
     """The backbone's matrix products and nothing else: the roof over every engine.
 
-    For every batch's number of tokens: the six products of every layer, `F.linear` with bias, on
-    weights of their own as in the backbone. Attention's products are left out on both sides. As
-    the engine, batches run side by side, a thread each.
+    For every batch's number of tokens: the products of every layer with bias, on weights of their
+    own as in the backbone. By torch, six a layer, and by the engine's own kernels, where query, key
+    and value are one: the roof is whichever is the faster. Attention's products are left out on
+    both sides. As the engine, batches run side by side, a thread each.
     """
 
     def __init__(self, shape: BackboneShape, dtype: torch.dtype, streams: int) -> None:
@@ -159,6 +162,11 @@ class DenseAlone:
             width: torch.randn(shape.tokens_max * 64, width).to(dtype)
             for width in (shape.hidden, shape.intermediate)
         }
+        self._kernels = kernels_for(CPU, dtype)
+        self._packed = [
+            [self._kernels.dense.pack(*one) for one in self._joined(layer)]
+            for layer in self._layers
+        ]
 
     def flops(self, tokens: int) -> float:
         """Floating-point operations for so many tokens."""
@@ -168,16 +176,39 @@ class DenseAlone:
         return float(per_token * self._shape.layers * tokens)
 
     def seconds(self, batches: Sequence[int]) -> float:
-        """Seconds for batches of so many tokens."""
+        """Seconds for batches of so many tokens, by the faster of the two products."""
+        return min(self._seconds(batches, batch) for batch in (self._by_torch, self._by_kernels))
+
+    def _seconds(self, batches: Sequence[int], batch: Callable[[int], None]) -> float:
         started = time.perf_counter()
-        side_by_side(self._streams, self._batch, batches)
+        side_by_side(self._streams, batch, batches)
         return time.perf_counter() - started
 
     @torch.inference_mode()
-    def _batch(self, tokens: int) -> None:
+    def _by_torch(self, tokens: int) -> None:
         for layer in self._layers:
             for weight, bias in layer:
                 functional.linear(self._inputs[weight.shape[1]][:tokens], weight, bias)
+
+    @torch.inference_mode()
+    def _by_kernels(self, tokens: int) -> None:
+        widths = {one.outputs for one in self._packed[0]}
+        outs = {
+            width: self._inputs[self._shape.hidden].new_empty(tokens, width) for width in widths
+        }
+        with self._kernels.together() as kernels:
+            for layer in self._packed:
+                for one in layer:
+                    x = self._inputs[one.inputs][:tokens]
+                    kernels.dense.linear(x, one, out=outs[one.outputs])
+
+    @staticmethod
+    def _joined(
+        layer: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The layer's products with the first three, of the same rows, as one."""
+        weights, biases = zip(*layer[:3], strict=True)
+        return [(torch.cat(weights), torch.cat(biases)), *layer[3:]]
 
     def _weights(
         self, projection: Projection, dtype: torch.dtype

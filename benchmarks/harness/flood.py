@@ -36,7 +36,9 @@ async def flood(vplm: str, requests_per_s: float, texts: int, seconds: float) ->
         async def ask(number: int) -> None:
             first = number % 16 * texts
             try:
-                await client.infer(vplm, corpus[first : first + texts], truncate=True)
+                await client.infer(
+                    vplm, corpus[first : first + texts], truncate=True, patient=False
+                )
             except SmileError as error:
                 outcomes[error.reason] += 1
             else:

@@ -207,7 +207,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "FanoutAnswer",
         "FanoutResult",
         "HyperParameters",
-                "InferResult",
+        "InferResult",
         "JobError",
         "JobProgress",
         "JobState",

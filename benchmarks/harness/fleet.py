@@ -168,7 +168,8 @@ class Callers:
         Raises:
             DataCorrupted: another vPLM's version answered.
         """
-        result = await self.client(member.tenant).infer(member.vplm, texts, truncate=True)
+        client = self.client(member.tenant)
+        result = await client.infer(member.vplm, texts, truncate=True, patient=False)
         if f"/vplms/{member.vplm}/versions/" not in result.version:
             raise AssertionError(f"{member} was asked and {result.version} answered")
         if len(result.predictions) != len(texts):

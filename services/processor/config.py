@@ -93,7 +93,7 @@ class ProcessorSettings(BackboneServiceSettings):
     queue_texts_max: int = Field(default=40_000, ge=1, le=10_000_000)
     queue_tokens_max: int = Field(default=2_000_000, ge=1, le=1_000_000_000)
     queue_tenant_share: float = Field(default=0.5, gt=0.0, le=1.0)
-    batch_ms_max: float = Field(default=100.0, ge=0.1, le=60_000.0)
+    batch_ms_max: float = Field(default=200.0, ge=0.1, le=60_000.0)
     batch_shared_ms_max: float = Field(default=25.0, ge=0.1, le=60_000.0)
     batch_tokens_max: int = Field(default=1_024, ge=16, le=1_000_000)
     batch_texts_max: int = Field(default=64, ge=1, le=100_000)

@@ -172,6 +172,11 @@ class Engine:
         found = iter(outputs)
         return [_checked(tuple(itertools.islice(found, count))) for count in prepared.counts]
 
+    def give_way(self) -> None:
+        """What the calling thread computes from now on gives way to all other threads."""
+        for served in self._engines.values():
+            served.engine.serving.kernels.give_way()
+
     def _served(self, backbone: Backbone) -> _Served:
         dtype = _DTYPES[self._options.precision]
         kernels = kernels_for(self._device, dtype, KernelChoice(self._options.kernels.value))

@@ -51,7 +51,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,  # not a session: what is nice gives way to all of the platform
             )
         return cls(process)
 

@@ -153,7 +153,9 @@ def _spawn(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            # A platform of ours shares our session, so that what gives way in it gives way to us.
+            start_new_session=not leashed_to_us,
+            process_group=0 if leashed_to_us else None,
             pass_fds=(config.lock_fileno,),
         )
 

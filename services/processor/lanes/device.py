@@ -4,7 +4,7 @@ The prepare thread takes what `Dispatch` plans, makes it ready for the device, a
 a device thread does nothing but compute. On a CPU there is one of these for each core (`streams`):
 two batches on a core each are done sooner than one after the other on both, since cores that share
 a batch wait for each other between any two products. Beside them as many others compute what gives
-way (bulk): batches of tenants that ask for more than a batch holds. Their threads are of low
+way (bulk): batches of tenants that ask for more than a batch holds. They are computed at low
 priority, so that the system takes the processor from one for as long as any other batch needs it,
 in the middle of a product, which no order of batches could do. Nothing a batch does ends a thread.
 A batch that fails, in preparing or in computing, is done again part by part, so that a poisoned
@@ -14,8 +14,6 @@ module fails only the requests that asked for it. Modules are held from plan to 
 from __future__ import annotations
 
 import itertools
-import os
-import sys
 import threading
 import time
 import traceback
@@ -34,8 +32,6 @@ Module = TypeVar("Module")
 Module_contra = TypeVar("Module_contra", contravariant=True)
 Prepared = TypeVar("Prepared")
 
-GIVE_WAY_NICE = 10  # above the process's own: about a tenth of a processor that others want, too
-NICE_MAX = 19
 PAUSE_S = 0.1  # after a failure outside of a batch, so that it cannot spin
 
 
@@ -48,6 +44,10 @@ class Computer(Protocol[Module_contra, Prepared]):
 
     def compute(self, prepared: Prepared) -> list[Computed]:
         """What came of every chunk of the batch."""
+        ...
+
+    def give_way(self) -> None:
+        """What the calling thread computes from now on gives way to all other threads."""
         ...
 
 
@@ -219,7 +219,7 @@ class Lanes(Generic[Module, Prepared]):
 
     def _compute_next_bulk(self) -> bool:
         """The same for a batch that gives way to others."""
-        _give_way()
+        self._computer.give_way()
         if (job := self._handoff.take_bulk()) is None:
             return False
         self._compute(job, self._handoff.ended_bulk)
@@ -340,15 +340,6 @@ def _living(step: Callable[[], bool], end: Callable[[], None]) -> None:
         except BaseException as error:
             get_logger().error("a lane failed outside of a batch", exception=_told(error))
             time.sleep(PAUSE_S)
-
-
-def _give_way() -> None:
-    """Let the system prefer every other thread of this process to the calling one. Linux counts
-    niceness by thread; elsewhere it is the process's, and bulk is computed like anything else.
-    """
-    if sys.platform == "linux":
-        nice = min(os.getpriority(os.PRIO_PROCESS, os.getpid()) + GIVE_WAY_NICE, NICE_MAX)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def _unheard(report: Report[Module]) -> None:

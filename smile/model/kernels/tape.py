@@ -32,6 +32,9 @@ class Library:
         self._run = handle["smile_run"]  # not as an attribute: those are shared, as are their types
         self._run.argtypes = (ctypes.c_void_p, ctypes.c_int64)
         self._run.restype = ctypes.c_int
+        self._give_way = handle["smile_give_way"]
+        self._give_way.argtypes = ()
+        self._give_way.restype = None
 
     def function(self, name: str, dtype: torch.dtype | None = None) -> int:
         """The address of `smile_<name>`, followed by a storage type's name if it has one."""
@@ -52,6 +55,12 @@ class Library:
         tape = array("q", words)
         if self._run(*tape.buffer_info()) != 0:
             raise MemoryError("a native kernel could not get memory")
+
+    def give_way(self) -> None:
+        """From now on the calling thread's calls run when nobody else wants the processor, in a
+        native thread that stands in for it; the calling thread's own priority stays as it is.
+        """
+        self._give_way()
 
 
 class Calls(Protocol):

@@ -135,6 +135,16 @@ def test_the_journey_for_programs(cli: Cli, tmp_path: Path) -> None:
     assert answer["version"].endswith("versions/1") and answer["timings"]["batch_texts"] == 1
     usage = document(run("usage"))
     assert usage["vplms"][0]["full_model_bytes"] > usage["vplms"][0]["serving_bytes"]
+    assert document(run("cancel", job["name"]))["state"] == "cancelled"
+    assert document(run("datasets", "delete", "news")) == {"deleted": "news"}
+    assert document(run("delete", "topic")) == {"deleted": "topic"}
+
+
+def test_keys_and_versions_for_programs(cli: Cli, tmp_path: Path) -> None:
+    def run(*arguments: str) -> Result:
+        return cli(*arguments, "--output", "json")
+
+    document(run(*CREATE))
     made_key = document(run("keys", "create", "--display-name", "ci"))
     assert made_key["key"].startswith("smile_acme_k")
     key = made_key["api_key"]["name"].rpartition("/")[2]
@@ -153,9 +163,6 @@ def test_the_journey_for_programs(cli: Cli, tmp_path: Path) -> None:
     assert "serving 0.75" in listed_versions and "serving 0.25" in listed_versions
     promoted = document(run("alias", "topic", "serving", "2"))
     assert (promoted["aliases"], promoted["canaries"]) == ({"serving": 2}, {})
-    assert document(run("cancel", job["name"]))["state"] == "cancelled"
-    assert document(run("datasets", "delete", "news")) == {"deleted": "news"}
-    assert document(run("delete", "topic")) == {"deleted": "topic"}
 
 
 def test_processors_are_rented_listed_and_released(cli: Cli) -> None:

@@ -93,9 +93,9 @@ class _Job(Generic[Module, Prepared]):
     """One work on its way to the device: a single piece unless preparing it failed."""
 
     work: Work[Module]
-    pieces: tuple[_Piece[Module, Prepared], ...]
-    failed: tuple[Failed, ...]
-    prepare_s: float
+    pieces: tuple[_Piece[Module, Prepared], ...] = ()
+    failed: tuple[Failed, ...] = ()
+    prepare_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +179,19 @@ class Lanes(Generic[Module, Prepared]):
 
     def _hand_over(self, work: Work[Module]) -> None:
         try:
-            started = time.monotonic()
-            pieces, failed = self._prepared(work)
-            ended = time.monotonic()
-            self._trace_prepared(work, pieces, started, ended)
-            job = _Job(work, tuple(pieces), tuple(failed), ended - started)
+            # Others' batches do not wait while bulk is prepared: who computes it does that, too.
+            job: _Job[Module, Prepared] = _Job(work) if work.bulk else self._job(work)
             load = Load(work.batch.tokens, job.prepare_s, work.predicted_s)
             self._handoff.put(job, load, bulk=work.bulk)
         except BaseException as error:
             self._finish(work, [], error)
+
+    def _job(self, work: Work[Module]) -> _Job[Module, Prepared]:
+        started = time.monotonic()
+        pieces, failed = self._prepared(work)
+        ended = time.monotonic()
+        self._trace_prepared(work, pieces, started, ended)
+        return _Job(work, tuple(pieces), tuple(failed), ended - started)
 
     def _prepared(self, work: Work[Module]) -> tuple[list[_Piece[Module, Prepared]], list[Failed]]:
         """The whole batch in one piece; where that fails, what can be prepared of its parts."""
@@ -222,7 +226,13 @@ class Lanes(Generic[Module, Prepared]):
         self._computer.give_way()
         if (job := self._handoff.take_bulk()) is None:
             return False
-        self._compute(job, self._handoff.ended_bulk)
+        try:
+            job = self._job(job.work)
+        except BaseException as error:
+            self._handoff.ended_bulk()
+            self._finish(job.work, [], error)
+        else:
+            self._compute(job, self._handoff.ended_bulk)
         return True
 
     def _ended(self) -> bool:

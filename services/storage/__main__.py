@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 from services.storage.config import StorageSettings
@@ -42,8 +42,9 @@ async def main(settings: StorageSettings) -> None:
         authenticator=authenticator,
         readiness=readiness,
         lifespan=beside(
-            Sweeper(store).run(settings.sweep_every_s),
-            *([bus.run(), _closing(hub, readiness)] if bus is not None and hub is not None else []),
+            lambda: Sweeper(store).run(settings.sweep_every_s),
+            *([bus.run] if bus is not None else []),
+            *([lambda: _closing(hub, readiness)] if hub is not None else []),
         ),
     )
 
@@ -63,9 +64,9 @@ async def _closing(hub: Hub, readiness: Readiness) -> None:
 
 
 @asynccontextmanager
-async def beside(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+async def beside(*work: Callable[[], Coroutine[None, None, None]]) -> AsyncIterator[None]:
     """Works beside the server: removes what broken-off requests left, tells of changes."""
-    tasks = [asyncio.create_task(each) for each in work]
+    tasks = [asyncio.create_task(each()) for each in work]
     try:
         yield
     finally:

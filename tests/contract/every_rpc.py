@@ -479,12 +479,14 @@ def value_at(request: Requests, where: Path) -> str:
 
 
 def with_value(request: Requests, where: Path, value: str) -> Requests:
-    """A copy with another string; of streams, in the first message."""
+    """A copy with another string; of streams, in the first message. Lists without an element get
+    one on the way."""
     head = type(first := _first(request))()
     head.CopyFrom(first)
     target: Any = head
     for part in where[:-1]:
-        target = _one(getattr(target, part))
+        found = getattr(target, part)
+        target = _one(found) if isinstance(found, Message) or found else found.add()
     setattr(target, where[-1], value)
     return [head, *request[1:]] if isinstance(request, list) else head
 

@@ -156,7 +156,8 @@ def test_a_head_without_labels_embeds() -> None:
     assert o.head((), {}).task is smile.Task.EMBEDDING
     assert o.head(("a", "b"), {}).task is smile.Task.SEQUENCE_CLASSIFICATION
     assert o.head(("a", "b"), {"pooling": "cls"}).pooling is smile.Pooling.CLS
-    with pytest.raises(smile.InvalidSpec, match="pooling must be one of mean, cls, got 'max'"):
+    known = "pooling must be one of mean, cls, pooler, got 'max'"
+    with pytest.raises(smile.InvalidSpec, match=known):
         o.head((), {"pooling": "max"})
 
 

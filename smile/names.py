@@ -180,5 +180,9 @@ def _split(name: str, *collections: str) -> tuple[str, ...]:
 
 
 def _shown(value: str) -> str:
-    short = value if len(value) <= 80 else value[:77] + "..."
+    """`value` between quotes, cut to what stays short with all its escapes."""
+    kept, short = value[:77], value if len(value) <= 80 else value[:77] + "..."
+    while len(repr(short)) > 120:
+        kept = kept[:-1]
+        short = kept + "..."
     return f"{short!r} ({len(value)} characters)"

@@ -36,6 +36,7 @@ from services.processor.scheduling.turns import ByDue, Entry, Lane, Place, Turn
 from smile.names import TenantId, VplmName
 
 WEIGHT_MIN, WEIGHT_MAX = 0.1, 100.0
+GUESTS_FEW = 8  # chunks of theirs that wait; a batch holds these even where each is large
 SHARED_MORE = 0.25  # by which bulky tenants may make a batch longer that guests ride in
 LATE_MARGIN = 0.8  # of the predicted seconds; a chunk with less time left than that is dropped
 
@@ -395,10 +396,21 @@ class _Forming:
             weight = min(max(question.terms.weight_of(turn.tenant), WEIGHT_MIN), WEIGHT_MAX)
             quantum = question.limits.quantum_tokens * weight
             turn.pay(quantum, question.limits.quantum_tokens)
+            if self._stands_aside(turn):
+                lane.end(turn, quantum)
+                continue
             if (closed := self._turn(turn)) is not None:
                 return closed  # the same tenant goes on in the next batch, behind newcomers
             lane.end(turn, quantum)
         return Closed.EMPTY
+
+    def _stands_aside(self, turn: Turn) -> bool:
+        """Whether it is a bulky tenant's, would begin a batch that guests then ride in, and these
+        are few: theirs come first, and it has batches of its own. Where guests keep the device
+        busy, it has its turn as they have theirs.
+        """
+        apart = self._question.limits.bulk_batches_max > 0
+        return apart and turn.bulky and not self.taken and 0 < self._lane.guests <= GUESTS_FEW
 
     def _turn(self, turn: Turn) -> Closed | None:
         """Take what one turn allows. Why the batch is full before the turn is over, if it is."""

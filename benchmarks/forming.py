@@ -36,7 +36,8 @@ from services.processor.options import EngineOptions
 from services.processor.requests import Chunk, ModuleKey
 from services.processor.scheduling.latency import LatencyModel, LatencyTables, Tally
 from services.processor.scheduling.probe import tables
-from services.processor.scheduling.scheduler import BatchLimits, Terms, Waiting, next_batch
+from services.processor.scheduling.room import BatchLimits
+from services.processor.scheduling.scheduler import Terms, Waiting, next_batch
 from smile.model.sources import BackboneSource, SourceKind
 from smile.model.specs import PetKind
 from smile.model.tokenizer import TokenizedText

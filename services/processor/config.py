@@ -21,7 +21,7 @@ from services.processor.options import (
 from services.processor.rentals import RentalLimits
 from services.processor.requests import SLICES_MAX, ChunkLimits
 from services.processor.scheduling.admission import QueueLimits
-from services.processor.scheduling.scheduler import BatchLimits
+from services.processor.scheduling.room import BatchLimits
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 

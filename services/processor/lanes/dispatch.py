@@ -18,10 +18,9 @@ from services.processor.memory.space import Slot
 from services.processor.memory.tiers import Tier, TierCounters
 from services.processor.requests import Batch, Chunk, Failed, ModuleKey, Part
 from services.processor.scheduling.admission import UNMEETABLE
+from services.processor.scheduling.room import BatchLimits, Closed
 from services.processor.scheduling.scheduler import (
     DEFAULT,
-    BatchLimits,
-    Closed,
     Plan,
     Terms,
     Waiting,

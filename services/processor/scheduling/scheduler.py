@@ -8,11 +8,11 @@ How many seconds: large batches suit the device, small ones whoever comes next, 
 the batch that is being computed. So a batch may take `seconds_max`; but a tenant that has more
 waiting than a batch holds (bulky) fills it up to `shared_seconds_max` only for as long as others,
 its guests, have been coming, and in a batch that guests ride in makes it hardly longer than it is
-(`SHARED_MORE`). Where batches of bulky tenants alone give way to all others while they are computed
-(`bulk_batches_max`), nobody waits for those, and they need not be short. What guests bring may
-always fill `seconds_max`: under a load of many small tenants batches grow with it. No limit makes
-batches so small that the device spends itself on starting them (`LatencyModel.efficient_s`), so a
-machine slower than the limits foresee loses latency alone.
+(`room.SHARED_MORE`). Where batches of bulky tenants alone give way to all others while they are
+computed (`bulk_batches_max`), nobody waits for those, and they need not be short. What guests bring
+may always fill `seconds_max`: under a load of many small tenants batches grow with it. No limit
+makes batches so small that the device spends itself on starting them (`LatencyModel.efficient_s`),
+so a machine slower than the limits foresee loses latency alone.
 
 A chunk whose module is not in memory is parked, its module reported as wanted, and others overtake
 it; one whose vPLM computes as many requests as it may is held likewise. Both come back to their
@@ -22,7 +22,6 @@ deadline has passed, or would have passed by the end of a batch with nothing els
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,45 +31,15 @@ from typing import TypeAlias
 from services.processor.memory.residency import ModuleState
 from services.processor.requests import Batch, Chunk, ModuleKey
 from services.processor.scheduling.latency import LatencyModel, Tally
+from services.processor.scheduling.room import BatchLimits, Closed, Room
 from services.processor.scheduling.turns import ByDue, Entry, Lane, Place, Turn
 from smile.names import TenantId, VplmName
 
 WEIGHT_MIN, WEIGHT_MAX = 0.1, 100.0
 GUESTS_FEW = 8  # chunks of theirs that wait; a batch holds these even where each is large
-SHARED_MORE = 0.25  # by which bulky tenants may make a batch longer that guests ride in
 LATE_MARGIN = 0.8  # of the predicted seconds; a chunk with less time left than that is dropped
 
 StateOf: TypeAlias = Callable[[ModuleKey], ModuleState]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """What one batch may hold, and how much of it a tenant's turn is worth.
-
-    Attributes:
-        tokens_max: Tokens of a batch; a single chunk beyond any limit travels alone.
-        texts_max: Texts of a batch.
-        quantum_tokens: What a round adds to the deficit of a tenant of weight 1.
-        seconds_max: Predicted seconds of a batch.
-        shared_seconds_max: The same for what bulky tenants add while guests are about.
-        shared_for_s: How long a guest counts as being about.
-        bulk_batches_max: Batches of bulky tenants alone that may be taken at a time, where these
-            are computed beside the others and give way to them; 0: where they are like any.
-    """
-
-    tokens_max: int
-    texts_max: int
-    quantum_tokens: int
-    seconds_max: float = math.inf
-    shared_seconds_max: float = math.inf
-    shared_for_s: float = 1.0
-    bulk_batches_max: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quantum_tokens <= self.tokens_max or self.texts_max < 1:
-            raise ValueError(f"expected 1 <= quantum <= tokens and 1 <= texts, got {self}")
-        if min(self.seconds_max, self.shared_seconds_max, self.shared_for_s) <= 0:
-            raise ValueError(f"expected seconds above 0, got {self}")
 
 
 def _weight_one(_: TenantId) -> float:
@@ -101,16 +70,6 @@ class Terms:
 
 
 DEFAULT = Terms()
-
-
-class Closed(enum.StrEnum):
-    """Why a batch has nothing more in it."""
-
-    EMPTY = "empty"  # nothing else was ready
-    TOKENS = "tokens"
-    TEXTS = "texts"
-    SECONDS = "seconds"
-    SHARED = "shared"  # bulky tenants keep batches short, as guests are about
 
 
 @dataclass(slots=True)
@@ -323,48 +282,6 @@ class Waiting:
         self.tokens -= chunk.tokens
 
 
-@dataclass(slots=True)
-class _Room:
-    """How full a batch is."""
-
-    limits: BatchLimits
-    tally: Tally | None
-    least_s: float = 0.0  # that no limit of seconds goes below
-    tokens: int = 0
-    texts: int = 0
-    guests_s: float = 0.0  # what it takes up to the last chunk of a guest
-
-    def full_for(self, chunk: Chunk, *, shared: bool) -> Closed | None:
-        """Which limit the batch would pass with `chunk`, if any."""
-        limits, texts = self.limits, len(chunk.texts)
-        if self.tokens + chunk.tokens > limits.tokens_max:
-            return Closed.TOKENS
-        if self.texts + texts > limits.texts_max:
-            return Closed.TEXTS
-        if self.tally is None:
-            return None
-        seconds = self.tally.seconds_with(chunk.tokens, texts, chunk.kind)
-        if shared and seconds > self._shared_s_max():
-            return Closed.SHARED
-        return Closed.SECONDS if seconds > max(limits.seconds_max, self.least_s) else None
-
-    def _shared_s_max(self) -> float:
-        """Seconds that a bulky tenant may fill up, with guests about."""
-        apart = self.limits.bulk_batches_max > 0
-        if self.guests_s:
-            return max((1 + SHARED_MORE) * self.guests_s, 0.0 if apart else self.least_s)
-        return math.inf if apart else max(self.limits.shared_seconds_max, self.least_s)
-
-    def add(self, chunk: Chunk, *, guest: bool) -> None:
-        texts = len(chunk.texts)
-        self.tokens += chunk.tokens
-        self.texts += texts
-        if self.tally is not None:
-            self.tally.add(chunk.tokens, texts, chunk.kind)
-            if guest:
-                self.guests_s = self.tally.seconds
-
-
 class _Forming:
     """One lane's next batch, while it is put together."""
 
@@ -374,10 +291,10 @@ class _Forming:
         self._question = question
         self._model = question.terms.latency_of(backbone)
         if self._model is None:
-            self._room = _Room(question.limits, None)
+            self._room = Room(question.limits, None)
         else:
             tally, least_s = Tally(self._model), self._model.efficient_s
-            self._room = _Room(question.limits, tally, least_s)
+            self._room = Room(question.limits, tally, least_s)
         guest_until = self._lane.guest_at + question.limits.shared_for_s
         self._guests = question.now < guest_until
         self.taken: list[Chunk] = []

@@ -19,7 +19,7 @@ from services.processor.lanes.handoff import Handoff
 from services.processor.lanes.trace import Trace
 from services.processor.memory.residency import ModuleState, Residency
 from services.processor.requests import Answered, Batch, Computed, Failed
-from services.processor.scheduling.scheduler import BatchLimits
+from services.processor.scheduling.room import BatchLimits
 from smile.errors import DataCorrupted, DeadlineExceeded, Internal, Unavailable
 from smile.testing import FakeClock
 from tests.unit.services.processor.conftest import Maker, counted, key

@@ -10,7 +10,8 @@ import pytest
 from services.processor.lanes.dispatch import Dispatch, Work
 from services.processor.memory.residency import Residency, Temperature
 from services.processor.requests import Chunk
-from services.processor.scheduling.scheduler import BatchLimits, Terms
+from services.processor.scheduling.room import BatchLimits
+from services.processor.scheduling.scheduler import Terms
 from smile.errors import NotFound, Overloaded
 from smile.names import VplmName, tenant_id
 from smile.testing import FakeClock

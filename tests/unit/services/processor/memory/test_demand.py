@@ -17,7 +17,7 @@ from services.processor.memory.demand import PREFETCHES_MAX, Demand
 from services.processor.memory.loader import Loader
 from services.processor.memory.residency import ModuleState, Residency, Temperature
 from services.processor.requests import Failed, Target
-from services.processor.scheduling.scheduler import BatchLimits
+from services.processor.scheduling.room import BatchLimits
 from smile.errors import DataCorrupted, NotFound, Overloaded, SmileError, Unavailable
 from smile.model.kernels.rows import Row
 from smile.model.specs import ModuleSpec

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from services.processor.memory.residency import ModuleState
 from services.processor.requests import Chunk, ModuleKey
 from services.processor.scheduling.latency import Curve, LatencyModel, LatencyTables
-from services.processor.scheduling.scheduler import (
-    SHARED_MORE,
-    BatchLimits,
-    Closed,
-    Plan,
-    Terms,
-    Waiting,
-    next_batch,
-)
+from services.processor.scheduling.room import SHARED_MORE, BatchLimits, Closed
+from services.processor.scheduling.scheduler import Plan, Terms, Waiting, next_batch
 from smile.names import tenant_id
 from tests.unit.services.processor.conftest import Maker
 

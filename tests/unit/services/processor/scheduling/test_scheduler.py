@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from services.processor.memory.residency import ModuleState
 from services.processor.requests import Chunk, ModuleKey
-from services.processor.scheduling.scheduler import BatchLimits, Plan, Waiting, next_batch
+from services.processor.scheduling.room import BatchLimits
+from services.processor.scheduling.scheduler import Plan, Waiting, next_batch
 from tests.unit.services.processor.conftest import Maker, key
 
 LIMITS = BatchLimits(tokens_max=100, texts_max=8, quantum_tokens=25)

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from services.processor.memory.residency import ModuleState
 from services.processor.requests import Chunk, ModuleKey
 from services.processor.scheduling.latency import Curve, LatencyModel, LatencyTables
+from services.processor.scheduling.room import BatchLimits, Closed
 from services.processor.scheduling.scheduler import (
     WEIGHT_MAX,
     WEIGHT_MIN,
-    BatchLimits,
-    Closed,
     Plan,
     Terms,
     Waiting,

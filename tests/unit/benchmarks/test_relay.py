@@ -9,7 +9,7 @@ import time
 
 from benchmarks.harness.relay import HOST, relayed
 
-DELAY_S = 0.15
+DELAY_S = 0.3
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -45,7 +45,7 @@ class KernelChoice(enum.StrEnum):
 class Native:
     """What it takes to put native calls together. Threads may share it."""
 
-    library: Library
+    entries: Library
     workspaces: Workspaces
 
 
@@ -79,7 +79,7 @@ class Kernels:
             yield self
             return
         with self.native.workspaces.borrowed() as room:
-            tape = Tape(self.native.library)
+            tape = Tape(self.native.entries)
             yield Kernels(NativeDense(tape), NativeGrouped(tape), room)
             tape.run()
 
@@ -90,7 +90,7 @@ class Kernels:
         if sys.platform != "linux":
             return
         if self.native is not None:
-            self.native.library.give_way()
+            self.native.entries.give_way()
         else:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 

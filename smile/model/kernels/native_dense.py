@@ -23,7 +23,7 @@ class NativeDense:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._function = calls.library.function
+        self._function = calls.entries.function
 
     def embed(
         self, packed: PackedTokens, tables: EmbeddingTables, out: Tensor | None = None
@@ -51,7 +51,7 @@ class NativeDense:
         return out
 
     def pack(self, weight: Tensor, bias: Tensor) -> Linear:
-        return pack(self._calls.library.handle, weight, bias)
+        return pack(self._calls.entries.handle, weight, bias)
 
     def linear(
         self,

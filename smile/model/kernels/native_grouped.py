@@ -22,7 +22,7 @@ class NativeGrouped:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
-        self._function = calls.library.function
+        self._function = calls.entries.function
 
     def linear(self, x: Tensor, members: Members, weight: str, bias: str | None) -> Tensor:
         outputs = members.layout.fields[weight].shape[-1]

@@ -66,7 +66,7 @@ class Library:
 class Calls(Protocol):
     """Where native kernels put their calls."""
 
-    library: Library
+    entries: Library
 
     @property
     def threads(self) -> int:
@@ -86,7 +86,7 @@ class AtOnce:
     """Every call runs before `add` returns. Threads may share it."""
 
     def __init__(self, library: Library) -> None:
-        self.library = library
+        self.entries = library
 
     @property
     def threads(self) -> int:
@@ -96,14 +96,14 @@ class AtOnce:
         return matrix(x)
 
     def add(self, function: int, words: Sequence[int], *kept: object) -> None:
-        self.library.run((function, len(words), *words))
+        self.entries.run((function, len(words), *words))
 
 
 class Tape:
     """Calls wait for `run`, and so does the memory they use. For one thread and one run."""
 
     def __init__(self, library: Library) -> None:
-        self.library = library
+        self.entries = library
         self.threads = torch.get_num_threads()
         self._words: list[int] = []
         self._matrices: dict[int, Matrix] = {}  # by identity: what it is of is kept
@@ -122,7 +122,7 @@ class Tape:
 
     def run(self) -> None:
         """All calls, in order; see `Library.run` for what it raises."""
-        self.library.run(self._words)
+        self.entries.run(self._words)
         self._words.clear()
         self._matrices.clear()
         self._kept.clear()

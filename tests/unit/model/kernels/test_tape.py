@@ -80,7 +80,7 @@ def test_eager_kernels_run_at_once() -> None:
 def test_no_memory_is_an_error_and_no_more(native: Kernels) -> None:
     """A row too wide for the scratch that holds it as floats; the row itself is never touched."""
     assert native.native is not None
-    library, width = native.native.library, 1 << 46
+    library, width = native.native.entries, 1 << 46
     function = library.function("add_norm", torch.float32)
     norm = (0, 0, real(1e-5))
     with pytest.raises(MemoryError):

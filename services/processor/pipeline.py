@@ -134,6 +134,7 @@ class Pipeline(Generic[Module]):
         self._parts = parts
         self._limits = limits
         self.counters = Counters()
+        self._doors = Doors(parts.admission, parts.turnstile, parts.clock, self.counters.asked)
         self._numbers = itertools.count(1)
         self._gathering = Gathering()
         self._gate = Gate(limits.module_texts_max)
@@ -272,9 +273,7 @@ class Pipeline(Generic[Module]):
 
     def _admitted(self, ask: Ask, arrived: float, deadline: float) -> Entrance:
         """Room for what is asked, until the deadline; see `Entrance`."""
-        parts = self._parts
-        doors = Doors(parts.admission, parts.turnstile, parts.clock, self.counters.asked)
-        return Entrance(doors, ask, arrived, deadline)
+        return Entrance(self._doors, ask, arrived, deadline)
 
     async def submit(
         self, number: int, request: InferenceRequest, target: Target, permit: Permit

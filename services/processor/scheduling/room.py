@@ -35,6 +35,11 @@ class BatchLimits:
     shared_for_s: float = 1.0
     bulk_batches_max: int = 0
 
+    @property
+    def apart(self) -> bool:
+        """Whether batches of bulky tenants alone are computed beside the others."""
+        return self.bulk_batches_max > 0
+
     def __post_init__(self) -> None:
         if not 1 <= self.quantum_tokens <= self.tokens_max or self.texts_max < 1:
             raise ValueError(f"expected 1 <= quantum <= tokens and 1 <= texts, got {self}")
@@ -79,7 +84,7 @@ class Room:
 
     def _shared_s_max(self) -> float:
         """Seconds that a bulky tenant may fill up, with guests about."""
-        apart = self.limits.bulk_batches_max > 0
+        apart = self.limits.apart
         if self.guests_s:
             return max((1 + SHARED_MORE) * self.guests_s, 0.0 if apart else self.least_s)
         return math.inf if apart else max(self.limits.shared_seconds_max, self.least_s)

@@ -326,7 +326,7 @@ class _Forming:
         are few: theirs come first, and it has batches of its own. Where guests keep the device
         busy, it has its turn as they have theirs.
         """
-        apart = self._question.limits.bulk_batches_max > 0
+        apart = self._question.limits.apart
         return apart and turn.bulky and not self.taken and 0 < self._lane.guests <= GUESTS_FEW
 
     def _turn(self, turn: Turn) -> Closed | None:
@@ -409,7 +409,7 @@ def next_batch(
             plan.batch = Batch.of(backbone, forming.taken)
             plan.closed = closed
             plan.predicted_s, plan.table_s = forming.seconds
-            plan.bulk = forming.bulk and limits.bulk_batches_max > 0 and not waiting.bulk_full
+            plan.bulk = forming.bulk and limits.apart and not waiting.bulk_full
             break
     return plan
 

@@ -237,19 +237,17 @@ class _Weights:
         )
 
     def layer(self, index: int) -> Layer:
-        prefix = f"encoder.layer.{index}"
-        places = {
-            Projection.QUERY: "attention.self.query",
-            Projection.KEY: "attention.self.key",
-            Projection.VALUE: "attention.self.value",
-            Projection.ATTENTION_OUTPUT: "attention.output.dense",
-            Projection.INTERMEDIATE: "intermediate.dense",
-            Projection.OUTPUT: "output.dense",
+        norms = {
+            norm: self._norm(checkpoint.path_of(index, place))
+            for norm, place in checkpoint.NORM_PLACES.items()
         }
         return Layer(
-            {name: self._dense(f"{prefix}.{place}") for name, place in places.items()},
-            self._norm(f"{prefix}.attention.output.LayerNorm"),
-            self._norm(f"{prefix}.output.LayerNorm"),
+            {
+                name: self._dense(checkpoint.path_of(index, place))
+                for name, place in checkpoint.PLACES.items()
+            },
+            norms[Norm.ATTENTION],
+            norms[Norm.OUTPUT],
             self.config.heads,
             self.config.activation,
         )

@@ -16,7 +16,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument
-from smile.model.specs import BackboneShape
+from smile.model.layout import Norm
+from smile.model.specs import BackboneShape, Projection
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -25,6 +26,19 @@ TOKENIZER_SETTINGS_FILE = "tokenizer_config.json"  # read only where there is no
 STORED_DTYPES = ("F32", "F16", "BF16")
 READ_BYTES = 1 << 20
 FLOAT32_BYTES = 4
+# Where a layer's dense products and norms are, in its own path.
+PLACES: Mapping[Projection, str] = {
+    Projection.QUERY: "attention.self.query",
+    Projection.KEY: "attention.self.key",
+    Projection.VALUE: "attention.self.value",
+    Projection.ATTENTION_OUTPUT: "attention.output.dense",
+    Projection.INTERMEDIATE: "intermediate.dense",
+    Projection.OUTPUT: "output.dense",
+}
+NORM_PLACES: Mapping[Norm, str] = {
+    Norm.ATTENTION: "attention.output.LayerNorm",
+    Norm.OUTPUT: "output.LayerNorm",
+}
 
 
 class Family(enum.StrEnum):
@@ -164,6 +178,11 @@ def read_config(path: Path) -> EncoderConfig:
     return _Fields(raw, file).encoder()
 
 
+def path_of(layer: int, place: str) -> str:
+    """Path inside the encoder: `encoder.layer.0.output.dense`."""
+    return f"encoder.layer.{layer}.{place}"
+
+
 def expected_tensors(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the encoder uses, by its unprefixed name, with its shape."""
     hidden, inner = config.hidden, config.intermediate
@@ -174,14 +193,12 @@ def expected_tensors(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
         **_norm("embeddings.LayerNorm", hidden),
     }
     for index in range(config.layers):
-        layer = f"encoder.layer.{index}"
-        for name in ("query", "key", "value"):
-            shapes |= _dense(f"{layer}.attention.self.{name}", hidden, hidden)
-        shapes |= _dense(f"{layer}.attention.output.dense", hidden, hidden)
-        shapes |= _norm(f"{layer}.attention.output.LayerNorm", hidden)
-        shapes |= _dense(f"{layer}.intermediate.dense", inner, hidden)
-        shapes |= _dense(f"{layer}.output.dense", hidden, inner)
-        shapes |= _norm(f"{layer}.output.LayerNorm", hidden)
+        for projection, place in PLACES.items():
+            outputs = inner if projection is Projection.INTERMEDIATE else hidden
+            inputs = inner if projection is Projection.OUTPUT else hidden
+            shapes |= _dense(path_of(index, place), outputs, inputs)
+        for place in NORM_PLACES.values():
+            shapes |= _norm(path_of(index, place), hidden)
     return shapes
 
 

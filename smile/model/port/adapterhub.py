@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from smile.formats import ExportFormat
+from smile.model.checkpoint import path_of
 from smile.model.layout import ADAPTED_BLOCKS, Block, adapter_name, pet_layers
 from smile.model.port import adapterhub_config, adapterhub_head, card, sidecar
 from smile.model.port.adapterhub_config import BottleneckConfig
 from smile.model.port.assembly import assembled
 from smile.model.port.files import TensorFile, write_json, write_tensors
-from smile.model.port.places import path_of, without_family
+from smile.model.port.places import without_family
 from smile.model.port.values import (
     ExportedModule,
     FloatArray,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from smile.model.checkpoint import PLACES
 from smile.model.initial import StoredArray, packed_bits
 from smile.model.layout import (
     Norm,
@@ -24,7 +25,7 @@ from smile.model.layout import (
     pet_layers,
     projection_shape,
 )
-from smile.model.port.places import BIASED, PLACES
+from smile.model.port.places import BIASED
 from smile.model.port.values import FloatArray, Target, unsupported
 from smile.model.specs import DENSITY_MAX, PetKind, PetSpec, Projection
 

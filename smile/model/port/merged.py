@@ -15,7 +15,7 @@ import numpy as np
 from smile.errors import InvalidArgument
 from smile.formats import ExportFormat
 from smile.model import checkpoint
-from smile.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from smile.model.checkpoint import CONFIG_FILE, PLACES, WEIGHTS_FILE, path_of
 from smile.model.layout import (
     bias_name,
     delta_name,
@@ -33,7 +33,7 @@ from smile.model.port.heads import (
     stored_names,
     to_theirs,
 )
-from smile.model.port.places import BIASED, PLACES, POOLER, path_of, without_family
+from smile.model.port.places import BIASED, POOLER, without_family
 from smile.model.port.values import ExportedModule, FloatArray, inexpressible
 from smile.model.specs import PetKind, Pooling, Projection
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from smile.formats import ExportFormat
-from smile.model.checkpoint import Family
+from smile.model.checkpoint import PLACES, Family, path_of
 from smile.model.layout import (
     HEAD_WEIGHT,
     POOLER_BIAS,
@@ -38,7 +38,7 @@ from smile.model.port.heads import (
     to_theirs,
 )
 from smile.model.port.peft_config import LoraConfig
-from smile.model.port.places import PLACES, POOLER, Dense, dense_at, path_of, without_family
+from smile.model.port.places import POOLER, Dense, dense_at, without_family
 from smile.model.port.values import (
     ExportedModule,
     FloatArray,

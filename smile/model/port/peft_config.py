@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smile.model.checkpoint import Family
+from smile.model.checkpoint import PLACES, Family, path_of
 from smile.model.port.files import Config, shown
-from smile.model.port.places import PLACES, path_of
 from smile.model.port.values import malformed
 
 READ = frozenset(

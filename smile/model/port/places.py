@@ -6,22 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from smile.model.checkpoint import Family
+from smile.model.checkpoint import NORM_PLACES, PLACES, Family
 from smile.model.layout import Norm
 from smile.model.specs import Projection
 
-PLACES: Mapping[Projection, str] = {
-    Projection.QUERY: "attention.self.query",
-    Projection.KEY: "attention.self.key",
-    Projection.VALUE: "attention.self.value",
-    Projection.ATTENTION_OUTPUT: "attention.output.dense",
-    Projection.INTERMEDIATE: "intermediate.dense",
-    Projection.OUTPUT: "output.dense",
-}
-NORM_PLACES: Mapping[Norm, str] = {
-    Norm.ATTENTION: "attention.output.LayerNorm",
-    Norm.OUTPUT: "output.LayerNorm",
-}
 BIASED: Mapping[Projection | Norm, str] = {
     place: PLACES[place] if isinstance(place, Projection) else NORM_PLACES[place]
     for place in (*Projection, *Norm)
@@ -36,11 +24,6 @@ class Dense(NamedTuple):
 
     layer: int
     projection: Projection
-
-
-def path_of(layer: int, place: str) -> str:
-    """Path inside the encoder: `encoder.layer.0.output.dense`."""
-    return f"encoder.layer.{layer}.{place}"
 
 
 def dense_at(path: str, layers: int) -> Dense | None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -87,6 +93,39 @@ def test_no_memory_is_an_error_and_no_more(native: Kernels) -> None:
         library.run((function, 12, *(0, 0) * 3, *norm, 1, width, 1))
     y = torch.full((3, 20), -2.0)
     assert native.dense.activate_(y, Activation.RELU).eq(0).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities are the process's")
+def test_who_gives_way_computes_the_same_when_nobody_else_wants_to(native: Kernels) -> None:
+    """In a thread of the lowest class that stands in for it, and ends with it."""
+    assert native.native is not None
+    library, norm = native.native.entries, (0, 0, real(1e-5))
+    too_wide = (library.function("add_norm", torch.float32), 12, *(0, 0) * 3, *norm, 1, 1 << 46, 1)
+
+    def computed() -> tuple[torch.Tensor, int, list[int]]:
+        native.give_way()
+        y = torch.full((3, 20), -2.0)
+        with native.together() as kernels:
+            kernels.dense.activate_(y, Activation.RELU)
+        with pytest.raises(MemoryError):
+            library.run(too_wide)
+        with native.together() as kernels:
+            joined = kernels.dense.join([y, torch.ones(1, 20)])
+        return joined, os.sched_getscheduler(threading.get_native_id()), _idle_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        found, own, idle = pool.submit(computed).result(timeout=30)
+    assert found[:3].eq(0).all() and found[3].eq(1).all()
+    assert own == os.SCHED_OTHER
+    assert len(idle) == 1
+    until = time.monotonic() + 10
+    while _idle_threads():  # Python's thread is joined a moment before the system's ends
+        assert time.monotonic() < until, "it outlives whom it stood in for"
+
+
+def _idle_threads() -> list[int]:
+    threads = [int(each) for each in os.listdir("/proc/self/task")]
+    return [each for each in threads if os.sched_getscheduler(each) == os.SCHED_IDLE]
 
 
 def test_a_function_that_is_not_there() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smile.model import weights
+from smile.formats import ExportFormat
+from smile.model import port, weights
 from smile.model.backbone import Backbone
 from smile.model.initial import StoredArray
 from smile.model.packing import pack
@@ -35,6 +36,15 @@ def exported(
     name = "tenants/acme/vplms/topic/versions/2"
     info = backbone.info
     return ExportedModule(name, spec, data, tensors, info.shape, info.family, folder)
+
+
+def sent_round(
+    backbone: Backbone, spec: ModuleSpec, target: Target, folder: Path, format: ExportFormat
+) -> tuple[ExportedModule, ImportedModule]:
+    """A module of random numbers as it went out to `folder`, and as it came back from there."""
+    module = exported(backbone, spec, target.folder)
+    port.write(module, folder, format)
+    return module, port.read(folder, target)
 
 
 def answers(

@@ -44,6 +44,7 @@ from tests.unit.model.port.port_world import (
     assert_same,
     exported,
     imported_answers,
+    sent_round,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -206,18 +207,10 @@ def test_a_frozen_pooler_needs_the_backbones_files(target: Target, name: str) ->
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("pet", PETS)
 def test_export_and_import_give_the_same_module_to_the_bit(
-    base: Backbone,
-    base_path: Path,
-    target: Target,
-    tmp_path: Path,
-    pet: str,
-    head: str,
-    dtype: DType,
+    base: Backbone, target: Target, tmp_path: Path, pet: str, head: str, dtype: DType
 ) -> None:
     spec = ModuleSpec("toy", base.digest, PETS[pet], HEADS[head], dtype)
-    module = exported(base, spec, base_path)
-    port.write(module, tmp_path / "out", ExportFormat.ADAPTERHUB)
-    back = port.read(tmp_path / "out", target)
+    module, back = sent_round(base, spec, target, tmp_path / "out", ExportFormat.ADAPTERHUB)
     assert back.spec == spec
     assert_same(back.tensors, module.tensors)
 

@@ -40,6 +40,7 @@ from tests.unit.model.port.port_world import (
     assert_same,
     exported,
     imported_answers,
+    sent_round,
     target_of,
     theirs,
 )
@@ -146,18 +147,10 @@ def test_sentence_transformers_loads_an_embedding(
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("pet", ["none", "bitfit", "diff-pruning", "mask-bert"])
 def test_what_was_merged_is_found_again(
-    base: Backbone,
-    base_path: Path,
-    target: Target,
-    tmp_path: Path,
-    pet: str,
-    head: str,
-    dtype: DType,
+    base: Backbone, target: Target, tmp_path: Path, pet: str, head: str, dtype: DType
 ) -> None:
     spec = ModuleSpec("toy", base.digest, PETS[pet], HEADS[head], dtype)
-    module = exported(base, spec, base_path)
-    port.write(module, tmp_path / "out", ExportFormat.HUGGINGFACE)
-    back = port.read(tmp_path / "out", target)
+    module, back = sent_round(base, spec, target, tmp_path / "out", ExportFormat.HUGGINGFACE)
     assert back.source is ExportFormat.HUGGINGFACE
     assert (back.spec.pet, back.spec.head) == (spec.pet, spec.head)
     heads = {name for name in module.tensors if name.startswith("head.")}

@@ -37,6 +37,7 @@ from tests.unit.model.port.port_world import (
     assert_same,
     exported,
     imported_answers,
+    sent_round,
     target_of,
     theirs,
 )
@@ -303,18 +304,10 @@ PETS = {
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("pet", PETS)
 def test_export_and_import_give_the_same_module_to_the_bit(
-    base: Backbone,
-    base_path: Path,
-    target: Target,
-    tmp_path: Path,
-    pet: str,
-    head: str,
-    dtype: DType,
+    base: Backbone, target: Target, tmp_path: Path, pet: str, head: str, dtype: DType
 ) -> None:
     spec = ModuleSpec("toy", base.digest, PETS[pet], HEADS[head], dtype)
-    module = exported(base, spec, base_path)
-    port.write(module, tmp_path / "out", ExportFormat.PEFT)
-    back = port.read(tmp_path / "out", target)
+    module, back = sent_round(base, spec, target, tmp_path / "out", ExportFormat.PEFT)
     assert back.spec == spec
     assert_same(back.tensors, module.tensors)
 

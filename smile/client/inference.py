@@ -8,14 +8,16 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
+    Callable,
     Iterable,
     Iterator,
     Sequence,
 )
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from smile import codec
 from smile.client import options as o
@@ -28,6 +30,8 @@ from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStat
 from smile.v1 import processor_pb2
 
 NAMES_REMEMBERED_MAX = 1_000
+
+T = TypeVar("T")
 
 
 class InferenceCalls(Calls):
@@ -59,15 +63,8 @@ class InferenceCalls(Calls):
                 routing_key=options.get("routing_key", ""),
             )
 
-        async def ask(left_s: float) -> processor_pb2.InferResponse:
-            with asking():
-                return await self._connection.processor.Infer(request, timeout=left_s)
-
-        timeout = _timeout(options.get("timeout"))
-        if not options.get("patient", True):
-            return codec.infer_from_pb(await ask(timeout))
-        pace = self._connection.pace
-        return codec.infer_from_pb(await pace.ask(request.name, len(asked), ask, timeout))
+        send = partial(self._connection.processor.Infer, request)
+        return codec.infer_from_pb(await self._ask(request.name, len(asked), send, options))
 
     async def infer_fanout(
         self, text: str, vplms: Sequence[str], **options: Unpack[o.FanoutOptions]
@@ -96,15 +93,8 @@ class InferenceCalls(Calls):
                 routing_key=options.get("routing_key", ""),
             )
 
-        async def ask(left_s: float) -> processor_pb2.InferFanoutResponse:
-            with asking():
-                return await self._connection.processor.InferFanout(request, timeout=left_s)
-
-        timeout = _timeout(options.get("timeout"))
-        if not options.get("patient", True):
-            return codec.fanout_from_pb(await ask(timeout))
-        pace = self._connection.pace
-        return codec.fanout_from_pb(await pace.ask("", len(targets), ask, timeout))
+        send = partial(self._connection.processor.InferFanout, request)
+        return codec.fanout_from_pb(await self._ask("", len(targets), send, options))
 
     async def infer_many(
         self,
@@ -156,6 +146,27 @@ class InferenceCalls(Calls):
             )
         return codec.stats_from_pb(stats)
 
+    async def _ask(
+        self,
+        vplm: str,
+        texts: int,
+        send: Callable[..., Awaitable[T]],
+        options: o.InferOptions | o.FanoutOptions,
+    ) -> T:
+        """What `send` gives, which takes a timeout: by default sent when the processor may be asked
+        about so many texts of `vplm`, or of all where that is empty.
+        """
+
+        async def ask(left_s: float) -> T:
+            with asking():
+                return await send(timeout=left_s)
+
+        timeout = options.get("timeout")
+        timeout = INFER_TIMEOUT_S if timeout is None else timeout
+        if not options.get("patient", True):
+            return await ask(timeout)
+        return await self._connection.pace.ask(vplm, texts, ask, timeout)
+
     def _fanout_target(self, text: str, alias: str) -> processor_pb2.FanoutTarget:
         vplm, at, own_alias = text.partition("@")
         name = self._scope.servable(vplm)
@@ -165,10 +176,6 @@ class InferenceCalls(Calls):
 
     def _servable(self, vplm: str, version: int | None) -> str:
         return _servable(self._scope, vplm, version)
-
-
-def _timeout(asked: float | None) -> float:
-    return INFER_TIMEOUT_S if asked is None else asked
 
 
 @lru_cache(maxsize=NAMES_REMEMBERED_MAX)  # callers ask the same few again and again

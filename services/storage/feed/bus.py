@@ -47,7 +47,7 @@ class Bus:
     """Says what changes here and hears what changes anywhere; `run` it beside the server.
 
     Args:
-        client: Redis; None where `run` is never called, for replicas that only speak.
+        client: Redis; closed by `run` at its end.
         store: Where marks are left.
         hub: Who is told.
     """

@@ -73,6 +73,7 @@ class _Relay:
         task = asyncio.get_running_loop().create_task(self._relay(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.close())  # also where it was never begun
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Both directions; the end of either is the end of both."""
@@ -87,15 +88,16 @@ class _Relay:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         except OSError:  # nobody there, which the caller sees as the end of its connection
             return
-        finally:
+        finally:  # both ends are closed before anything is awaited: `run` may cancel the rest
             for way in ways:
                 way.cancel()
+            ends = [end for end in (writer, there) if end is not None]
+            for end in ends:
+                end.close()
             await asyncio.gather(*ways, return_exceptions=True)
-            for end in (writer, there):
-                if end is not None:
-                    end.close()
-                    with contextlib.suppress(OSError):  # the other side was faster
-                        await end.wait_closed()
+            for end in ends:
+                with contextlib.suppress(OSError):  # the other side was faster
+                    await end.wait_closed()
 
 
 async def _pass_on(

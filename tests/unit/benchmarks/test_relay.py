@@ -13,9 +13,11 @@ DELAY_S = 0.3
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(100_000):
-        writer.write(data)
-    await _closed(writer)
+    try:
+        while data := await reader.read(100_000):
+            writer.write(data)
+    finally:
+        await _closed(writer)
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:
@@ -37,7 +39,12 @@ async def _asked(address: str, question: bytes) -> tuple[bytes, float]:
 
 
 async def _through(questions: list[bytes]) -> list[tuple[bytes, float]]:
-    server = await asyncio.start_server(_echo, HOST, 0)
+    echoes: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        echoes.add(asyncio.create_task(_echo(reader, writer)))
+
+    server = await asyncio.start_server(connected, HOST, 0)
     there = f"{HOST}:{server.sockets[0].getsockname()[1]}"
 
     async def ask() -> list[tuple[bytes, float]]:
@@ -48,7 +55,8 @@ async def _through(questions: list[bytes]) -> list[tuple[bytes, float]]:
         return await ask()
     finally:
         server.close()
-        await asyncio.sleep(0.1)  # its connections end
+        if echoes:
+            await asyncio.wait(echoes)
 
 
 def test_answers_come_as_they_are_and_so_much_later() -> None:

@@ -88,7 +88,7 @@ async def test_every_string_of_every_request_is_classified() -> None:
         for _, entry in string_fields(method.input_type)
         if entry.full_name not in NAMES | SHARED | OUTPUT | UNUSABLE and entry.name not in FREE
     ]
-    assert unknown == [], "say in every_rpc.py whether these name a tenant's resource"
+    assert unknown == [], "say in every_rpc/areas whether these name a tenant's resource"
 
 
 async def test_every_rpc_of_tenants_has_a_request() -> None:

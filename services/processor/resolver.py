@@ -41,6 +41,10 @@ class Versions(Protocol):
     """Where versions are looked up."""
 
     async def resolve(self, name: VplmName, alias: str) -> VplmVersion: ...
+    async def fetch(self, name: VplmName, alias: str) -> VplmVersion:
+        """As `resolve`, and likely to be loaded at once."""
+        ...
+
     async def get(self, name: VersionName) -> VplmVersion: ...
 
 
@@ -216,8 +220,10 @@ class Resolver:
     async def _look_up(self, asked: Asked) -> Route:
         if (name := asked.version_name) is not None:
             version = await self._versions.get(name)
-        else:
+        elif asked in self._known:
             version = await self._versions.resolve(asked.vplm, asked.alias)
+        else:
+            version = await self._versions.fetch(asked.vplm, asked.alias)
         route = Route.of(version)
         for target in route.targets:
             if target.name.vplm != asked.vplm or (name is not None and target.name != name):

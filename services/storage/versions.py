@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ from services.storage.records import (
 )
 from smile import pages
 from smile.errors import AlreadyExists, DataCorrupted, InvalidArgument, NotFound
+from smile.limits import CHUNK_BYTES_MAX
 from smile.model.specs import ModuleSpec
 from smile.names import JobName, VersionName, VplmName
 from smile.resources import SERVING, TrainingSummary, VersionOrigin, VplmVersion
@@ -97,7 +99,22 @@ class Versions:
         """The version an alias points to, with its canary if it has one; `serving` where none is
         named. Raises `NotFound`.
         """
+        return await self._resolved(vplm, alias, (await self._catalog.record(vplm)).document)
+
+    async def fetch(self, vplm: VplmName, alias: str) -> tuple[VplmVersion, bytes]:
+        """As `resolve`, with the version's bytes; none where they are more than fit one message, or
+        are damaged, of which `open` tells. Raises `NotFound`.
+        """
         record = (await self._catalog.record(vplm)).document
+        found = await self._resolved(vplm, alias, record)
+        if found.size_bytes > CHUNK_BYTES_MAX:
+            return found, b""
+        blob = keys.version_blob(vplm, record.uid, found.digest)
+        stored = await self._store.get(blob)
+        intact = stored is not None and hashlib.sha256(stored.data).hexdigest() == found.digest
+        return found, stored.data if stored is not None and intact else b""
+
+    async def _resolved(self, vplm: VplmName, alias: str, record: VplmRecord) -> VplmVersion:
         number = record.aliases.get(alias or SERVING)
         if number is None:
             raise NotFound(

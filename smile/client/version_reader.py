@@ -7,6 +7,7 @@ the tenant of the name it is about.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
@@ -14,15 +15,21 @@ import grpc
 
 from smile import codec
 from smile.errors import Aborted, DataCorrupted, DeadlineExceeded, Unavailable
+from smile.limits import MIB
 from smile.names import VersionName, VplmName
 from smile.resources import VplmVersion
 from smile.rpc.channel import acting_for
 from smile.rpc.status import calling
 from smile.v1 import storage_pb2, storage_pb2_grpc
 
+AHEAD_BYTES_MAX = 64 * MIB
+
 
 class VersionReader:
     """Reads versions. Every method raises `smile.errors`; another tenant's version is `NotFound`.
+
+    Bytes that came with `fetch` are kept until the `download` that follows, the oldest not longer
+    than memory of `AHEAD_BYTES_MAX` allows.
 
     Args:
         channel: To storage.
@@ -40,6 +47,8 @@ class VersionReader:
         self._stub = storage_pb2_grpc.StorageServiceStub(channel)
         self._resolve_timeout_s = resolve_timeout_s
         self._download_timeout_s = download_timeout_s
+        self._ahead: OrderedDict[tuple[VersionName, str], bytes] = OrderedDict()
+        self._ahead_bytes = 0
 
     async def resolve(self, name: VplmName, alias: str) -> VplmVersion:
         """The version `alias` points to now."""
@@ -47,6 +56,16 @@ class VersionReader:
         with _answering(), acting_for(name.tenant):
             found = await self._stub.ResolveAlias(request, timeout=self._resolve_timeout_s)
         return codec.version_from_pb(found)
+
+    async def fetch(self, name: VplmName, alias: str) -> VplmVersion:
+        """As `resolve`, for a version whose bytes are wanted next: small ones come along."""
+        request = storage_pb2.FetchAliasRequest(name=str(name), alias=alias)
+        with _answering(), acting_for(name.tenant):
+            found = await self._stub.FetchAlias(request, timeout=self._resolve_timeout_s)
+        version = codec.version_from_pb(found.version)
+        if found.content:
+            self._keep((VersionName.parse(version.name), version.digest), found.content)
+        return version
 
     async def get(self, name: VersionName) -> VplmVersion:
         """One version's manifest."""
@@ -61,6 +80,10 @@ class VersionReader:
         Raises:
             Aborted: the name is another version's now, whose manifest has another digest.
         """
+        if (data := self._ahead.pop((name, digest), None)) is not None:
+            self._ahead_bytes -= len(data)
+            yield data
+            return
         request = storage_pb2.DownloadVersionRequest(name=str(name))
         with acting_for(name.vplm.tenant):
             call = self._stub.DownloadVersion(request, timeout=self._download_timeout_s)
@@ -79,6 +102,13 @@ class VersionReader:
                         raise DataCorrupted(f"{name}: storage sent a message that is empty")
         finally:
             call.cancel()  # ends the stream where the bytes were refused half-way
+
+    def _keep(self, version: tuple[VersionName, str], data: bytes) -> None:
+        self._ahead_bytes += len(data) - len(self._ahead.pop(version, b""))
+        self._ahead[version] = data
+        while self._ahead_bytes > AHEAD_BYTES_MAX:
+            _, oldest = self._ahead.popitem(last=False)
+            self._ahead_bytes -= len(oldest)
 
 
 @contextmanager

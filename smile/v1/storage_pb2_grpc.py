@@ -77,6 +77,11 @@ class StorageServiceStub:
                 request_serializer=smile_dot_v1_dot_storage__pb2.ResolveAliasRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_resources__pb2.VplmVersion.FromString,
                 _registered_method=True)
+        self.FetchAlias = channel.unary_unary(
+                '/smile.v1.StorageService/FetchAlias',
+                request_serializer=smile_dot_v1_dot_storage__pb2.FetchAliasRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_storage__pb2.FetchAliasResponse.FromString,
+                _registered_method=True)
         self.ListVersions = channel.unary_unary(
                 '/smile.v1.StorageService/ListVersions',
                 request_serializer=smile_dot_v1_dot_storage__pb2.ListVersionsRequest.SerializeToString,
@@ -160,6 +165,14 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchAlias(self, request, context):
+        """Follows an alias as ResolveAlias, and brings that version's bytes along where they are few: a processor that
+        does not know a vPLM yet asks once instead of twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListVersions(self, request, context):
         """Lists versions, newest first.
         """
@@ -230,6 +243,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.ResolveAlias,
                     request_deserializer=smile_dot_v1_dot_storage__pb2.ResolveAliasRequest.FromString,
                     response_serializer=smile_dot_v1_dot_resources__pb2.VplmVersion.SerializeToString,
+            ),
+            'FetchAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchAlias,
+                    request_deserializer=smile_dot_v1_dot_storage__pb2.FetchAliasRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_storage__pb2.FetchAliasResponse.SerializeToString,
             ),
             'ListVersions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVersions,
@@ -469,6 +487,33 @@ class StorageService:
             '/smile.v1.StorageService/ResolveAlias',
             smile_dot_v1_dot_storage__pb2.ResolveAliasRequest.SerializeToString,
             smile_dot_v1_dot_resources__pb2.VplmVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.StorageService/FetchAlias',
+            smile_dot_v1_dot_storage__pb2.FetchAliasRequest.SerializeToString,
+            smile_dot_v1_dot_storage__pb2.FetchAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,10 @@ class StorageServiceStub:
     """Gets one version's manifest."""
     ResolveAlias: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ResolveAliasRequest, _resources_pb2.VplmVersion]
     """Follows an alias to the version it points to now, and to its second one where it splits traffic."""
+    FetchAlias: _grpc.UnaryUnaryMultiCallable[_storage_pb2.FetchAliasRequest, _storage_pb2.FetchAliasResponse]
+    """Follows an alias as ResolveAlias, and brings that version's bytes along where they are few: a processor that
+    does not know a vPLM yet asks once instead of twice.
+    """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListVersionsRequest, _storage_pb2.ListVersionsResponse]
     """Lists versions, newest first."""
     DownloadVersion: _grpc.UnaryStreamMultiCallable[_storage_pb2.DownloadVersionRequest, _storage_pb2.DownloadVersionResponse]
@@ -85,6 +89,10 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Gets one version's manifest."""
     ResolveAlias: _aio.UnaryUnaryMultiCallable[_storage_pb2.ResolveAliasRequest, _resources_pb2.VplmVersion]  # type: ignore[assignment]
     """Follows an alias to the version it points to now, and to its second one where it splits traffic."""
+    FetchAlias: _aio.UnaryUnaryMultiCallable[_storage_pb2.FetchAliasRequest, _storage_pb2.FetchAliasResponse]  # type: ignore[assignment]
+    """Follows an alias as ResolveAlias, and brings that version's bytes along where they are few: a processor that
+    does not know a vPLM yet asks once instead of twice.
+    """
     ListVersions: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListVersionsRequest, _storage_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists versions, newest first."""
     DownloadVersion: _aio.UnaryStreamMultiCallable[_storage_pb2.DownloadVersionRequest, _storage_pb2.DownloadVersionResponse]  # type: ignore[assignment]
@@ -162,6 +170,16 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.VplmVersion, _abc.Awaitable[_resources_pb2.VplmVersion]]:
         """Follows an alias to the version it points to now, and to its second one where it splits traffic."""
+
+    @_abc_1.abstractmethod
+    def FetchAlias(
+        self,
+        request: _storage_pb2.FetchAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.FetchAliasResponse, _abc.Awaitable[_storage_pb2.FetchAliasResponse]]:
+        """Follows an alias as ResolveAlias, and brings that version's bytes along where they are few: a processor that
+        does not know a vPLM yet asks once instead of twice.
+        """
 
     @_abc_1.abstractmethod
     def ListVersions(

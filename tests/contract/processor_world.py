@@ -107,6 +107,7 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
         self.canaries: dict[tuple[str, str], Canary] = {}
         self.away = False
         self.hangs = False
+        self.brings = False  # bytes along with an alias
         self.gate: asyncio.Event | None = None  # downloads wait for it
         self.pause_s: Callable[[], float] | None = None  # on the way here, and on the way back
         self.hub: Hub | None = None  # who is told of changes, if anybody
@@ -171,6 +172,11 @@ class StorageFake(storage_pb2_grpc.StorageServiceServicer):
             found = replace(found, canary=second, canary_weight=canary.weight)
         await self._travel()
         return codec.version_to_pb(found)
+
+    async def FetchAlias(self, request: Any, context: Any) -> Any:
+        version = await self.ResolveAlias(request, context)
+        content = self.data[version.name] if self.brings and version.name in self.data else b""
+        return storage_pb2.FetchAliasResponse(version=version, content=content)
 
     async def GetVersion(self, request: Any, context: Any) -> Any:
         self.asked["get"] += 1

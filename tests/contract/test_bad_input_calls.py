@@ -212,6 +212,7 @@ async def test_tricks_in_aliases(world: World) -> None:
         for method, asked in (
             ("ProcessorService.Infer", processor_pb2.InferRequest(texts=["a"])),
             ("StorageService.ResolveAlias", storage_pb2.ResolveAliasRequest()),
+            ("StorageService.FetchAlias", storage_pb2.FetchAliasRequest()),
         ):
             if alias == "":
                 continue  # means `serving`

@@ -106,3 +106,25 @@ async def test_bytes_that_are_not_the_manifests_stay_corrupt(world: World) -> No
     with pytest.raises(errors.DataCorrupted):
         await world.infer("acme", name, [TEXT])
     assert world.storage.asked["resolve"] == asked
+
+
+async def test_bytes_that_come_along_are_not_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.storage, "brings", True)
+    downloads = world.storage.asked["download"]
+    name = await looked_up(world, "along")
+    assert world.storage.asked["download"] == downloads
+    result = await world.infer("acme", name, [TEXT])  # it had left memory
+    check(world, result, [TEXT])
+    assert world.storage.asked["download"] == downloads + 1
+
+
+async def test_bytes_that_come_along_and_are_wrong_are_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.storage, "brings", True)
+    wrong = world.add("acme", "wrong", seed=3)
+    world.storage.lie(wrong.name, b"not these", digest=False)
+    with pytest.raises(errors.DataCorrupted):
+        await world.infer("acme", "tenants/acme/vplms/wrong", [TEXT])

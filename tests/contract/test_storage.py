@@ -72,6 +72,9 @@ async def test_the_journey_of_a_vplm(world: StorageWorld) -> None:
     resolve = S.ResolveAliasRequest(name=VPLM)
     (serving,) = await world.call("StorageService.ResolveAlias", resolve, world.service, "acme")
     assert serving == version
+    fetch = S.FetchAliasRequest(name=VPLM)
+    (fetched,) = await world.call("StorageService.FetchAlias", fetch, world.service, "acme")
+    assert (fetched.version, fetched.content) == (version, data)
     download = S.DownloadVersionRequest(name=version.name)
     first, *others = await world.call("StorageService.DownloadVersion", download, key)
     assert first.version == version

@@ -84,6 +84,7 @@ CASES: dict[str, Callable[[Names], Requests]] = {
     "StorageService.PutVersion": lambda n: put_parts(n.vplm_name, module()),
     "StorageService.GetVersion": lambda n: S.GetVersionRequest(name=n.version_name),
     "StorageService.ResolveAlias": lambda n: S.ResolveAliasRequest(name=n.vplm_name),
+    "StorageService.FetchAlias": lambda n: S.FetchAliasRequest(name=n.vplm_name),
     "StorageService.ListVersions": lambda n: S.ListVersionsRequest(parent=n.vplm_name),
     "StorageService.DownloadVersion": lambda n: S.DownloadVersionRequest(name=n.version_name),
     "StorageService.SetAlias": lambda n: S.SetAliasRequest(

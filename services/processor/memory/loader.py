@@ -15,10 +15,12 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from services.processor.lanes.dispatch import TierLevel
 from services.processor.memory.space import Slot
+from services.processor.memory.spill import LostError
 from services.processor.memory.tiers import TierCounters
 from services.processor.requests import ModuleKey, Target
 from smile.errors import DataCorrupted
 from smile.limits import MODULE_BYTES_MAX
+from smile.logs import get_logger
 from smile.model.kernels.rows import Row
 from smile.model.specs import ModuleSpec
 from smile.names import VersionName
@@ -55,17 +57,23 @@ class Decoding(Protocol[Module_co]):
 
 
 class Kept(Protocol[Module]):
-    """Modules on local disk. Its methods block, and are for any thread."""
+    """Modules on local disk, for any thread."""
 
-    def take(self, key: ModuleKey) -> Decoded[Module] | None: ...
-    def keep(self, key: ModuleKey, module: Module) -> None: ...
+    def find(self, key: ModuleKey) -> Decoded[Module] | None:
+        """A module that can be read to its place, which may raise `LostError`. Does not block."""
+        ...
+
+    def keep(self, key: ModuleKey, module: Module) -> None:
+        """Write it down if that will help. Blocks."""
+        ...
+
     def level(self) -> TierLevel: ...
 
 
 class Nothing:
     """No local disk."""
 
-    def take(self, key: ModuleKey) -> None:
+    def find(self, key: ModuleKey) -> None:
         """It is not there."""
 
     def keep(self, key: ModuleKey, module: object) -> None:
@@ -122,26 +130,33 @@ class Loader(Generic[Module]):
             Unavailable: storage is away.
         """
         async with self._turns:
-            loop = asyncio.get_running_loop()
-            recalled = await loop.run_in_executor(self._pool, self._kept.take, target.key)
-            if recalled is not None:
-                yield recalled
-                return
-            data = await self._fetch(target)
-            decode = self._engine.decode
-            yield await loop.run_in_executor(self._pool, decode, target.spec, data)
+            yield self._kept.find(target.key) or await self._decoded(target)
 
     async def place(
         self, target: Target, decoded: Decoded[Module], slots: Sequence[Slot]
     ) -> Module:
-        """The module, copied into its slots."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._place, target.key, decoded, slots)
+        """The module, copied into its slots; inside the context of `load`, and raises the same."""
+        try:
+            return await self._placed(target.key, decoded, slots)
+        except LostError as error:
+            get_logger().info("loaded from storage instead", why=str(error))
+            return await self._placed(target.key, await self._decoded(target), slots)
 
-    def _place(self, key: ModuleKey, decoded: Decoded[Module], slots: Sequence[Slot]) -> Module:
-        module = decoded.place(self._rows_of(slots))
-        self._kept.keep(key, module)
-        return module
+    async def _decoded(self, target: Target) -> Decoded[Module]:
+        """The module from storage."""
+        data = await self._fetch(target)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._engine.decode, target.spec, data)
+
+    async def _placed(
+        self, key: ModuleKey, decoded: Decoded[Module], slots: Sequence[Slot]
+    ) -> Module:
+        def place() -> Module:
+            module = decoded.place(self._rows_of(slots))
+            self._kept.keep(key, module)
+            return module
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, place)
 
     async def _fetch(self, target: Target) -> bytes:
         version = target.version

@@ -1,8 +1,8 @@
 """Local disk, below host memory: modules that memory had no room for, as they lie in it.
 
 A module that comes from storage while memory is full is written down once, rows as they are. When
-it is asked for again after it had to leave, it is read back: neither storage nor decoding is in the
-way, so a working set larger than memory costs a copy for every miss.
+it is asked for again after it had to leave, it is read back to its new place: neither storage nor
+decoding is in the way, so a working set larger than memory costs a copy for every miss.
 
 One file without a name: nobody else can open it, and it is gone when the process ends. It is
 written round and round; what is overwritten is loaded from storage the next time. Every module is
@@ -39,6 +39,10 @@ META = torch.device("meta")
 FULL_SHARE = 0.9  # of memory: from here on modules will have to leave soon
 
 
+class LostError(Exception):
+    """What lay on disk is not there any more, or not as it was."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry(Generic[M]):
     """Where a module lies in the file.
@@ -72,26 +76,26 @@ class _Extent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recalled(Generic[M]):
-    """A module read back, that has no place yet.
+    """A module that lies on disk and has no place in memory yet."""
 
-    Attributes:
-        form: The module, its rows without memory.
-        data: Bytes of each row.
-    """
-
-    form: M
-    data: Sequence[Tensor]
+    spill: Spill[M]
+    key: ModuleKey
+    entry: _Entry[M]
 
     @property
     def row_bytes(self) -> tuple[int, ...]:
         """The size of each row `place` wants."""
-        return tuple(row.nbytes for row in self.data)
+        return self.entry.sizes
 
     def place(self, rows: Sequence[Row]) -> M:
-        """Copy it into rows of sizes `row_bytes`."""
-        for row, data in zip(rows, self.data, strict=True):
-            row.bytes.copy_(data)
-        return self.form.on(rows)
+        """Read it into rows of sizes `row_bytes`. Blocks.
+
+        Raises:
+            LostError: it has been overwritten meanwhile, or cannot be read; what is in the rows now
+                is nothing.
+        """
+        self.spill.read(self.key, self.entry, [row.bytes for row in rows])
+        return self.entry.form.on(rows)
 
 
 class Spill(Generic[M]):
@@ -120,22 +124,27 @@ class Spill(Generic[M]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def take(self, key: ModuleKey) -> Recalled[M] | None:
-        """A module as it was kept; None if it is not there, or not as it was."""
+    def find(self, key: ModuleKey) -> Recalled[M] | None:
+        """A module that was kept; None if it is not there. Does not block."""
         with self._lock:
-            entry, file = self._entries.get(key), self._file
-            if entry is None or file is None:
-                self.counters.misses += 1
-                return None
-        data = _read(file, entry)
+            if (entry := self._entries.get(key)) is not None:
+                return Recalled(self, key, entry)
+            self.counters.misses += 1
+            return None
+
+    def read(self, key: ModuleKey, entry: _Entry[M], rows: Sequence[Tensor]) -> None:
+        """A module's bytes as they were kept, into rows of its sizes. Raises `LostError`."""
         with self._lock:
-            if data is not None:
+            file = self._file
+        if file is not None and _read(file, entry, rows):
+            with self._lock:
                 self.counters.hits += 1
-                return Recalled(entry.form, data)
+            return
+        with self._lock:
             self.counters.misses += 1
             if self._entries.get(key) is entry:
                 self._forget(key)
-            return None
+        raise LostError(f"module {key.digest} is not on disk any more as it was kept")
 
     def keep(self, key: ModuleKey, module: M) -> None:
         """Write a module down if it will have to leave memory soon and is not written yet. Its
@@ -224,19 +233,18 @@ def _write(file: IO[bytes], start: int, rows: Sequence[Tensor]) -> int:
     return checksum
 
 
-def _read(file: IO[bytes], entry: _Entry[M]) -> list[Tensor] | None:
-    """Every row; None if a byte is not what was written."""
-    data = [torch.empty(size, dtype=torch.uint8) for size in entry.sizes]
-    views = [row.numpy().data for row in data]
+def _read(file: IO[bytes], entry: _Entry[M], rows: Sequence[Tensor]) -> bool:
+    """Every row; whether each byte is what was written."""
+    views = [row.numpy().data for row in rows]
     try:
         count = os.preadv(file.fileno(), views, entry.start)
     except (OSError, ValueError) as error:
         get_logger().warning("modules on disk cannot be read", why=str(error))
-        return None
+        return False
     checksum = 0
     for view in views:
         checksum = zlib.crc32(view, checksum)
-    return data if count == sum(entry.sizes) and checksum == entry.checksum else None
+    return count == sum(entry.sizes) and checksum == entry.checksum
 
 
 @cache

@@ -86,6 +86,12 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
         found = await self._versions.resolve(_vplm(request.name), request.alias)
         return codec.version_to_pb(found)
 
+    async def FetchAlias(
+        self, request: storage_pb2.FetchAliasRequest, context: Context
+    ) -> storage_pb2.FetchAliasResponse:
+        found, content = await self._versions.fetch(_vplm(request.name), request.alias)
+        return storage_pb2.FetchAliasResponse(version=codec.version_to_pb(found), content=content)
+
     async def ListVersions(
         self, request: storage_pb2.ListVersionsRequest, context: Context
     ) -> storage_pb2.ListVersionsResponse:

@@ -15,6 +15,7 @@ AREA = Area(
         "StorageService.ResolveAlias": lambda own, _: storage_pb2.ResolveAliasRequest(
             name=own.vplm()
         ),
+        "StorageService.FetchAlias": lambda own, _: storage_pb2.FetchAliasRequest(name=own.vplm()),
         "StorageService.ListVersions": lambda own, _: storage_pb2.ListVersionsRequest(
             parent=own.vplm()
         ),
@@ -31,6 +32,7 @@ AREA = Area(
             "PutVersionHeader.parent",
             "GetVersionRequest.name",
             "ResolveAliasRequest.name",
+            "FetchAliasRequest.name",
             "ListVersionsRequest.parent",
             "DownloadVersionRequest.name",
             "SetAliasRequest.name",

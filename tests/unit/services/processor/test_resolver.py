@@ -39,6 +39,9 @@ class FakeVersions:
         second = await self.get(VersionName(name, canary.version))
         return replace(found, canary=second, canary_weight=canary.weight)
 
+    async def fetch(self, name: VplmName, alias: str) -> VplmVersion:
+        return await self.resolve(name, alias)
+
     async def get(self, name: VersionName) -> VplmVersion:
         self.asked += 1
         if self.gate is not None:

@@ -297,6 +297,9 @@ class World:
         await asyncio.sleep(self.random.expovariate(50.0))
         return VplmVersion(f"{name}/versions/{number}", "ab" * 32, 1, SPEC, VersionOrigin.TRAINING)
 
+    async def fetch(self, name: VplmName, alias: str) -> VplmVersion:
+        return await self.resolve(name, alias)
+
     async def get(self, name: VersionName) -> VplmVersion:
         raise AssertionError("nobody asks for versions here")
 

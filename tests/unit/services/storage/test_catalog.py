@@ -439,6 +439,8 @@ async def test_damaged_bytes_never_end_well(world: World, damage: str) -> None:
     await world.store.delete(blob)
     if damage in wrong:
         await world.store.put_if_absent(blob, wrong[damage])
+    fetched, content = await world.versions.fetch(vplm(), SERVING)
+    assert (fetched.number, content) == (1, b"")
     _, stream = await world.versions.open(VersionName(vplm(), 1))
     with pytest.raises(DataCorrupted) as caught:
         await joined(stream)

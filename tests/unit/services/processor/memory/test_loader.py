@@ -13,6 +13,7 @@ import pytest
 from services.processor.lanes.dispatch import TierLevel
 from services.processor.memory.loader import Loader
 from services.processor.memory.space import Slot
+from services.processor.memory.spill import LostError
 from services.processor.memory.tiers import TierCounters
 from services.processor.requests import ModuleKey, Target
 from smile.errors import DataCorrupted, NotFound
@@ -143,18 +144,26 @@ async def test_what_waits_for_room_keeps_its_turn(pool: ThreadPoolExecutor) -> N
     assert await second == (DATA, [64, 128])
 
 
+class LostDecoded(FakeDecoded):
+    """Was overwritten between being found and being read."""
+
+    def place(self, rows: Sequence[Row]) -> Module:
+        raise LostError("it is not there any more")
+
+
 class FakeDisk:
     """Keeps modules in a dictionary."""
 
     def __init__(self) -> None:
         self.modules: dict[ModuleKey, Module] = {}
+        self.lost = False
 
     def __len__(self) -> int:
         return len(self.modules)
 
-    def take(self, key: ModuleKey) -> FakeDecoded | None:
+    def find(self, key: ModuleKey) -> FakeDecoded | None:
         found = self.modules.get(key)
-        return None if found is None else FakeDecoded(found[0])
+        return None if found is None else (LostDecoded if self.lost else FakeDecoded)(found[0])
 
     def keep(self, key: ModuleKey, module: Module) -> None:
         self.modules[key] = module
@@ -171,3 +180,12 @@ async def test_what_disk_has_kept_is_not_fetched_again(pool: ThreadPoolExecutor)
     assert await load(loader) == first and list(disk.modules) == [target().key]
     assert source.sent == sent
     assert (loader.disk_level().modules, loader_of(source, pool).disk_level().modules) == (1, 0)
+
+
+async def test_what_disk_has_lost_meanwhile_is_fetched_again(pool: ThreadPoolExecutor) -> None:
+    source, disk = FakeSource(), FakeDisk()
+    loader = Loader(source, FakeEngine(), pool, rows_of=rows_of, loads_max=1, kept=disk)
+    first = await load(loader)
+    sent, disk.lost = source.sent, True
+    assert await load(loader) == first
+    assert source.sent == 2 * sent

@@ -1,0 +1,135 @@
+"""The local encoder in float32, as it is trained: the definition that serving is tested against.
+
+    first   s = gelu(A e[left] + B e[centre] + C e[right] + a)     e: word embeddings, frozen
+    middle  m = gelu(M s + b)
+    last    row = L m + c                                          three views of H numbers
+
+    merge   x[i] = LayerNorm(centre(i) + left(i + 1) + right(i - 1) + position[i] + segment)
+    after   state[i] = LayerNorm(x[i] + O gelu(I x[i] + d) + f)
+
+where centre(i) is what the trigram around token i says of token i, left(i + 1) what the trigram
+around the next token says of its left one, and so on; neighbours outside a text say nothing. Merge
+as in SkipBERT (Wang et al., ACL 2022, section 3.2).
+
+A row depends on its three tokens alone, and within a text nothing depends on another text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smile.model.backbone import Backbone, Embeddings
+from smile.model.packing import PackedTokens
+from smile.model.skip import form as names
+from smile.model.skip.artifact import EncoderFile
+from smile.model.skip.form import VIEWS, EncoderForm, outside_of
+from smile.model.skip.ngrams import ngrams_of
+
+
+class LocalEncoder(nn.Module):
+    """Rows of trigrams, and states at the boundary.
+
+    Args:
+        form: Its dimensions. Its numbers are drawn from torch's generator.
+        backbone: Its embeddings are used as they are, and never trained.
+
+    Raises:
+        FailedPrecondition: it does not fit the backbone.
+    """
+
+    def __init__(self, form: EncoderForm, backbone: Backbone) -> None:
+        super().__init__()
+        form.check_backbone(backbone.info)
+        self.form = form
+        self._embeddings = backbone.embeddings
+        self.outside = outside_of(backbone.embeddings.position_offset)
+        self.first = nn.Linear(VIEWS * form.hidden, form.first)
+        self.middle = nn.Linear(form.first, form.middle)
+        self.last = nn.Linear(form.middle, form.row)
+        epsilon = backbone.embeddings.norm.epsilon
+        self.merge_norm = nn.LayerNorm(form.hidden, epsilon)
+        self.after_in = nn.Linear(form.hidden, form.after)
+        self.after_out = nn.Linear(form.after, form.hidden)
+        self.after_norm = nn.LayerNorm(form.hidden, epsilon)
+
+    @classmethod
+    def of(cls, file: EncoderFile, backbone: Backbone) -> LocalEncoder:
+        """The encoder of a file.
+
+        Raises:
+            FailedPrecondition: it was made for another backbone.
+        """
+        file.check(backbone.digest)
+        encoder = cls(file.facts.form, backbone)
+        encoder.load({name: torch.from_numpy(array) for name, array in file.tensors.items()})
+        return encoder
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The backbone's own."""
+        return self._embeddings
+
+    def rows(self, ngrams: Tensor) -> Tensor:
+        """[n, 3] int64 to [n, 3 H]: of each trigram what it says of its left, centre and right."""
+        tokens, places = torch.unique(ngrams, return_inverse=True)
+        words = functional.embedding(tokens, self._embeddings.word)  # [distinct, H]
+        total: Tensor = self.first.bias
+        for view, weight in enumerate(self.first.weight.chunk(VIEWS, dim=1)):
+            total = total + functional.linear(words, weight).index_select(0, places[:, view])
+        rows: Tensor = self.last(functional.gelu(self.middle(functional.gelu(total))))
+        return rows
+
+    def merge(self, rows: Tensor, packed: PackedTokens) -> Tensor:
+        """Every token's own row [tokens, 3 H] to states at the boundary [tokens, H]."""
+        return self.after(self.merged(rows, packed))
+
+    def merged(self, rows: Tensor, packed: PackedTokens) -> Tensor:
+        """Every token's own row [tokens, 3 H] to [tokens, H]; see x in the module's docstring."""
+        tables = self._embeddings
+        left, centre, right = rows.chunk(VIEWS, dim=1)
+        starts, ends = packed.offsets[:-1], packed.offsets[1:] - 1
+        from_next = torch.cat([left[1:], left.new_zeros(1, self.form.hidden)])
+        from_next = from_next.index_fill(0, ends, 0.0)
+        from_last = torch.cat([right.new_zeros(1, self.form.hidden), right[:-1]])
+        from_last = from_last.index_fill(0, starts, 0.0)
+        place = functional.embedding(packed.positions + tables.position_offset, tables.position)
+        normed: Tensor = self.merge_norm(centre + from_next + from_last + place + tables.segment[0])
+        return normed
+
+    def after(self, x: Tensor) -> Tensor:
+        """[tokens, H] to [tokens, H], each token by itself."""
+        states: Tensor = self.after_norm(x + self.after_out(functional.gelu(self.after_in(x))))
+        return states
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """States at the boundary: [tokens, H]."""
+        distinct, places = torch.unique(ngrams_of(packed, self.outside), dim=0, return_inverse=True)
+        return self.merge(self.rows(distinct).index_select(0, places), packed)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By the form's names, detached, sharing memory."""
+        parts = {
+            names.FIRST: self.first,
+            names.MIDDLE: self.middle,
+            names.LAST: self.last,
+            names.MERGE_NORM: self.merge_norm,
+            names.AFTER_IN: self.after_in,
+            names.AFTER_OUT: self.after_out,
+            names.AFTER_NORM: self.after_norm,
+        }
+        return {
+            f"{name}.{kind}": getattr(part, kind).detach()
+            for name, part in parts.items()
+            for kind in ("weight", "bias")
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies tensors of the form's names and shapes into it."""
+        own = self.tensors()
+        assert own.keys() == tensors.keys(), own.keys() ^ tensors.keys()
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])

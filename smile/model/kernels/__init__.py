@@ -24,6 +24,7 @@ from smile.logs import get_logger
 from smile.model.kernels.build import Loaded, Places, load
 from smile.model.kernels.dense import DenseKernels, TorchDense
 from smile.model.kernels.grouped import GroupedKernels, TorchGrouped
+from smile.model.kernels.merge import MergeKernels, NativeMerge, TorchMerge
 from smile.model.kernels.native_dense import NativeDense
 from smile.model.kernels.native_grouped import NativeGrouped
 from smile.model.kernels.tape import AtOnce, Library, Tape
@@ -56,12 +57,14 @@ class Kernels:
     Attributes:
         dense: For every text.
         grouped: For the rows of many modules.
+        merge: For rows of n-grams, in place of the lower layers.
         room: Where results go that the pass alone reads.
         native: None where calls run at once and cannot wait.
     """
 
     dense: DenseKernels
     grouped: GroupedKernels
+    merge: MergeKernels
     room: Room = NO_ROOM
     native: Native | None = None
 
@@ -80,7 +83,7 @@ class Kernels:
             return
         with self.native.workspaces.borrowed() as room:
             tape = Tape(self.native.entries)
-            yield Kernels(NativeDense(tape), NativeGrouped(tape), room)
+            yield Kernels(NativeDense(tape), NativeGrouped(tape), NativeMerge(tape), room)
             tape.run()
 
     def give_way(self) -> None:
@@ -95,7 +98,7 @@ class Kernels:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-EAGER = Kernels(TorchDense(), TorchGrouped())
+EAGER = Kernels(TorchDense(), TorchGrouped(), TorchMerge())
 
 
 def kernels_for(
@@ -118,7 +121,7 @@ def kernels_for(
         library = Library(loaded.handle)
         calls = AtOnce(library)
         native = Native(library, Workspaces())
-        return Kernels(NativeDense(calls), NativeGrouped(calls), native=native)
+        return Kernels(NativeDense(calls), NativeGrouped(calls), NativeMerge(calls), native=native)
     if choice is KernelChoice.NATIVE:
         raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
     if why is None:

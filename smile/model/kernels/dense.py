@@ -232,15 +232,32 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads
     return padded if plan.in_order else padded.index_select(0, plan.tokens)
 
 
+def attend_firsts(
+    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, heads: int
+) -> Tensor:
+    """As `attend`, of each text's first token alone: query and result [texts, H], in the order of
+    the texts."""
+    if not plan.in_order:
+        key, value = (part.index_select(0, plan.slots) for part in (key, value))
+    sizes = [group.rows * group.length for group in plan.groups]
+    queries = query.index_select(0, plan.rows).split([group.rows for group in plan.groups])
+    keys, values = torch.split(key, sizes), torch.split(value, sizes)
+    mixed = [
+        _attend_group(*parts, heads)
+        for parts in zip(queries, keys, values, plan.groups, strict=True)
+    ]
+    return torch.cat(mixed).index_select(0, plan.rows.argsort())
+
+
 def _attend_group(
     query: Tensor, key: Tensor, value: Tensor, group: LengthGroup, heads: int
 ) -> Tensor:
-    """[rows * length, H] each to [rows * length, H]."""
-    by_head = (group.rows, group.length, heads, query.shape[1] // heads)
-    query, key, value = (part.reshape(by_head).transpose(1, 2) for part in (query, key, value))
+    """Key and value [rows * length, H], query and result the same, or fewer of each row."""
+    split = (group.rows, -1, heads, query.shape[1] // heads)
+    query, key, value = (part.reshape(split).transpose(1, 2) for part in (query, key, value))
     mask = None if group.mask is None else group.mask.to(query.dtype)
     mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return mixed.transpose(1, 2).reshape(group.rows * group.length, -1)
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _layer_norm(x: Tensor, norm: NormWeights) -> Tensor:

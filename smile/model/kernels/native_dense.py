@@ -33,7 +33,7 @@ class NativeDense:
         assert packed.positions.is_contiguous() and packed.ids.is_contiguous()
         _check_rows(packed.ids, tables.word.shape[0], 0)
         _check_rows(packed.positions, tables.position.shape[0], tables.position_offset)
-        out = _place(out, (packed.tokens, tables.word.shape[1]), tables.word)
+        out = place_for(out, (packed.tokens, tables.word.shape[1]), tables.word)
         address, stride, rows, width, dtype = self._calls.matrix(out)
         words = (
             packed.ids.data_ptr(),
@@ -42,7 +42,7 @@ class NativeDense:
             *(part.data_ptr() for part in parts),
             address,
             stride,
-            *_norm(tables.norm),
+            *norm_words(tables.norm),
             rows,
             width,
             self._calls.threads,
@@ -72,7 +72,7 @@ class NativeDense:
     ) -> Tensor:
         address, stride, tokens, width, dtype = self._calls.matrix(qkv)
         assert tokens == packed.tokens and width % (3 * heads) == 0, f"{qkv.shape}, {heads} heads"
-        out = _place(out, (tokens, width // 3), qkv)
+        out = place_for(out, (tokens, width // 3), qkv)
         words = (
             address,
             stride,
@@ -94,7 +94,7 @@ class NativeDense:
         at_y, at_residual, at_out = calls.matrix(y), calls.matrix(residual), calls.matrix(out)
         assert at_y[2:] == at_residual[2:] == at_out[2:], f"{at_y}, {at_residual}, {at_out}"
         places = (*at_y[:2], *at_residual[:2], *at_out[:2])
-        words = (*places, *_norm(norm), at_y[2], at_y[3], calls.threads)
+        words = (*places, *norm_words(norm), at_y[2], at_y[3], calls.threads)
         calls.add(self._function("add_norm", at_y[4]), words, norm)
         return out
 
@@ -126,12 +126,12 @@ class NativeDense:
     def select(self, x: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
         _check_rows(rows, x.shape[0], 0)
         assert rows.dtype is torch.int64 and rows.is_contiguous()
-        out = _place(out, (rows.shape[0], x.shape[1]), x)
+        out = place_for(out, (rows.shape[0], x.shape[1]), x)
         self._take(x, rows.data_ptr(), out, rows)
         return out
 
     def join(self, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-        out = _place(out, (sum(part.shape[0] for part in parts), parts[0].shape[1]), parts[0])
+        out = place_for(out, (sum(part.shape[0] for part in parts), parts[0].shape[1]), parts[0])
         pieces = out.split([part.shape[0] for part in parts])
         for part, piece in zip(parts, pieces, strict=True):
             self._take(part, 0, piece, None)
@@ -145,7 +145,7 @@ class NativeDense:
         self._calls.add(self._function("take", at[4]), words, kept)
 
 
-def _place(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
+def place_for(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
     """Where a result goes: `out`, which must fit, or a new matrix."""
     if out is None:
         return like.new_empty(shape)
@@ -162,7 +162,8 @@ def _check_rows(rows: Tensor, count: int, offset: int) -> None:
         raise IndexError(f"rows {least} to {most} of a table of {count}")
 
 
-def _norm(norm: NormWeights) -> tuple[int, int, int]:
+def norm_words(norm: NormWeights) -> tuple[int, int, int]:
+    """A layer norm as words of a call: its float32 weight and bias, its epsilon."""
     weight, bias = norm.weight, norm.bias
     assert weight.dtype is bias.dtype is torch.float32, f"{weight.dtype}, {bias.dtype}"
     assert weight.is_contiguous() and bias.is_contiguous()

@@ -198,7 +198,7 @@ def _ready(_: ModuleKey) -> ModuleState:
 
 def _chunk(number: int, text: Text) -> Chunk:
     tenant = tenant_id(f"t{text.vplm // VPLMS_PER_TENANT}")
-    nothing = TokenizedText([], [], [], [], False)
+    nothing = TokenizedText([])
     return Chunk(
         number=number,
         request=number,

@@ -138,10 +138,11 @@ def _words(tokens: TokenizedText) -> dict[int, tuple[int, int]]:
     """First token of each word → characters [start, end) of the whole word."""
     first_of: dict[int, int] = {}
     spans: dict[int, tuple[int, int]] = {}
-    for token, word in enumerate(tokens.words):
-        if word is None or tokens.special[token]:
+    places = tokens.places
+    for token, word in enumerate(places.words):
+        if word is None or places.special[token]:
             continue
-        start, end = tokens.offsets[token]
+        start, end = places.offsets[token]
         first = first_of.setdefault(word, token)
         known = spans.get(first, (start, end))
         spans[first] = (min(known[0], start), max(known[1], end))

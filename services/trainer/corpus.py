@@ -100,7 +100,7 @@ def token_labels(text: TokenizedText, labels: Sequence[int], tokens_max: int) ->
     """One class per token: a word's first token carries its label, all others -100."""
     targets = []
     before: int | None = None
-    for word in text.words:
+    for word in text.places.words:
         first = word is not None and word != before
         targets.append(labels[word] if first and word is not None else IGNORED_LABEL)
         before = word

@@ -8,8 +8,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -21,31 +21,65 @@ from tokenizers.processors import TemplateProcessing
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument, TextEmpty, TextTooLong
 from smile.limits import TEXT_CHARS_MAX
 from smile.model.checkpoint import TOKENIZER_SETTINGS_FILE, tokenizer_file
+from smile.model.plain_text import PlainText
 
 CLS, SEP, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedText:
-    """One text as tokens, special tokens included. All fields have one entry per token.
+class Places:
+    """Where tokens come from. All fields have one entry per token.
 
     Attributes:
-        ids: Rows of the backbone's word embedding.
         offsets: [start, stop) in the text's characters; (0, 0) at special tokens.
         special: True at tokens the tokenizer added ([CLS], [SEP], <s>, </s>).
         words: Index of the token's word; None at special tokens. The tokenizer's own words for
             `encode`, the caller's for `encode_words`.
-        truncated: The text had more tokens than the backbone takes, and its end was dropped.
     """
 
-    ids: list[int]
     offsets: list[tuple[int, int]]
     special: list[bool]
     words: list[int | None]
-    truncated: bool
+
+    @classmethod
+    def of(cls, encoding: Encoding) -> Places:
+        special = [bool(flag) for flag in encoding.special_tokens_mask]
+        return cls(encoding.offsets, special, encoding.word_ids)
+
+
+class TokenizedText:
+    """One text as tokens, special tokens included.
+
+    Attributes:
+        ids: Rows of the backbone's word embedding.
+        truncated: The text had more tokens than the backbone takes, and its end was dropped.
+    """
+
+    __slots__ = ("_find", "_places", "ids", "truncated")
+
+    def __init__(
+        self,
+        ids: list[int],
+        find: Callable[[], Places] | None = None,
+        *,
+        truncated: bool = False,
+    ) -> None:
+        """`find` is called where `places` is asked for, once; None: nobody will."""
+        self.ids = ids
+        self.truncated = truncated
+        self._find = find
+        self._places: Places | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def places(self) -> Places:
+        """Where the tokens come from, which few answers need."""
+        if self._places is None:
+            assert self._find is not None, "made of ids alone"
+            self._places = self._find()
+        return self._places
 
 
 class TextTokenizer:
@@ -59,6 +93,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer, tokens_max: int) -> None:
         self.tokens_max = tokens_max
         self._whole = tokenizer
+        self._plain = PlainText.of(tokenizer)
         self._cut = Tokenizer.from_str(tokenizer.to_str())
         self._cut.enable_truncation(tokens_max)
 
@@ -99,13 +134,15 @@ class TextTokenizer:
         """
         for index, text in enumerate(texts, first_index):
             _check_text(text, index)
-        if len(texts) == 1:  # without handing it to threads, which takes as long again
-            whole = [self._whole.encode(texts[0])]
+        found = [self._plainly(text) for text in texts]
+        others = [text for text, known in zip(texts, found, strict=True) if known is None]
+        if len(others) == 1:  # without handing it to threads, which takes as long again
+            encodings = iter([self._whole.encode(others[0])])
         else:
-            whole = self._whole.encode_batch(texts if isinstance(texts, list) else list(texts))
+            encodings = iter(self._whole.encode_batch(others) if others else ())
         return [
-            self._tokenized(encoding, text, index, truncate)
-            for index, (encoding, text) in enumerate(zip(whole, texts, strict=True), first_index)
+            known or self._tokenized(next(encodings), text, index, truncate)
+            for index, (known, text) in enumerate(zip(found, texts, strict=True), first_index)
         ]
 
     def encode_words(
@@ -127,6 +164,13 @@ class TextTokenizer:
         encoded = self.encode([" ".join(row) for row in rows], truncate=truncate)
         return [_with_words(text, row) for text, row in zip(encoded, rows, strict=True)]
 
+    def _plainly(self, text: str) -> TokenizedText | None:
+        """A plain text's tokens; None where it is not one, or has too many."""
+        ids = None if self._plain is None else self._plain.ids(text)
+        if ids is None or len(ids) > self.tokens_max:
+            return None
+        return TokenizedText(ids, lambda: Places.of(self._whole.encode(text)))
+
     def _tokenized(
         self, encoding: Encoding, text: str, index: int, truncate: bool
     ) -> TokenizedText:
@@ -136,14 +180,7 @@ class TextTokenizer:
             if not truncate:
                 raise _too_long(index, "tokens", self.tokens_max, count)
             encoding = self._cut.encode(text)
-        special = [bool(flag) for flag in encoding.special_tokens_mask]
-        return TokenizedText(
-            ids=encoding.ids,
-            offsets=encoding.offsets,
-            special=special,
-            words=encoding.word_ids,
-            truncated=truncated,
-        )
+        return TokenizedText(encoding.ids, lambda: Places.of(encoding), truncated=truncated)
 
 
 def _check_text(text: str, index: int) -> None:
@@ -174,11 +211,13 @@ def _too_long(index: int, unit: str, limit: int, value: int) -> TextTooLong:
 def _with_words(text: TokenizedText, row: Sequence[str]) -> TokenizedText:
     """The same tokens, with word indices by where the row's words begin in the joined text."""
     starts = [0, *itertools.accumulate(len(word) + 1 for word in row)][:-1]
+    places = text.places
     words = [
         None if special else bisect.bisect_right(starts, _first_visible(offset)) - 1
-        for special, offset in zip(text.special, text.offsets, strict=True)
+        for special, offset in zip(places.special, places.offsets, strict=True)
     ]
-    return TokenizedText(text.ids, text.offsets, text.special, words, text.truncated)
+    found = replace(places, words=words)
+    return TokenizedText(text.ids, lambda: found, truncated=text.truncated)
 
 
 def _first_visible(offset: tuple[int, int]) -> int:

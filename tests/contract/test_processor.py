@@ -92,8 +92,8 @@ def check_words(world: World, version: str, text: str, tokens: tuple[object, ...
     (encoded,) = world.backbone.tokenizer.encode([text], truncate=True)
     firsts = [
         place
-        for place, word in enumerate(encoded.words)
-        if word is not None and encoded.words.index(word) == place
+        for place, word in enumerate(encoded.places.words)
+        if word is not None and encoded.places.words.index(word) == place
     ]
     assert len(firsts) == len(tokens)
     for place, token in zip(firsts, tokens, strict=True):

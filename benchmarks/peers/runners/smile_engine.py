@@ -21,7 +21,7 @@ def load(requests: Requests) -> tuple[Figures, Mapping[str, Callable[[], Figures
     precision = Precision(sys.argv[2])
     driver = EngineDriver(precision)
     driver.load(mixed_pets(requests.vplms))
-    texts = [TokenizedText(list(ids), [], [], [], truncated=False) for ids in requests.ids]
+    texts = [TokenizedText(list(ids)) for ids in requests.ids]
     # each text asks a vPLM of its own, drawn from all that are loaded
     owners = np.random.default_rng(SEED).permutation(requests.vplms)
     mixed = [Asked(int(owners[n % len(owners)]), text) for n, text in enumerate(texts)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import smile.model
 from services.processor.engine import Engine, Prepared
 from services.processor.options import EngineOptions
-from services.processor.requests import Batch, Chunk, ModuleKey
+from services.processor.requests import Batch, Chunk, ModuleKey, Track
 from services.processor.scheduling.calibrate import Subject, calibrate, load, save
 from services.processor.scheduling.latency import Latencies, LatencyModel, LatencyTables
 from smile.logs import get_logger
@@ -99,7 +99,7 @@ class Probe:
         count = len(self._ids)
         stride = 1 + number // count
         ids = [self._ids[(number + place * stride) % count] for place in range(tokens)]
-        return TokenizedText(ids, [(0, 0)] * tokens, [False] * tokens, [0] * tokens, False)
+        return TokenizedText(ids)
 
     def _load(self, kind: PetKind) -> list[LoadedModule]:
         shape = self._engine.shape(self._backbone)
@@ -148,8 +148,9 @@ def learn(engine: Engine, latencies: Latencies, folder: Path, budget_s: float) -
     """
     for backbone in engine.backbones if budget_s else ():
         try:
-            if latencies.of(backbone) is None:
-                latencies.learn(backbone, LatencyModel(tables(engine, backbone, folder, budget_s)))
+            track = Track(backbone)
+            if latencies.of(track) is None:
+                latencies.learn(track, LatencyModel(tables(engine, backbone, folder, budget_s)))
         except Exception:
             get_logger().exception("a backbone's latency cannot be measured", backbone=backbone)
 

@@ -72,9 +72,7 @@ class Vplm:
 
 
 def text_of(ids: Sequence[int]) -> TokenizedText:
-    return TokenizedText(
-        list(ids), [(0, 0)] * len(ids), [False] * len(ids), [None] * len(ids), False
-    )
+    return TokenizedText(list(ids))
 
 
 def random_text(source: random.Random, tokens: int, vocab: int = 200) -> TokenizedText:

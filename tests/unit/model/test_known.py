@@ -9,8 +9,7 @@ from smile.model.tokenizer import TokenizedText
 
 
 def text(tokens: int) -> TokenizedText:
-    none: list[int | None] = [None] * tokens
-    return TokenizedText([7] * tokens, [(0, 0)] * tokens, [False] * tokens, none, False)
+    return TokenizedText([7] * tokens)
 
 
 def test_a_text_is_known_by_identity_and_boundary() -> None:

@@ -64,9 +64,7 @@ def items_of(backbone: Backbone, dtype: torch.dtype, seed: int = 0) -> list[Item
         decoded = decoder.decode(spec, random_tensors(spec, backbone.shape, seed=number))
         module = decoded.place([own_row(size) for size in decoded.row_bytes])
         ids = [source.randrange(200) for _ in range(source.choice([1, 7, 20, 45]))]
-        none: list[int | None] = [None] * len(ids)
-        text = TokenizedText(ids, [(0, 0)] * len(ids), [False] * len(ids), none, False)
-        found.append((module, text))
+        found.append((module, TokenizedText(ids)))
     return found
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument, TextEmpty, TextTooLong
 from smile.limits import TEXT_CHARS_MAX
 from smile.model.backbone import Backbone
-from smile.model.tokenizer import TextTokenizer
+from smile.model.tokenizer import Places, TextTokenizer, TokenizedText
 
 TEXTS = [
     "The movie was GOOD!",
@@ -23,6 +23,11 @@ TEXTS = [
     "e-mail: a.b@c.org; 3,14 & $5",
     "a literal [SEP] and <s> in the text",
 ]
+
+
+def told(texts: list[TokenizedText]) -> list[tuple[list[int], Places, bool]]:
+    """All there is to know of texts."""
+    return [(text.ids, text.places, text.truncated) for text in texts]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -36,9 +41,11 @@ def test_ids_equal_transformers(family: str, request: pytest.FixtureRequest) -> 
         TEXTS, return_offsets_mapping=True, return_special_tokens_mask=True
     )
     assert [text.ids for text in ours] == theirs["input_ids"]
-    assert [text.offsets for text in ours] == theirs["offset_mapping"]
-    assert [[int(flag) for flag in text.special] for text in ours] == theirs["special_tokens_mask"]
-    assert [text.words for text in ours] == [theirs.word_ids(i) for i in range(len(TEXTS))]
+    assert [text.places.offsets for text in ours] == theirs["offset_mapping"]
+    assert [[int(flag) for flag in text.places.special] for text in ours] == theirs[
+        "special_tokens_mask"
+    ]
+    assert [text.places.words for text in ours] == [theirs.word_ids(i) for i in range(len(TEXTS))]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -49,7 +56,13 @@ def test_truncated_ids_equal_transformers(minilm: Backbone, minilm_path: Path) -
     cut, short = minilm.tokenizer.encode([long, "short"], truncate=True)
     theirs = AutoTokenizer.from_pretrained(minilm_path)(long, truncation=True, max_length=512)
     assert cut.ids == theirs["input_ids"]
-    assert len(cut) == len(cut.offsets) == len(cut.special) == len(cut.words) == 512
+    assert (
+        len(cut)
+        == len(cut.places.offsets)
+        == len(cut.places.special)
+        == len(cut.places.words)
+        == 512
+    )
     assert cut.truncated
     assert not short.truncated
 
@@ -57,11 +70,11 @@ def test_truncated_ids_equal_transformers(minilm: Backbone, minilm_path: Path) -
 def test_offsets_cut_the_words_out_of_the_text(minilm: Backbone) -> None:
     text = "Ünïcödé in 北京, 🙂 ok"
     encoded = minilm.tokenizer.encode([text])[0]
-    pieces = [text[start:stop] for start, stop in encoded.offsets]
+    pieces = [text[start:stop] for start, stop in encoded.places.offsets]
     assert pieces[0] == pieces[-1] == ""
     assert pieces[-2] == "ok"
     assert "北" in pieces
-    assert encoded.special == [True] + [False] * (len(encoded) - 2) + [True]
+    assert encoded.places.special == [True] + [False] * (len(encoded) - 2) + [True]
 
 
 def test_a_text_of_exactly_the_limit_passes_and_one_more_does_not(toy: Backbone) -> None:
@@ -117,7 +130,7 @@ def test_any_text_is_encoded_or_refused(toy: Backbone, text: str) -> None:
         return
     assert 2 <= len(encoded) <= toy.tokenizer.tokens_max
     assert max(encoded.ids) < toy.info.vocab
-    assert all(0 <= start <= stop <= len(text) for start, stop in encoded.offsets)
+    assert all(0 <= start <= stop <= len(text) for start, stop in encoded.places.offsets)
 
 
 @pytest.mark.parametrize("family", ["toy", "minilm", "roberta"])
@@ -129,15 +142,15 @@ def test_words_are_the_callers_and_tokens_are_servings(
     row = ["Prices", "in", "St.-Moritz", ",", "London's", "rose", "12%"]
     encoded = tokenizer.encode_words([row, ["good"]])[0]
     assert encoded.ids == tokenizer.encode([" ".join(row)])[0].ids
-    seen = [word for word in encoded.words if word is not None]
+    seen = [word for word in encoded.places.words if word is not None]
     assert seen == sorted(seen)
     assert set(seen) == set(range(len(row)))
-    assert [word is None for word in encoded.words] == encoded.special
+    assert [word is None for word in encoded.places.words] == encoded.places.special
     joined = " ".join(row)
     for index, word in enumerate(row):
         spans = [
             span
-            for span, owner in zip(encoded.offsets, encoded.words, strict=True)
+            for span, owner in zip(encoded.places.offsets, encoded.places.words, strict=True)
             if owner == index
         ]
         assert "".join(joined[start:stop] for start, stop in spans).strip() == word
@@ -146,9 +159,9 @@ def test_words_are_the_callers_and_tokens_are_servings(
 def test_a_word_with_a_space_stays_one_word(toy: Backbone) -> None:
     encoded = toy.tokenizer.encode_words([["new york", "city"]])[0]
     last = len(encoded) - 2
-    assert encoded.words[1] == 0
-    assert encoded.words[last] == 1
-    assert 1 not in encoded.words[:last]
+    assert encoded.places.words[1] == 0
+    assert encoded.places.words[last] == 1
+    assert 1 not in encoded.places.words[:last]
 
 
 def test_an_empty_word_is_refused(toy: Backbone) -> None:
@@ -164,17 +177,17 @@ def test_long_rows_of_words_are_cut_only_when_asked(toy: Backbone) -> None:
         toy.tokenizer.encode_words([row])
     cut = toy.tokenizer.encode_words([row], truncate=True)[0]
     assert cut.truncated
-    assert cut.words[-2] == 125
+    assert cut.places.words[-2] == 125
 
 
 def test_threads_share_a_tokenizer(toy: Backbone) -> None:
     texts = ["good " * (1 + index % 200) for index in range(40)]
-    expected = toy.tokenizer.encode(texts, truncate=True)
+    expected = told(toy.tokenizer.encode(texts, truncate=True))
     wrong: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(5):
-            if toy.tokenizer.encode(texts, truncate=True) != expected:
+            if told(toy.tokenizer.encode(texts, truncate=True)) != expected:
                 wrong.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
@@ -193,8 +206,8 @@ def test_a_bare_vocabulary_is_enough(toy_path: Path, tmp_path: Path, lowercase: 
     bare = TextTokenizer.load(tmp_path, tokens_max=128, vocab=350)
     full = TextTokenizer.load(toy_path, tokens_max=128, vocab=350)
     lower = [text.lower() for text in TEXTS if lowercase or text.isascii()]  # accents go with case
-    assert bare.encode(lower) == full.encode(lower)
-    assert (bare.encode(["GOOD"]) == full.encode(["GOOD"])) == lowercase
+    assert told(bare.encode(lower)) == told(full.encode(lower))
+    assert (told(bare.encode(["GOOD"])) == told(full.encode(["GOOD"]))) == lowercase
 
 
 def test_files_that_are_no_tokenizer(toy_path: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def counted(bytes_max: int, device_bytes_max: int | None = None) -> Memory[Any]:
 
 
 def text(tokens: int) -> TokenizedText:
-    return TokenizedText([0] * tokens, [(0, 0)] * tokens, [True] * tokens, [None] * tokens, False)
+    return TokenizedText([0] * tokens)
 
 
 @dataclass

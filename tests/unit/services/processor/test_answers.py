@@ -11,7 +11,7 @@ from services.processor.answers import Question, check_size, predict, softmax
 from services.processor.requests import InferenceRequest
 from smile.errors import InvalidArgument
 from smile.model.specs import HeadSpec, Task
-from smile.model.tokenizer import TokenizedText
+from smile.model.tokenizer import Places, TokenizedText
 from smile.names import VplmName
 from smile.resources import Classification, Embedding, TokenClassification
 from tests.unit.services.processor.conftest import text
@@ -58,13 +58,12 @@ def test_softmax_is_a_distribution_for_all_finite_logits(values: list[float]) ->
 
 
 def test_pieces_merge_into_words() -> None:
-    tokens = TokenizedText(
-        ids=[0] * 6,
+    places = Places(
         offsets=[(0, 0), (0, 3), (3, 6), (7, 11), (11, 12), (0, 0)],
         special=[True, False, False, False, False, True],
         words=[None, 0, 0, 1, 2, None],
-        truncated=True,
     )
+    tokens = TokenizedText([0] * 6, lambda: places, truncated=True)
     values = np.zeros((6, 2), dtype=np.float32)
     values[1] = [0, 3]  # the first piece decides
     values[2] = [9, 0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.trainer.corpus import cut, epoch_batches, split_rows, token_batches, token_labels
 from services.trainer.schedule import learning_rate
-from smile.model.tokenizer import TokenizedText
+from smile.model.tokenizer import Places, TokenizedText
 from smile.resources import HyperParameters, Schedule
 
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=300)
@@ -63,7 +63,8 @@ def test_cutting_keeps_the_first_and_the_last(values: list[int], limit: int) -> 
 
 def test_a_words_first_token_carries_its_label() -> None:
     words = [None, 0, 0, 1, 2, 2, None]
-    text = TokenizedText([0] * 7, [(0, 0)] * 7, [False] * 7, list(words), False)
+    places = Places([(0, 0)] * 7, [False] * 7, list(words))
+    text = TokenizedText([0] * 7, lambda: places)
     assert token_labels(text, (5, 6, 7), 100) == (-100, 5, -100, 6, 7, -100, -100)
     assert token_labels(text, (5, 6, 7), 4) == (-100, 5, -100, -100)
 

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from smile.resources import Exactness
+
 
 class ProcessorState(enum.StrEnum):
     """How near the device a vPLM's module is."""
@@ -27,6 +29,7 @@ class ProcessorTerms:
         burst_texts: Texts that may come at once; 0: as many as in a second.
         pinned: Keep the module on the device.
         idle_s: Without a request for so long, the module leaves memory; 0: 600.
+        exactness: How texts are answered where a request does not say.
     """
 
     weight: float = 1.0
@@ -35,6 +38,7 @@ class ProcessorTerms:
     burst_texts: int = 0
     pinned: bool = False
     idle_s: float = 0.0
+    exactness: Exactness = Exactness.EXACT
 
 
 @dataclass(frozen=True, slots=True)

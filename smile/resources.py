@@ -50,6 +50,7 @@ __all__ = [
     "DatasetFormat",
     "DatasetReport",
     "Embedding",
+    "Exactness",
     "FanoutAnswer",
     "FanoutResult",
     "HeadSpec",
@@ -59,6 +60,7 @@ __all__ = [
     "JobProgress",
     "JobState",
     "LabelScore",
+    "Materialization",
     "Metric",
     "ModuleSpec",
     "Optimizer",
@@ -91,6 +93,15 @@ class VersionOrigin(enum.StrEnum):
     INITIAL = "initial"
     TRAINING = "training"
     IMPORT = "import"
+
+
+class Exactness(enum.StrEnum):
+    """Whether every layer is computed, or the lower ones replaced by rows for the text's n-grams,
+    looked up or computed to the same bits.
+    """
+
+    EXACT = "exact"
+    MATERIALIZED = "materialized"
 
 
 class DatasetFormat(enum.StrEnum):
@@ -282,24 +293,64 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Materialization:
+    """What was looked up of a materialised answer.
+
+    Attributes:
+        encoder_digest: SHA-256, hex, of the local encoder whose rows they are.
+        ngrams: Of its texts, one for each token, special tokens included.
+        found: Those the table had; the others were computed, to the same bits.
+    """
+
+    encoder_digest: str
+    ngrams: int
+    found: int
+
+    @property
+    def found_share(self) -> float:
+        """0 to 1."""
+        return self.found / self.ngrams if self.ngrams else 0.0
+
+    def __add__(self, other: Materialization) -> Materialization:
+        """Of both together."""
+        return Materialization(
+            self.encoder_digest, self.ngrams + other.ngrams, self.found + other.found
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class InferResult:
-    """Answers in the order of the texts, and the immutable version that gave them."""
+    """Answers in the order of the texts, the immutable version that gave them, and how:
+    `materialization` is None for an exact answer.
+    """
 
     predictions: tuple[Prediction, ...]
     version: str
     digest: str
     origin: VersionOrigin
     timings: Timings
+    materialization: Materialization | None = None
+
+    @property
+    def exactness(self) -> Exactness:
+        """How it was answered."""
+        return _exactness(self.materialization)
 
 
 @dataclass(frozen=True, slots=True)
 class FanoutAnswer:
-    """What one vPLM answered, and the immutable version that gave it."""
+    """What one vPLM answered, the immutable version that gave it, and how, as `InferResult`."""
 
     prediction: Prediction
     version: str
     digest: str
     origin: VersionOrigin
+    materialization: Materialization | None = None
+
+    @property
+    def exactness(self) -> Exactness:
+        """How it was answered."""
+        return _exactness(self.materialization)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,3 +422,7 @@ class ProcessorStats:
     requests_by_outcome: Mapping[str, int] = field(default_factory=dict)
     batches_by_close: Mapping[str, int] = field(default_factory=dict)
     latencies: tuple[ClassLatency, ...] = ()
+
+
+def _exactness(materialization: Materialization | None) -> Exactness:
+    return Exactness.EXACT if materialization is None else Exactness.MATERIALIZED

@@ -27,6 +27,7 @@ from smile.model.kernels.rows import own_row
 from smile.model.loaded import DecodedModule, Decoder, LoadedModule
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.tokenizer import TextTokenizer
+from smile.resources import Exactness
 
 WARM_UP_TEXTS = ("a first text", "and a second one that is a little longer")
 
@@ -110,8 +111,10 @@ class Engine:
             self._engines[source.name] = served
             get_logger().info("backbone ready", backbone=source.name, digest=backbone.digest)
 
-    def check(self, spec: ModuleSpec) -> None:
-        """Raises `FailedPrecondition` if the module's backbone is not served here."""
+    def check(self, spec: ModuleSpec, exactness: Exactness = Exactness.EXACT) -> None:
+        """Raises `FailedPrecondition` if the module cannot be served here, or not so: its backbone
+        is not, or has no stand-in for lower layers, or the module begins in one of these.
+        """
         served = self._engines.get(spec.backbone)
         if served is None:
             raise FailedPrecondition(
@@ -125,6 +128,12 @@ class Engine:
                 f"the vPLM was made for backbone '{spec.backbone}' with digest "
                 f"{spec.backbone_digest}; served here is {digest}",
                 reason="BACKBONE_MISMATCH",
+            )
+        if exactness is Exactness.MATERIALIZED:
+            raise FailedPrecondition(
+                f"backbone '{spec.backbone}' is answered exactly alone here: it has no local "
+                f"encoder; see SMILE_PROCESSOR_SKIP",
+                reason="NOT_MATERIALIZED",
             )
 
     def decode(self, spec: ModuleSpec, data: bytes) -> DecodedModule:

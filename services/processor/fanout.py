@@ -36,7 +36,7 @@ from services.processor.scheduling.admission import Permit
 from smile.errors import Cancelled, InvalidArgument, SmileError, Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TokenizedText
-from smile.resources import FanoutAnswer, FanoutResult, Prediction, Timings
+from smile.resources import Exactness, FanoutAnswer, FanoutResult, Prediction, Timings
 
 LOOK_UPS_MAX = 64  # names of one fan-out that storage is asked about at a time
 INLINE_ANSWERS_MAX = 64  # more than these are put into words beside the event loop
@@ -51,7 +51,7 @@ class Serving(Protocol):
 
     @property
     def text_tokens_max(self) -> int: ...
-    def check(self, spec: ModuleSpec) -> None: ...
+    def check(self, spec: ModuleSpec, exactness: Exactness) -> None: ...
     def shape(self, backbone: str) -> BackboneShape: ...
 
 
@@ -138,7 +138,8 @@ class Fanouts(Generic[Module]):
             async with turn:
                 try:
                     target = await resolve(asked, request.routing_key)
-                    self._ways.engine.check(target.spec)
+                    exactness = self._exactness(request, target)
+                    self._ways.engine.check(target.spec, exactness)
                 except SmileError as error:
                     return error
                 return target
@@ -243,7 +244,11 @@ class Fanouts(Generic[Module]):
             tokens=len(tokens),
             kind=target.spec.pet.kind,
             vplm=target.name.vplm,
+            exactness=self._exactness(request, target),
         )
+
+    def _exactness(self, request: FanoutRequest, target: Target) -> Exactness:
+        return self._ways.rentals.exactness(target.name.vplm, request.exactness)
 
     async def _predictions(
         self,
@@ -295,7 +300,13 @@ def _entry(
     if isinstance(outcome, SmileError):
         return outcome
     version = found.version
-    return FanoutAnswer(predictions[found.key], version.name, version.digest, version.origin)
+    return FanoutAnswer(
+        predictions[found.key],
+        version.name,
+        version.digest,
+        version.origin,
+        outcome.materialization,
+    )
 
 
 def _timings(

@@ -52,7 +52,15 @@ from smile.errors import Unavailable
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.model.tokenizer import TextTokenizer, TokenizedText
 from smile.names import TenantId
-from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStats, Timings
+from smile.resources import (
+    Exactness,
+    FanoutResult,
+    InferResult,
+    Materialization,
+    Prediction,
+    ProcessorStats,
+    Timings,
+)
 
 STOPPING = "the processor is stopping"
 JOIN_S = 30.0
@@ -74,7 +82,7 @@ class Engine(Protocol):
     @property
     def tokens_packed(self) -> int: ...
     def tokenizer(self, backbone: str) -> TextTokenizer: ...
-    def check(self, spec: ModuleSpec) -> None: ...
+    def check(self, spec: ModuleSpec, exactness: Exactness) -> None: ...
     def shape(self, backbone: str) -> BackboneShape: ...
 
 
@@ -112,7 +120,16 @@ class _Ticket:
     target: Target
     permit: Permit
     load: LoadTime
+    exactness: Exactness
     rides: dict[int, Ride] = field(default_factory=dict)
+    looked_up: Materialization | None = None
+
+    def ridden(self, answered: Sequence[Answered]) -> None:
+        """Some of its chunks have been computed."""
+        for answer in answered:
+            self.rides[answer.ride.number] = answer.ride
+            if (more := answer.materialization) is not None:
+                self.looked_up = more if self.looked_up is None else self.looked_up + more
 
     def timings(self, now: float) -> Timings:
         rides = list(self.rides.values())
@@ -203,7 +220,8 @@ class Pipeline(Generic[Module]):
                 before any work is done.
             NotFound: there is no such vPLM, alias or version.
             TextTooLong: a text has too many tokens and is not to be truncated.
-            FailedPrecondition: the vPLM's backbone is not served here.
+            FailedPrecondition: the vPLM's backbone is not served here, or not materialised, or its
+                module begins below what is.
             DataCorrupted: the stored module, or what it answers, is unusable.
             DeadlineExceeded: the time ran out; what had not been computed never is.
             Unavailable: storage is away and what is needed was not kept, or the processor is
@@ -279,14 +297,15 @@ class Pipeline(Generic[Module]):
         self, number: int, request: InferenceRequest, target: Target, permit: Permit
     ) -> InferResult:
         """The answers of one version to an admitted request."""
-        self._parts.engine.check(target.spec)
+        exactness = self._parts.rentals.exactness(request.vplm, request.exactness)
+        self._parts.engine.check(target.spec, exactness)
         hidden = self._parts.engine.shape(target.spec.backbone).hidden
         check_size(request, target.spec.head, hidden, self._limits.answer_bytes_max)
         load = self._demand.enter(number, target)
         if (rental := self._parts.rentals.of(request.vplm)) is not None:
             rental.serves(target)
             rental.found(waited=load.since is not None)
-        ticket = _Ticket(number, request, target, permit, load)
+        ticket = _Ticket(number, request, target, permit, load, exactness)
         try:
             predictions = await self._predictions(ticket)
         finally:
@@ -295,7 +314,8 @@ class Pipeline(Generic[Module]):
         assert len(predictions) == len(request.texts), "one prediction per text"
         version = target.version
         timings = ticket.timings(self._parts.clock())
-        return InferResult(predictions, version.name, version.digest, version.origin, timings)
+        origin, looked_up = version.origin, ticket.looked_up
+        return InferResult(predictions, version.name, version.digest, origin, timings, looked_up)
 
     async def _predictions(self, ticket: _Ticket) -> tuple[Prediction, ...]:
         texts, limits = ticket.request.texts, self._limits
@@ -335,7 +355,7 @@ class Pipeline(Generic[Module]):
         self._mark(Lane.TOKENISE, started, ticket.number, len(texts))
         chunks = [self._chunk(ticket, run) for run in self._runs(tokens)]
         answered = await self._gathering.answers(chunks, self._parts.dispatch.put)
-        ticket.rides |= {answer.ride.number: answer.ride for answer in answered}
+        ticket.ridden(answered)
         started = self._parts.clock()
         predictions = await self._predicted(ticket, texts, tokens, answered)
         self._mark(Lane.ANSWER, started, ticket.number, len(texts))
@@ -394,6 +414,7 @@ class Pipeline(Generic[Module]):
             tokens=sum(len(text) for text in texts),
             kind=ticket.target.spec.pet.kind,
             vplm=request.vplm,
+            exactness=ticket.exactness,
         )
 
     def _ways(self) -> Ways[Module]:
@@ -459,4 +480,4 @@ class Pipeline(Generic[Module]):
         """A batch that nothing came between took so long."""
         self._parts.admission.computed(work.batch.tokens, compute_s)
         now = self._parts.clock()
-        self._parts.latencies.observe(work.batch.backbone, work.table_s, compute_s, now)
+        self._parts.latencies.observe(work.batch.track, work.table_s, compute_s, now)

@@ -18,6 +18,7 @@ from services.processor.scheduling.rates import RateLimit, RateLimiter
 from smile.errors import NotFound, Overloaded, QuotaExceeded
 from smile.names import ProcessorName, TenantId, VplmName
 from smile.processors import ProcessorCounters, ProcessorTerms
+from smile.resources import Exactness
 
 TENANT_WEIGHT_MAX = 16.0
 WEIGHT_UNRENTED = 1.0
@@ -203,6 +204,13 @@ class Rentals:
         """A tenant's share of the device, against others'."""
         weight = self._weights.get(tenant)
         return WEIGHT_UNRENTED if weight is None else min(weight, TENANT_WEIGHT_MAX)
+
+    def exactness(self, vplm: VplmName, asked: Exactness | None) -> Exactness:
+        """How a request is to be answered that asks so, or does not say."""
+        if asked is not None:
+            return asked
+        rental = self.of(vplm)
+        return Exactness.EXACT if rental is None else rental.terms.exactness
 
     def requests_max_of(self, vplm: VplmName) -> int | None:
         """Requests of a vPLM computed at a time; None: any."""

@@ -26,7 +26,7 @@ from smile.logs import get_logger
 from smile.model.specs import ModuleSpec
 from smile.names import ProcessorName, TenantId, VplmName
 from smile.processors import Processor, ProcessorState, ProcessorTerms
-from smile.resources import SERVING
+from smile.resources import SERVING, Exactness
 
 WARMED_AT_A_TIME = 4
 KEEP_EVERY_S = 1.0
@@ -53,7 +53,7 @@ class Estate(Generic[Module]):
     resolver: Resolver
     demand: Demand[Module]
     dispatch: Dispatch[Module]
-    check: Callable[[ModuleSpec], None]
+    check: Callable[[ModuleSpec, Exactness], None]
     clock: Callable[[], float]
     sweep_s: float
 
@@ -76,7 +76,7 @@ class Renting(Generic[Module]):
         """
         estate = self._estate
         target = await estate.resolver.target(Asked(vplm, SERVING))
-        estate.check(target.spec)
+        estate.check(target.spec, terms.exactness)
         rental = estate.rentals.rent(vplm, terms, estate.clock(), datetime.now(UTC))
         if not terms.pinned:
             self._unpin(rental)
@@ -168,7 +168,7 @@ class Renting(Generic[Module]):
                 return target
             except VERSION_GONE:
                 target = await self._estate.resolver.renewed(Asked(target.name.vplm, SERVING))
-                self._estate.check(target.spec)
+                self._estate.check(target.spec, Exactness.EXACT)
         await self._estate.demand.prefetch(target)
         return target
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from smile.limits import FANOUT_VPLMS_MAX, INFER_TEXTS_MAX, TEXT_CHARS_MAX
 from smile.model.specs import ModuleSpec, PetKind
 from smile.model.tokenizer import TokenizedText
 from smile.names import TenantId, VersionName, VplmName
-from smile.resources import SERVING, VplmVersion
+from smile.resources import SERVING, Exactness, Materialization, VplmVersion
 
 CHARS_PER_TOKEN = 3  # below what English text has, so that estimates err on the safe side
 
@@ -78,6 +78,7 @@ class InferenceRequest:
         truncate: Cut texts beyond the backbone's token limit instead of refusing them.
         top_k: Best labels to tell per text; 0 tells all.
         routing_key: Decides which version answers where the alias splits its traffic.
+        exactness: How it is to be answered; None: as the vPLM's rented terms say, else exact.
 
     Raises:
         InvalidArgument: there is no text.
@@ -94,6 +95,7 @@ class InferenceRequest:
     truncate: bool = False
     top_k: int = 0
     routing_key: str = ""
+    exactness: Exactness | None = None
 
     def __post_init__(self) -> None:
         _check_count(len(self.texts))
@@ -129,6 +131,7 @@ class FanoutRequest:
     truncate: bool = False
     top_k: int = 0
     routing_key: str = ""
+    exactness: Exactness | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.asked) <= FANOUT_VPLMS_MAX:
@@ -205,6 +208,15 @@ class Target:
         return self.version.spec
 
 
+class Track(NamedTuple):
+    """What texts must share to be computed in one batch. Exact and materialised ones go through
+    different layers, so they travel apart.
+    """
+
+    backbone: str
+    exactness: Exactness = Exactness.EXACT
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
     """A few texts of one request: the unit that waits, that is scheduled, and that may be dropped.
@@ -218,6 +230,7 @@ class Chunk:
         tokens: Of all its texts.
         kind: The module's, for predictions.
         vplm: Whose limit of requests at a time it counts against; None: nobody's.
+        exactness: How it is to be answered.
     """
 
     number: int
@@ -231,6 +244,11 @@ class Chunk:
     tokens: int
     kind: PetKind = PetKind.NONE
     vplm: VplmName | None = None
+    exactness: Exactness = Exactness.EXACT
+
+    @property
+    def track(self) -> Track:
+        return Track(self.backbone, self.exactness)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +261,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the device computes in one go: any tenants, any PET kinds, one backbone."""
+    """What the device computes in one go: any tenants, any PET kinds, one track."""
 
     backbone: str
     parts: tuple[Part, ...]
+    exactness: Exactness = Exactness.EXACT
 
     @classmethod
     def of(cls, backbone: str, chunks: Sequence[Chunk]) -> Batch:
@@ -254,7 +273,13 @@ class Batch:
         parts: dict[ModuleKey, list[Chunk]] = {}
         for chunk in chunks:
             parts.setdefault(chunk.module, []).append(chunk)
-        return cls(backbone, tuple(Part(key, tuple(held)) for key, held in parts.items()))
+        (exactness,) = {chunk.exactness for chunk in chunks}
+        whole = tuple(Part(key, tuple(held)) for key, held in parts.items())
+        return cls(backbone, whole, exactness)
+
+    @property
+    def track(self) -> Track:
+        return Track(self.backbone, self.exactness)
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
@@ -282,11 +307,12 @@ class Ride:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A computed chunk: one array per text, as its head gives it."""
+    """A computed chunk: one array per text, as its head gives it, and what was looked up of it."""
 
     chunk: Chunk
     outputs: tuple[FloatArray, ...]
     ride: Ride
+    materialization: Materialization | None = None
 
     def __post_init__(self) -> None:
         assert len(self.outputs) == len(self.chunk.texts), "one output per text"
@@ -300,8 +326,17 @@ class Failed:
     error: SmileError
 
 
+@dataclass(frozen=True, slots=True)
+class Materialized:
+    """What came of a materialised chunk: an array per text, and what was looked up."""
+
+    outputs: tuple[FloatArray, ...]
+    looked_up: Materialization
+
+
 Outcome: TypeAlias = Answered | Failed
-Computed: TypeAlias = tuple[FloatArray, ...] | SmileError  # of one chunk: an array per text, or why
+# Of one chunk: an array per text, or why not.
+Computed: TypeAlias = tuple[FloatArray, ...] | Materialized | SmileError
 
 
 def slices(texts: Sequence[str], *, texts_max: int, tokens_max: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from smile import codec
 from smile.errors import DeadlineRequired, InvalidArgument, NotFound
 from smile.names import ProcessorName, TenantId, TenantName, VersionName, VplmName
 from smile.processors import Processor, ProcessorTerms
-from smile.resources import SERVING, FanoutResult, InferResult, ProcessorStats
+from smile.resources import SERVING, Exactness, FanoutResult, InferResult, ProcessorStats
 from smile.rpc.auth import current_principal, own
 from smile.rpc.context import current_request_id, remaining_s
 from smile.v1 import processor_pb2, processor_pb2_grpc
@@ -108,7 +108,13 @@ def _decoded(request: processor_pb2.InferRequest) -> InferenceRequest:
         truncate=request.truncate,
         top_k=request.top_k,
         routing_key=request.routing_key or current_request_id() or "",
+        exactness=_exactness(request.exactness),
     )
+
+
+def _exactness(number: processor_pb2.Exactness.ValueType) -> Exactness | None:
+    """None: the request does not say."""
+    return codec.EXACTNESSES.from_pb(number) if number else None
 
 
 def _decoded_fanout(request: processor_pb2.InferFanoutRequest) -> FanoutRequest:
@@ -126,6 +132,7 @@ def _decoded_fanout(request: processor_pb2.InferFanoutRequest) -> FanoutRequest:
         truncate=request.truncate,
         top_k=request.top_k,
         routing_key=request.routing_key or current_request_id() or "",
+        exactness=_exactness(request.exactness),
     )
 
 

@@ -18,8 +18,10 @@ from smile.errors import InvalidArgument, SmileError, TextEmpty
 from smile.resources import (
     Classification,
     Embedding,
+    Exactness,
     FanoutAnswer,
     InferResult,
+    Materialization,
     Prediction,
     TokenClassification,
 )
@@ -27,6 +29,10 @@ from smile.resources import (
 TEXT_CHARS_SHOWN = 60
 NUMBERS_SHOWN = 6
 STDIN = Path("-")
+MATERIALIZED = typer.Option(
+    "--materialized/--exact",
+    help="Look up the lower layers, or compute every layer. Default: as rented, else exact.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class AskOptions:
     routing_key: Annotated[
         str, typer.Option(help="Equal keys get the same version of a split alias.")
     ] = ""
+    materialized: Annotated[bool | None, MATERIALIZED] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class FanoutAsk:
     routing_key: Annotated[
         str, typer.Option(help="Equal keys get the same version of a split alias.")
     ] = ""
+    materialized: Annotated[bool | None, MATERIALIZED] = None
 
 
 def register(app: typer.Typer) -> None:
@@ -76,6 +84,8 @@ def infer(
     )
     if ask.version is not None:
         options["version"] = ask.version
+    if ask.materialized is not None:
+        options["exactness"] = _exactness(ask.materialized)
     if texts:
         if file is not None:
             raise typer.BadParameter("give texts or --file, not both")
@@ -98,6 +108,8 @@ def infer_fanout(
     options = FanoutOptions(
         alias=ask.alias, truncate=ask.truncate, top_k=ask.top_k, routing_key=ask.routing_key
     )
+    if ask.materialized is not None:
+        options["exactness"] = _exactness(ask.materialized)
     result = session.client.infer_fanout(text, vplms, **options)
     if session.json:
         entries = [_entry_json(v, one) for v, one in zip(vplms, result.entries, strict=True)]
@@ -117,6 +129,8 @@ def _entry_json(vplm: str, entry: FanoutAnswer | SmileError) -> Json:
         "version": entry.version,
         "digest": entry.digest,
         "origin": str(entry.origin),
+        "exactness": str(entry.exactness),
+        "materialization": to_json(entry.materialization),
     }
 
 
@@ -162,6 +176,7 @@ def _show(session: Session, texts: list[str], result: InferResult) -> None:
         document = to_json(result)
         assert isinstance(document, dict)
         document["predictions"] = [_plain(prediction) for prediction in result.predictions]
+        document["exactness"] = str(result.exactness)
         return write_json(document)
     rows = [
         [_cut(text), *_cells(prediction), "cut" if prediction.truncated else ""]
@@ -172,7 +187,19 @@ def _show(session: Session, texts: list[str], result: InferResult) -> None:
     session.note(
         f"{result.version} ({result.origin}) in {1000 * timings.total_s:.1f} ms, "
         f"batch of {timings.batch_texts} texts for {timings.batch_vplms} vPLMs"
+        f"{_looked_up(result.materialization)}"
     )
+
+
+def _looked_up(materialization: Materialization | None) -> str:
+    if materialization is None:
+        return ""
+    share = 100 * materialization.found_share
+    return f"; materialised, {share:.0f} % of {materialization.ngrams} n-grams found"
+
+
+def _exactness(materialized: bool) -> Exactness:
+    return Exactness.MATERIALIZED if materialized else Exactness.EXACT
 
 
 def _plain(prediction: Prediction) -> dict[str, Json]:

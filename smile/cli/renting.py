@@ -11,6 +11,7 @@ from smile.cli.command import Session, command
 from smile.cli.output import facts, short, size, table, to_json, when, write_json
 from smile.client.options import RentOptions
 from smile.processors import Processor
+from smile.resources import Exactness
 
 VplmArgument = Annotated[str, typer.Argument(help="Id of the vPLM.")]
 
@@ -25,6 +26,9 @@ class Terms:
     burst: Annotated[int, typer.Option(help="Texts at once; 0: a second's.")] = 0
     pin: Annotated[bool, typer.Option(help="Keep the module on the device.")] = False
     idle: Annotated[float, typer.Option(help="Seconds until it goes cold; 0: 600.")] = 0.0
+    materialized: Annotated[
+        bool, typer.Option(help="Look up the lower layers where a request does not say.")
+    ] = False
     wait: Annotated[bool, typer.Option(help="Return once the module is in memory.")] = False
 
 
@@ -43,6 +47,7 @@ def rent(session: Session, vplm: VplmArgument, terms: Terms) -> None:
         burst_texts=terms.burst,
         pinned=terms.pin,
         idle_s=terms.idle,
+        exactness=Exactness.MATERIALIZED if terms.materialized else Exactness.EXACT,
         wait=terms.wait,
     )
     rented = session.client.rent(vplm, **options)
@@ -109,4 +114,6 @@ def _terms_text(processor: Processor) -> str:
         words.append("pinned")
     if terms.idle_s:
         words.append(f"cold after {terms.idle_s:g} s")
+    if terms.exactness is not Exactness.EXACT:
+        words.append(str(terms.exactness))
     return ", ".join(words)

@@ -26,7 +26,7 @@ from smile.client.scope import Scope
 from smile.errors import InvalidArgument, TooManyTexts
 from smile.limits import INFER_TEXTS_MAX
 from smile.names import VersionName
-from smile.resources import FanoutResult, InferResult, Prediction, ProcessorStats
+from smile.resources import Exactness, FanoutResult, InferResult, Prediction, ProcessorStats
 from smile.v1 import processor_pb2
 
 NAMES_REMEMBERED_MAX = 1_000
@@ -61,6 +61,7 @@ class InferenceCalls(Calls):
                 truncate=options.get("truncate", False),
                 top_k=options.get("top_k", 0),
                 routing_key=options.get("routing_key", ""),
+                exactness=_exactness(options),
             )
 
         send = partial(self._connection.processor.Infer, request)
@@ -91,6 +92,7 @@ class InferenceCalls(Calls):
                 truncate=options.get("truncate", False),
                 top_k=options.get("top_k", 0),
                 routing_key=options.get("routing_key", ""),
+                exactness=_exactness(options),
             )
 
         send = partial(self._connection.processor.InferFanout, request)
@@ -195,6 +197,16 @@ def checked(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise InvalidArgument(f"texts[{index}] must be a str, got {type(text).__name__}")
     return found
+
+
+def _exactness(options: o.InferOptions | o.FanoutOptions) -> processor_pb2.Exactness.ValueType:
+    """Raises `InvalidSpec` for what is none."""
+    if (given := options.get("exactness")) is None:
+        return processor_pb2.EXACTNESS_UNSPECIFIED
+    number: processor_pb2.Exactness.ValueType = codec.EXACTNESSES.to_pb(
+        o.choice(Exactness, given, "exactness")
+    )
+    return number
 
 
 @contextmanager

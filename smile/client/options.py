@@ -13,6 +13,7 @@ from smile.resources import (
     SERVING,
     ClassWeighting,
     ColumnMapping,
+    Exactness,
     HyperParameters,
     Optimizer,
     Schedule,
@@ -117,6 +118,8 @@ class InferOptions(TypedDict, total=False):
         top_k: Scores of this many best labels; default: all.
         routing_key: Where the alias splits its traffic between two versions, requests with equal
             keys are answered by the same one; default: every request is drawn anew.
+        exactness: `exact`, or `materialized`: the lower layers are looked up; default: as the
+            vPLM's rented terms say, else exact.
         timeout: Seconds, for one request.
         patient: Where the processor refuses for now, wait as long as it asks, within `timeout`, and
             ask again; default True. False raises `Overloaded` at once.
@@ -127,6 +130,7 @@ class InferOptions(TypedDict, total=False):
     truncate: bool
     top_k: int
     routing_key: str
+    exactness: Exactness | str
     timeout: float
     patient: bool
 
@@ -136,13 +140,14 @@ class FanoutOptions(TypedDict, total=False):
 
     Attributes:
         alias: The alias to follow for vPLMs named without one; default `serving`.
-        truncate, top_k, routing_key, timeout, patient: As for `infer`.
+        truncate, top_k, routing_key, exactness, timeout, patient: As for `infer`.
     """
 
     alias: str
     truncate: bool
     top_k: int
     routing_key: str
+    exactness: Exactness | str
     timeout: float
     patient: bool
 
@@ -161,6 +166,7 @@ class RentOptions(TypedDict, total=False):
     burst_texts: int
     pinned: bool
     idle_s: float
+    exactness: Exactness | str
     wait: bool
     timeout: float
 

@@ -10,6 +10,7 @@ from smile.client import options as o
 from smile.client.calls import PAGE_ROWS, READ_TIMEOUT_S, WRITE_TIMEOUT_S, Calls, asking, every
 from smile.names import ProcessorName
 from smile.processors import Processor, ProcessorTerms
+from smile.resources import Exactness
 from smile.v1 import processor_pb2
 
 
@@ -36,6 +37,7 @@ class RentingCalls(Calls):
             burst_texts=options.get("burst_texts", default.burst_texts),
             pinned=options.get("pinned", default.pinned),
             idle_s=options.get("idle_s", default.idle_s),
+            exactness=o.choice(Exactness, options.get("exactness", default.exactness), "exactness"),
         )
         with asking():
             request = processor_pb2.RentProcessorRequest(

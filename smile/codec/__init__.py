@@ -54,6 +54,7 @@ from smile.codec.stored import (
 from smile.codec.summaries import summary_from_pb, summary_to_pb
 from smile.codec.tables import (
     CLASS_WEIGHTINGS,
+    EXACTNESSES,
     FORMATS,
     KINDS,
     OPTIMIZERS,
@@ -91,6 +92,7 @@ from smile.codec.training import (
 __all__ = [
     "ADAPTER_RANK_DEFAULT",
     "CLASS_WEIGHTINGS",
+    "EXACTNESSES",
     "FORMATS",
     "KINDS",
     "LORA_RANK_DEFAULT",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smile import resources as r
-from smile.codec.tables import ORIGINS, duration_from_pb, duration_to_pb
+from smile.codec.tables import EXACTNESSES, ORIGINS, duration_from_pb, duration_to_pb
 from smile.errors import SmileError
 from smile.rpc.status import from_status, to_status
 from smile.v1 import processor_pb2
@@ -67,6 +67,8 @@ def infer_to_pb(result: r.InferResult) -> processor_pb2.InferResponse:
         digest=result.digest,
         origin=ORIGINS.to_pb(result.origin),
         timings=_timings_to_pb(result.timings),
+        exactness=EXACTNESSES.to_pb(result.exactness),
+        materialization=_materialization_to_pb(result.materialization),
     )
 
 
@@ -77,7 +79,27 @@ def infer_from_pb(message: processor_pb2.InferResponse) -> r.InferResult:
         digest=message.digest,
         origin=ORIGINS.from_pb(message.origin),
         timings=_timings_from_pb(message.timings),
+        materialization=_materialization_from_pb(message),
     )
+
+
+def _materialization_to_pb(
+    found: r.Materialization | None,
+) -> processor_pb2.Materialization | None:
+    if found is None:
+        return None
+    return processor_pb2.Materialization(
+        encoder_digest=found.encoder_digest, ngrams=found.ngrams, found=found.found
+    )
+
+
+def _materialization_from_pb(
+    message: processor_pb2.InferResponse | processor_pb2.FanoutAnswer,
+) -> r.Materialization | None:
+    if not message.HasField("materialization"):
+        return None
+    found = message.materialization
+    return r.Materialization(found.encoder_digest, found.ngrams, found.found)
 
 
 def _timings_to_pb(timings: r.Timings) -> processor_pb2.Timings:
@@ -125,6 +147,8 @@ def _entry_to_pb(entry: r.FanoutAnswer | SmileError) -> processor_pb2.FanoutEntr
             version=entry.version,
             digest=entry.digest,
             origin=ORIGINS.to_pb(entry.origin),
+            exactness=EXACTNESSES.to_pb(entry.exactness),
+            materialization=_materialization_to_pb(entry.materialization),
         )
     )
 
@@ -138,6 +162,7 @@ def _entry_from_pb(message: processor_pb2.FanoutEntry) -> r.FanoutAnswer | Smile
         answer.version,
         answer.digest,
         ORIGINS.from_pb(answer.origin),
+        _materialization_from_pb(answer),
     )
 
 

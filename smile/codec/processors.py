@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from smile.codec.tables import PROCESSOR_STATES, duration_to_pb, time_from_pb, time_to_pb
+from smile.codec.tables import (
+    EXACTNESSES,
+    PROCESSOR_STATES,
+    duration_to_pb,
+    time_from_pb,
+    time_to_pb,
+)
 from smile.errors import InvalidArgument
 from smile.processors import Processor, ProcessorCounters, ProcessorTerms
 from smile.v1 import processor_pb2
@@ -19,6 +25,7 @@ def terms_to_pb(terms: ProcessorTerms) -> processor_pb2.ProcessorTerms:
         burst_texts=terms.burst_texts,
         pinned=terms.pinned,
         idle=duration_to_pb(terms.idle_s) if terms.idle_s else None,
+        exactness=EXACTNESSES.to_pb(terms.exactness),
     )
 
 
@@ -42,6 +49,7 @@ def terms_from_pb(message: processor_pb2.ProcessorTerms) -> ProcessorTerms:
         burst_texts=message.burst_texts,
         pinned=message.pinned,
         idle_s=message.idle.ToTimedelta().total_seconds(),
+        exactness=EXACTNESSES.from_pb(message.exactness),
     )
 
 

@@ -54,6 +54,7 @@ CLASS_WEIGHTINGS = _Table(
 )
 SELECTIONS = _Table(r.Selection, "SELECTION", trainer_pb2.Selection, r.Selection.TASK)
 WHENS = _Table(r.When, "WHEN", trainer_pb2.When, r.When.NOW)
+EXACTNESSES = _Table(r.Exactness, "EXACTNESS", processor_pb2.Exactness, r.Exactness.EXACT)
 PROCESSOR_STATES = _Table(ProcessorState, "PROCESSOR_STATE", processor_pb2.ProcessorState)
 STATES = _Table(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
 

@@ -6,13 +6,15 @@ gathered or grouped product, so a layer makes as many calls for 2 vPLMs as for 2
 
 Rows are sorted by shape class, then by vPLM: a class's rows lie together, and each vPLM's weights
 are read once. Layers below the batch's lowest first PET layer depend on the text alone: equal texts
-share them, and a text that one caller asks of many vPLMs shares them with later batches too.
+share them, and a text that one caller asks of many vPLMs shares them with later batches too. Some
+of these layers may have a stand-in (`Lower`), which then says how far it reaches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +32,19 @@ from smile.model.pet.method import LayerGroup
 from smile.model.serving import ServingBackbone, ServingOps
 from smile.model.specs import Projection
 from smile.model.tokenizer import TokenizedText
+
+
+class Lower(Protocol):
+    """What stands in for the layers below a boundary, for the texts of one batch."""
+
+    @property
+    def boundary(self) -> int:
+        """The first layer that is computed."""
+        ...
+
+    def states(self, packed: PackedTokens, serving: ServingBackbone) -> Tensor:
+        """States of a batch's different texts below layer `boundary`: [tokens, H]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +69,16 @@ class BatchedEngine:
         return cls(backbone, ServingBackbone.of(backbone, kernels, device, dtype), KnownTexts())
 
     @torch.inference_mode()
-    def run(self, batch: MixedBatch) -> list[Output]:
-        """One output per text, in the order the batch was given."""
+    def run(self, batch: MixedBatch, lower: Lower | None = None) -> list[Output]:
+        """One output per text, in the order the batch was given. `lower` stands in for layers that
+        no module of the batch has ops in.
+        """
         assert batch.backbone_digest == self.backbone.digest, "a batch of this backbone's modules"
         with self.serving.together() as serving:
-            below = self._below(batch, serving)
+            if lower is None:
+                below = self._below(batch, serving)
+            else:
+                below = _Below(_spread(_stood_in(batch, lower, serving), batch, serving), ())
             ops = [_ops(batch, layer, serving.kernels) for layer in self._layers(batch)]
             states = serving.forward_layers(below.states, batch.packed, batch.boundary, ops)
             values = [head.values(states, serving.kernels) for head in batch.heads]
@@ -91,11 +111,7 @@ class BatchedEngine:
             for text, part in zip(different.texts, parts, strict=True):
                 if id(text) in different.repeated:
                     new.append((text, dense.join([part])))
-        if different.tokens is not None:
-            rows, width = different.tokens.shape[0], states.shape[1]
-            out = serving.kernels.room.take(Slot.SELECTED, rows, width, states.dtype)
-            states = dense.select(states, different.tokens, out)
-        return _Below(states, tuple(new))
+        return _Below(_spread(states, batch, serving), tuple(new))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +144,23 @@ def _completed(
     return serving.kernels.dense.join(
         [next(parts) if states is None else states for states in found]
     )
+
+
+def _stood_in(batch: MixedBatch, lower: Lower, serving: ServingBackbone) -> Tensor:
+    """The same for the batch's different texts, from a stand-in."""
+    packed, bare = batch.different.packed, batch.boundary - lower.boundary
+    assert bare >= 0, f"ops in layer {batch.boundary}, which is replaced up to {lower.boundary}"
+    states = lower.states(packed, serving)
+    return serving.forward_layers(states, packed, lower.boundary, [None] * bare)
+
+
+def _spread(states: Tensor, batch: MixedBatch, serving: ServingBackbone) -> Tensor:
+    """States of the different texts to states of all: [tokens, H] each."""
+    tokens = batch.different.tokens
+    if tokens is None:
+        return states
+    out = serving.kernels.room.take(Slot.SELECTED, tokens.shape[0], states.shape[1], states.dtype)
+    return serving.kernels.dense.select(states, tokens, out)
 
 
 def _states(packed: PackedTokens, boundary: int, serving: ServingBackbone) -> Tensor:

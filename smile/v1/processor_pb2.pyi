@@ -23,6 +23,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Exactness:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExactnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exactness.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXACTNESS_UNSPECIFIED: _Exactness.ValueType  # 0
+    """In a request: as the vPLM's rented terms say, else exact."""
+    EXACTNESS_EXACT: _Exactness.ValueType  # 1
+    """Every layer is computed."""
+    EXACTNESS_MATERIALIZED: _Exactness.ValueType  # 2
+    """The lower layers are replaced by rows for the text's n-grams, looked up or computed to the same bits. Faster; answers
+    differ a little from exact ones.
+    """
+
+class Exactness(_Exactness, metaclass=_ExactnessEnumTypeWrapper):
+    """Whether every layer is computed."""
+
+EXACTNESS_UNSPECIFIED: Exactness.ValueType  # 0
+"""In a request: as the vPLM's rented terms say, else exact."""
+EXACTNESS_EXACT: Exactness.ValueType  # 1
+"""Every layer is computed."""
+EXACTNESS_MATERIALIZED: Exactness.ValueType  # 2
+"""The lower layers are replaced by rows for the text's n-grams, looked up or computed to the same bits. Faster; answers
+differ a little from exact ones.
+"""
+Global___Exactness: _TypeAlias = Exactness  # noqa: Y015
+
 class _ProcessorState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -50,6 +78,36 @@ PROCESSOR_STATE_HOT: ProcessorState.ValueType  # 3
 Global___ProcessorState: _TypeAlias = ProcessorState  # noqa: Y015
 
 @_typing.final
+class Materialization(_message.Message):
+    """What was looked up of a materialised answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
+    NGRAMS_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    encoder_digest: _builtins.str
+    """SHA-256, hex, of the local encoder whose rows they are."""
+    ngrams: _builtins.int
+    """N-grams of its texts, one for each token, special tokens included."""
+    found: _builtins.int
+    """Those that were found; the others were computed, to the same bits."""
+    def __init__(
+        self,
+        *,
+        encoder_digest: _builtins.str = ...,
+        ngrams: _builtins.int = ...,
+        found: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_digest", b"encoder_digest", "found", b"found", "ngrams", b"ngrams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Materialization: _TypeAlias = Materialization  # noqa: Y015
+
+@_typing.final
 class InferRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -59,6 +117,7 @@ class InferRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`, or `.../versions/{n}` for one version in particular."""
     alias: _builtins.str
@@ -71,6 +130,8 @@ class InferRequest(_message.Message):
     """Where the alias splits its traffic: requests with equal keys are answered by the same version, and keys the
     second version answers stay with it as its weight grows. Default: the request's id.
     """
+    exactness: Global___Exactness.ValueType
+    """Whether every layer is computed. Materialised answers want a module that begins at or above the encoder's boundary."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """1 to 10,000 texts, each of 1 to 100,000 characters."""
@@ -84,10 +145,11 @@ class InferRequest(_message.Message):
         truncate: _builtins.bool = ...,
         top_k: _builtins.int = ...,
         routing_key: _builtins.str = ...,
+        exactness: Global___Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "name", b"name", "routing_key", b"routing_key", "texts", b"texts", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "exactness", b"exactness", "name", b"name", "routing_key", b"routing_key", "texts", b"texts", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -102,18 +164,26 @@ class InferResponse(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
+    MATERIALIZATION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The immutable version that answered, `tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
     digest: _builtins.str
     """SHA-256, hex, of that version's bytes."""
     origin: _resources_pb2.VersionOrigin.ValueType
     """Initial weights answer like any other; this tells that nobody has trained them."""
+    exactness: Global___Exactness.ValueType
+    """How it was answered; never unspecified."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
         """As many as texts, in their order."""
 
     @_builtins.property
     def timings(self) -> Global___Timings: ...
+    @_builtins.property
+    def materialization(self) -> Global___Materialization:
+        """Set if it was materialised."""
+
     def __init__(
         self,
         *,
@@ -122,10 +192,12 @@ class InferResponse(_message.Message):
         digest: _builtins.str = ...,
         origin: _resources_pb2.VersionOrigin.ValueType = ...,
         timings: Global___Timings | None = ...,
+        exactness: Global___Exactness.ValueType = ...,
+        materialization: Global___Materialization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["materialization", b"materialization", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "origin", b"origin", "predictions", b"predictions", "timings", b"timings", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "exactness", b"exactness", "materialization", b"materialization", "origin", b"origin", "predictions", b"predictions", "timings", b"timings", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,6 +238,7 @@ class InferFanoutRequest(_message.Message):
     TRUNCATE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """1 to 100,000 characters."""
     truncate: _builtins.bool
@@ -174,6 +247,8 @@ class InferFanoutRequest(_message.Message):
     """Return the scores of this many best labels, 1 to 1,000. Default 0: all labels."""
     routing_key: _builtins.str
     """As InferRequest's."""
+    exactness: Global___Exactness.ValueType
+    """As InferRequest's; a vPLM that cannot be answered so gets an error of its own."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FanoutTarget]:
         """1 to 1,000 vPLMs, all of one backbone; naming one twice costs nothing."""
@@ -186,10 +261,11 @@ class InferFanoutRequest(_message.Message):
         truncate: _builtins.bool = ...,
         top_k: _builtins.int = ...,
         routing_key: _builtins.str = ...,
+        exactness: Global___Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["routing_key", b"routing_key", "targets", b"targets", "text", b"text", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exactness", b"exactness", "routing_key", b"routing_key", "targets", b"targets", "text", b"text", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,13 +281,21 @@ class FanoutAnswer(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
+    MATERIALIZATION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The immutable version that answered, `tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
     digest: _builtins.str
     """SHA-256, hex, of that version's bytes."""
     origin: _resources_pb2.VersionOrigin.ValueType
+    exactness: Global___Exactness.ValueType
+    """How it was answered; never unspecified."""
     @_builtins.property
     def prediction(self) -> Global___Prediction: ...
+    @_builtins.property
+    def materialization(self) -> Global___Materialization:
+        """Set if it was materialised."""
+
     def __init__(
         self,
         *,
@@ -219,10 +303,12 @@ class FanoutAnswer(_message.Message):
         version: _builtins.str = ...,
         digest: _builtins.str = ...,
         origin: _resources_pb2.VersionOrigin.ValueType = ...,
+        exactness: Global___Exactness.ValueType = ...,
+        materialization: Global___Materialization | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prediction", b"prediction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["materialization", b"materialization", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "origin", b"origin", "prediction", b"prediction", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "exactness", b"exactness", "materialization", b"materialization", "origin", b"origin", "prediction", b"prediction", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,6 +604,7 @@ class ProcessorTerms(_message.Message):
     BURST_TEXTS_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     IDLE_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
     weight: _builtins.float
     """Share of the device against other tenants' weights while they compete, 0.1 to 10. Default 1. A tenant's rentals add
     up, to at most 16; a tenant without any has 1.
@@ -530,6 +617,8 @@ class ProcessorTerms(_message.Message):
     """Texts that may come at once. Default 0: as many as in a second."""
     pinned: _builtins.bool
     """Keep the module on the device, also after the alias `serving` has moved."""
+    exactness: Global___Exactness.ValueType
+    """How texts are answered where a request does not say. Default: exact."""
     @_builtins.property
     def idle(self) -> _duration_pb2.Duration:
         """Without a request for so long, the module leaves memory, 1 s to 30 days. Default: 10 minutes."""
@@ -543,10 +632,11 @@ class ProcessorTerms(_message.Message):
         burst_texts: _builtins.int = ...,
         pinned: _builtins.bool = ...,
         idle: _duration_pb2.Duration | None = ...,
+        exactness: Global___Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_texts", b"burst_texts", "concurrency_max", b"concurrency_max", "idle", b"idle", "pinned", b"pinned", "texts_per_second", b"texts_per_second", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_texts", b"burst_texts", "concurrency_max", b"concurrency_max", "exactness", b"exactness", "idle", b"idle", "pinned", b"pinned", "texts_per_second", b"texts_per_second", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -152,6 +152,7 @@ RESULTS = st.one_of(
 )
 PREDICTIONS = st.builds(r.Prediction, RESULTS, st.booleans(), COUNT)
 TIMINGS = st.builds(r.Timings, SECONDS, SECONDS, SECONDS, SECONDS, COUNT, COUNT)
+MATERIALIZATIONS = st.none() | st.builds(r.Materialization, TEXT, COUNT, COUNT)
 ANSWERS = st.builds(
     r.InferResult,
     st.lists(PREDICTIONS, max_size=3).map(tuple),
@@ -159,6 +160,7 @@ ANSWERS = st.builds(
     TEXT,
     st.sampled_from(r.VersionOrigin),
     TIMINGS,
+    MATERIALIZATIONS,
 )
 STRAIGHT = st.characters(exclude_categories=["Cs"])
 FAILURES = st.builds(
@@ -168,11 +170,21 @@ FAILURES = st.builds(
     metadata=st.dictionaries(st.text(STRAIGHT, max_size=5), st.text(STRAIGHT, max_size=5)),
 )
 FANOUT_ANSWERS = st.builds(
-    r.FanoutAnswer, PREDICTIONS, TEXT, TEXT, st.sampled_from(r.VersionOrigin)
+    r.FanoutAnswer,
+    PREDICTIONS,
+    TEXT,
+    TEXT,
+    st.sampled_from(r.VersionOrigin),
+    MATERIALIZATIONS,
 )
 FANOUTS = st.builds(r.FanoutResult, st.lists(FANOUT_ANSWERS, max_size=3).map(tuple), TIMINGS)
 PLAIN_TERMS = st.builds(
-    p.ProcessorTerms, st.floats(0.1, 10), COUNT, pinned=st.booleans(), idle_s=SECONDS
+    p.ProcessorTerms,
+    st.floats(0.1, 10),
+    COUNT,
+    pinned=st.booleans(),
+    idle_s=SECONDS,
+    exactness=st.sampled_from(r.Exactness),
 )
 RATES = st.builds(
     p.ProcessorTerms, st.just(1.0), COUNT, st.floats(0.001, 1e6), BIG, st.booleans(), SECONDS
@@ -317,6 +329,7 @@ def test_values_survive_the_wire(name: str, data: st.DataObject) -> None:
         (codec.CLASS_WEIGHTINGS, r.ClassWeighting),
         (codec.SELECTIONS, r.Selection),
         (codec.WHENS, r.When),
+        (codec.EXACTNESSES, r.Exactness),
     ],
 )
 def test_enum_tables_are_complete_both_ways(table: Any, members: Any) -> None:

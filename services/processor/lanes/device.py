@@ -18,13 +18,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from services.processor.lanes.dispatch import Dispatch, Taken, Work
 from services.processor.lanes.handoff import Handoff, Load
 from services.processor.lanes.trace import Facts, Lane, Trace
-from services.processor.requests import Answered, Batch, Computed, Failed, Outcome, Part, Ride
+from services.processor.requests import (
+    Answered,
+    Batch,
+    Chunk,
+    Computed,
+    Failed,
+    Materialized,
+    Outcome,
+    Part,
+    Ride,
+)
 from smile.errors import Internal, SmileError
 from smile.logs import get_logger
 
@@ -288,9 +298,7 @@ class Lanes(Generic[Module, Prepared]):
             self._trace.span(Lane.COMPUTE, started, ended, facts)
         ride = Ride(piece.number, started, ended - started, texts, vplms)
         return [
-            Failed(chunk, values)
-            if isinstance(values, SmileError)
-            else Answered(chunk, values, ride)
+            _outcome(chunk, values, ride)
             for chunk, values in zip(batch.chunks, outputs, strict=True)
         ]
 
@@ -360,10 +368,20 @@ def _nothing() -> None:
     """The device lane has nobody behind it."""
 
 
+def _outcome(chunk: Chunk, computed: Computed, ride: Ride) -> Outcome:
+    match computed:
+        case SmileError():
+            return Failed(chunk, computed)
+        case Materialized(outputs, looked_up):
+            return Answered(chunk, outputs, ride, looked_up)
+        case outputs:
+            return Answered(chunk, outputs, ride)
+
+
 def _alone(batch: Batch, modules: Sequence[Module]) -> Iterator[tuple[Batch, tuple[Module, ...]]]:
     """A batch of its own for each part."""
     for part, module in zip(batch.parts, modules, strict=True):
-        yield Batch(batch.backbone, (part,)), (module,)
+        yield replace(batch, parts=(part,)), (module,)
 
 
 def _told(error: BaseException) -> str:

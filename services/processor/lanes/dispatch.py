@@ -382,7 +382,7 @@ class Dispatch(Generic[Module]):
                 boarded.append((part, module))
         if left:
             self._crowded = True
-            self._waiting.done(Batch(batch.backbone, tuple(left)), self._terms)
+            self._waiting.done(replace(batch, parts=tuple(left)), self._terms)
             for part in left:
                 for chunk in part.chunks:
                     self._waiting.add(chunk)
@@ -392,7 +392,7 @@ class Dispatch(Generic[Module]):
         self._works += 1
         self._count_bulk(plan.bulk)
         self._travelling.update(chunk.request for part in parts for chunk in part.chunks)
-        work = Work(Batch(batch.backbone, parts), modules, closed=plan.closed, bulk=plan.bulk)
+        work = Work(replace(batch, parts=parts), modules, closed=plan.closed, bulk=plan.bulk)
         if left or not plan.predicted_s:
             return work
         return replace(work, predicted_s=plan.predicted_s, table_s=plan.table_s)

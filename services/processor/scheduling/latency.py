@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeAlias
 
+from services.processor.requests import Track
 from smile.errors import DataCorrupted
 from smile.model.specs import PetKind
 
@@ -92,7 +93,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class LatencyTables:
-    """What was measured of one backbone on one device.
+    """What was measured of one track on one device.
 
     Attributes:
         alpha: What all rows share.
@@ -191,7 +192,7 @@ class Line:
 
 
 class LatencyModel:
-    """Predicts batches of one backbone, and learns from each one how far off the tables are.
+    """Predicts batches of one track, and learns from each one how far off the tables are.
 
     `observe` may run beside predictions in other threads: it replaces two numbers.
     """
@@ -246,27 +247,27 @@ class LatencyModel:
 
 
 class Latencies:
-    """Models by backbone, as they become known. What is not known bounds and refuses nothing."""
+    """Models by track, as they become known. What is not known bounds and refuses nothing."""
 
     def __init__(self, streams: int = 1) -> None:
         self._streams = streams
-        self._models: dict[str, LatencyModel] = {}
+        self._models: dict[Track, LatencyModel] = {}
 
-    def learn(self, backbone: str, model: LatencyModel) -> None:
-        """A backbone has been measured."""
-        self._models = {**self._models, backbone: model}
+    def learn(self, track: Track, model: LatencyModel) -> None:
+        """A track has been measured."""
+        self._models = {**self._models, track: model}
 
-    def of(self, backbone: str) -> LatencyModel | None:
-        return self._models.get(backbone)
+    def of(self, track: Track) -> LatencyModel | None:
+        return self._models.get(track)
 
     def bulk_s(self, tokens: int, texts: int) -> float:
-        """The least seconds for so much work on all streams, whichever backbone it is for."""
+        """The least seconds for so much work on all streams, whichever track it is for."""
         alone_s = min((model.bulk_s(tokens, texts) for model in self._models.values()), default=0.0)
         return alone_s / self._streams
 
-    def observe(self, backbone: str, table_s: float | None, observed_s: float, now: float) -> None:
+    def observe(self, track: Track, table_s: float | None, observed_s: float, now: float) -> None:
         """A batch has been computed; None: nothing was predicted."""
-        model = self._models.get(backbone)
+        model = self._models.get(track)
         if model is not None and table_s is not None:
             model.observe(table_s, observed_s, now)
 

@@ -1,8 +1,9 @@
 """Which chunks form the next batch. Pure: no clock, no lock, no I/O; times are arguments.
 
 Between tenants: deficit round robin by weight, in tokens, newcomers first (`turns`). Inside a
-tenant: earliest due first. Between backbones: in turn, a batch each. A batch ends where the next
-chunk would pass its tokens, its texts or its predicted seconds; `Plan.closed` tells which.
+tenant: earliest due first. Between tracks (backbones, exact or not): in turn, a batch each. A batch
+ends where the next chunk would pass its tokens, its texts or its predicted seconds; `Plan.closed`
+tells which.
 
 How many seconds: large batches suit the device, small ones whoever comes next, who has to wait for
 the batch that is being computed. So a batch may take `seconds_max`; but a tenant that has more
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from services.processor.memory.residency import ModuleState
-from services.processor.requests import Batch, Chunk, ModuleKey
+from services.processor.requests import Batch, Chunk, ModuleKey, Track
 from services.processor.scheduling.latency import LatencyModel, Tally
 from services.processor.scheduling.room import BatchLimits, Closed, Room
 from services.processor.scheduling.turns import ByDue, Entry, Lane, Place, Turn
@@ -50,7 +51,7 @@ def _unlimited(_: VplmName) -> int | None:
     return None
 
 
-def _unmeasured(_: str) -> LatencyModel | None:
+def _unmeasured(_: Track) -> LatencyModel | None:
     return None
 
 
@@ -61,12 +62,12 @@ class Terms:
     Attributes:
         weight_of: A tenant's weight; kept within `WEIGHT_MIN` and `WEIGHT_MAX`.
         requests_max_of: Requests of a vPLM that may be computed at a time, 1 or more; None: any.
-        latency_of: The measured model of a backbone; None: batches are bounded by tokens and texts.
+        latency_of: The measured model of a track; None: batches are bounded by tokens and texts.
     """
 
     weight_of: Callable[[TenantId], float] = _weight_one
     requests_max_of: Callable[[VplmName], int | None] = _unlimited
-    latency_of: Callable[[str], LatencyModel | None] = _unmeasured
+    latency_of: Callable[[Track], LatencyModel | None] = _unmeasured
 
 
 DEFAULT = Terms()
@@ -115,7 +116,7 @@ class Waiting:
 
     def __init__(self, bulk_tokens: float = math.inf) -> None:
         self._bulk_tokens = bulk_tokens
-        self._lanes: OrderedDict[str, Lane] = OrderedDict()
+        self._lanes: OrderedDict[Track, Lane] = OrderedDict()
         self._parked: dict[ModuleKey, dict[int, Entry]] = {}
         self._held: dict[VplmName, ByDue] = {}
         self._flying: dict[VplmName, dict[int, int]] = {}  # chunks being computed, by request
@@ -131,7 +132,7 @@ class Waiting:
     @property
     def ready(self) -> bool:
         """Whether a chunk waits that is neither parked nor held, and that is wanted."""
-        return bool(self.backbones() if self.bulk_full else self._lanes)
+        return bool(self.tracks() if self.bulk_full else self._lanes)
 
     def add(self, chunk: Chunk) -> None:
         """Let a new chunk wait."""
@@ -176,18 +177,18 @@ class Waiting:
             limit = terms.requests_max_of(chunk.vplm)
             self._unhold(chunk.vplm, 1 if limit is None else limit - len(requests))
 
-    def backbones(self) -> tuple[str, ...]:
-        """Backbones with chunks that could travel, in turn."""
+    def tracks(self) -> tuple[Track, ...]:
+        """Tracks with chunks that could travel, in turn."""
         if not self.bulk_full:
             return tuple(self._lanes)
-        return tuple(name for name, lane in self._lanes.items() if lane.guests)
+        return tuple(track for track, lane in self._lanes.items() if lane.guests)
 
     def flying(self, vplm: VplmName) -> dict[int, int]:
         """Chunks of a vPLM that are being computed, by request."""
         return self._flying.get(vplm, {})
 
-    def lane(self, backbone: str) -> Lane:
-        return self._lanes[backbone]
+    def lane(self, track: Track) -> Lane:
+        return self._lanes[track]
 
     def fly(self, lane: Lane, turn: Turn) -> Chunk:
         """Take a turn's next chunk out, to be computed."""
@@ -219,18 +220,18 @@ class Waiting:
         """A turn's next chunk waits for others of its vPLM."""
         self._held.setdefault(vplm, ByDue(Place.HELD)).push(lane.pop(turn))
 
-    def tidy(self, backbone: str) -> None:
-        """A batch was taken from this backbone's lane: the others come first now."""
-        if self._lanes[backbone].count:
-            self._lanes.move_to_end(backbone)
+    def tidy(self, track: Track) -> None:
+        """A batch was taken from this track's lane: the others come first now."""
+        if self._lanes[track].count:
+            self._lanes.move_to_end(track)
         else:
-            del self._lanes[backbone]
+            del self._lanes[track]
 
     def _queue(self, entry: Entry) -> None:
-        backbone = entry.chunk.backbone
-        lane = self._lanes.get(backbone)
+        track = entry.chunk.track
+        lane = self._lanes.get(track)
         if lane is None:
-            lane = self._lanes[backbone] = Lane(self._bulk_tokens)
+            lane = self._lanes[track] = Lane(self._bulk_tokens)
         lane.add(entry)
 
     def _remove_all(self, entries: list[Entry]) -> list[Chunk]:
@@ -251,10 +252,10 @@ class Waiting:
             if not self._held[chunk.vplm].count:
                 del self._held[chunk.vplm]
         else:
-            lane = self._lanes[chunk.backbone]
+            lane = self._lanes[chunk.track]
             lane.remove(entry)
             if not lane.count:
-                del self._lanes[chunk.backbone]
+                del self._lanes[chunk.track]
         self._forget(entry)
         if not was_held:
             self._unhold(chunk.vplm, 1)
@@ -285,11 +286,11 @@ class Waiting:
 class _Forming:
     """One lane's next batch, while it is put together."""
 
-    def __init__(self, waiting: Waiting, backbone: str, question: _Question) -> None:
+    def __init__(self, waiting: Waiting, track: Track, question: _Question) -> None:
         self._waiting = waiting
-        self._lane = waiting.lane(backbone)
+        self._lane = waiting.lane(track)
         self._question = question
-        self._model = question.terms.latency_of(backbone)
+        self._model = question.terms.latency_of(track)
         if self._model is None:
             self._room = Room(question.limits, None)
         else:
@@ -401,12 +402,12 @@ def next_batch(
     """
     plan = Plan()
     question = _Question(plan, state_of, limits, terms, now)
-    for backbone in waiting.backbones():
-        forming = _Forming(waiting, backbone, question)
+    for track in waiting.tracks():
+        forming = _Forming(waiting, track, question)
         closed = forming.fill()
-        waiting.tidy(backbone)
+        waiting.tidy(track)
         if forming.taken:
-            plan.batch = Batch.of(backbone, forming.taken)
+            plan.batch = Batch.of(track.backbone, forming.taken)
             plan.closed = closed
             plan.predicted_s, plan.table_s = forming.seconds
             plan.bulk = forming.bulk and limits.apart and not waiting.bulk_full
@@ -419,7 +420,7 @@ def enough(waiting: Waiting, limits: BatchLimits, terms: Terms = DEFAULT) -> boo
     if waiting.tokens >= limits.tokens_max or waiting.texts >= limits.texts_max:
         return True
     seconds_max = min(limits.seconds_max, limits.shared_seconds_max)
-    models = map(terms.latency_of, waiting.backbones())
+    models = map(terms.latency_of, waiting.tracks())
     return any(
         model is not None and model.bulk_s(waiting.tokens, waiting.texts) >= seconds_max
         for model in models

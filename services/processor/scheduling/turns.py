@@ -121,7 +121,7 @@ class Turn:
 
 
 class Lane:
-    """The tenants that wait for one backbone.
+    """The tenants that wait for one track.
 
     Every tenant has exactly one place in the calendar: (round, newcomers first and bulky ones last,
     order of arrival).

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.memory.residency import ModuleState
-from services.processor.requests import Chunk, ModuleKey
+from services.processor.requests import Chunk, ModuleKey, Track
 from services.processor.scheduling.latency import Curve, LatencyModel, LatencyTables
 from services.processor.scheduling.room import SHARED_MORE, BatchLimits, Closed
 from services.processor.scheduling.scheduler import Plan, Terms, Waiting, next_batch
@@ -127,7 +127,7 @@ def test_where_guests_ask_for_everything_the_flood_gets_its_share(
 
 
 def queued(waiting: Waiting, tenant: str) -> list[Chunk]:
-    turn = waiting.lane("toy")._turns.get(tenant_id(tenant))
+    turn = waiting.lane(Track("toy"))._turns.get(tenant_id(tenant))
     return [] if turn is None else [item[2].chunk for item in turn.chunks._heap]
 
 
@@ -143,14 +143,14 @@ def test_bulk_alone_gives_way_and_is_as_long_as_any(make: Maker) -> None:
 def test_no_more_bulk_than_is_wanted_and_guests_all_the_same() -> None:
     scene = Scene(APART)
     scene.waiting.bulk_full = True
-    assert scene.waiting.backbones() == ()
+    assert scene.waiting.tracks() == ()
     assert scene.form().empty
     scene.ask("guest")
-    assert scene.waiting.backbones() == ("toy",)
+    assert scene.waiting.tracks() == (Track("toy"),)
     plan = scene.form()
     assert "guest" in [chunk.tenant for chunk in taken(plan)]
     assert not plan.bulk
-    assert scene.waiting.backbones() == ()
+    assert scene.waiting.tracks() == ()
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.processor.requests import Track
 from services.processor.scheduling.latency import (
     FACTOR_MAX,
     FACTOR_MIN,
@@ -23,6 +24,7 @@ from services.processor.scheduling.latency import (
 )
 from smile.errors import DataCorrupted
 from smile.model.specs import PetKind
+from smile.resources import Exactness
 
 ALPHA = Curve((32, 64, 256), (0.004, 0.006, 0.020))
 BETA = Curve((32, 256), (0.001, 0.003))
@@ -155,16 +157,16 @@ def test_a_model_that_refuses_everything_is_doubted() -> None:
     assert model.line.factor == FACTOR_MIN
 
 
-def test_the_least_over_backbones_and_nothing_where_nothing_is_known() -> None:
+def test_the_least_over_tracks_and_nothing_where_nothing_is_known() -> None:
     latencies = Latencies()
-    assert (latencies.bulk_s(1_000, 10), latencies.of("toy")) == (0.0, None)
+    assert (latencies.bulk_s(1_000, 10), latencies.of(Track("toy"))) == (0.0, None)
     slow, fast = LatencyModel(LatencyTables(Curve((1,), (0.01,)))), LatencyModel(TABLES)
-    latencies.learn("slow", slow)
-    latencies.learn("fast", fast)
+    latencies.learn(Track("slow"), slow)
+    latencies.learn(Track("slow", Exactness.MATERIALIZED), fast)
     assert latencies.bulk_s(1_000, 10) == fast.bulk_s(1_000, 10)
-    latencies.observe("slow", 0.01, 0.02, 0.0)
-    latencies.observe("slow", None, 9.0, 0.0)
-    latencies.observe("unknown", 0.01, 0.02, 0.0)
+    latencies.observe(Track("slow"), 0.01, 0.02, 0.0)
+    latencies.observe(Track("slow"), None, 9.0, 0.0)
+    latencies.observe(Track("unknown"), 0.01, 0.02, 0.0)
     assert (slow.line.factor > 1.0, fast.line.factor) == (True, 1.0)
 
 

@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from services.processor.memory.residency import ModuleState
-from services.processor.requests import Chunk, ModuleKey
+from services.processor.requests import Chunk, ModuleKey, Track
 from services.processor.scheduling.latency import Curve, LatencyModel, LatencyTables
 from services.processor.scheduling.room import BatchLimits, Closed
 from services.processor.scheduling.scheduler import (
@@ -164,7 +164,7 @@ def test_a_newcomer_rides_in_the_very_next_batch(
     for number in range(tenants):
         for tokens in backlog:
             waiting.add(make.chunk(f"t{number}", tokens, deadline=1.0))
-    while any(turn.newcomer for turn in waiting.lane("toy")._turns.values()):
+    while any(turn.newcomer for turn in waiting.lane(Track("toy"))._turns.values()):
         drain(waiting, Terms(), 1)
         if not len(waiting):
             return
@@ -422,7 +422,7 @@ def test_dropping_everything_leaves_nothing_behind(make: Maker) -> None:
         waiting.add(make.chunk(f"t{number % 10}", request=number % 100))
     for request in range(99):
         waiting.drop(request)
-    lane = waiting.lane("toy")
+    lane = waiting.lane(Track("toy"))
     stale = sum(len(turn.chunks._heap) for turn in lane._turns.values())
     assert stale <= 2 * len(waiting) + 16 * len(lane)
     assert len(drain(waiting, Terms(), 1)[0]) == LIMITS.texts_max

@@ -170,7 +170,29 @@ def eviction(result: Mapping[str, Json], path: Path) -> None:
     _save(axes, path)
 
 
+def storage(result: Mapping[str, Json], path: Path) -> None:
+    """Kilobytes of a vPLM by shape, beside the full model, for both backbones."""
+    found, full = result.get("bytes"), result.get("full_model_bytes")
+    assert isinstance(found, Mapping) and isinstance(full, Mapping), "recorded with the result"
+    _, axes = plt.subplots(figsize=(SIZE[0], 1.4 * SIZE[1]))
+    for shift, (backbone, colour) in enumerate(zip(found, (THEIRS, OURS), strict=True)):
+        sizes = found[backbone]
+        assert isinstance(sizes, Mapping), "sizes by shape"
+        shown = {**sizes, "full model": full[backbone]}
+        values = [(number(value) or 0.0) / 1e3 for value in shown.values()]
+        places = [place + 0.4 * shift - 0.2 for place in range(len(values))]
+        bars = axes.barh(places, values, height=0.38, color=colour, label=str(backbone))
+        axes.bar_label(bars, fmt="%.0f", fontsize="x-small", padding=2)
+        axes.set_yticks(range(len(shown)), list(shown), fontsize="small")
+    axes.set_xscale("log")
+    axes.set_xlabel("kB in the object store (logarithmic)")
+    axes.invert_yaxis()
+    axes.legend()
+    _save(axes, path)
+
+
 PLOTS: Mapping[str, Plot] = {
+    "storage": storage,
     "density": density,
     "peers": peers,
     "cliff": cliff,

@@ -59,6 +59,11 @@ TARGETS: Mapping[str, tuple[Target, ...]] = {
     "smile_demo": (at_least("achieved_ratio", 0.99), at_most("p99_ms", 250.0)),
     "fairness": (at_most("p99_ratio", 1.5),),
     "rpc": (at_least("efficiency", 0.85),),
+    "storage": (
+        at_most("bytes_per_vplm_bert_base", 1_300_000),
+        at_least("saving", 0.99),
+        at_least("create_per_second", 100),
+    ),
     "eviction": (),
     "forming": (),
 }

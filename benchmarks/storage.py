@@ -99,7 +99,7 @@ def _backbones(folder: Path) -> Backbones:
     from transformers import BertConfig, BertModel  # noqa: PLC0415 -- seconds
     from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415 -- likewise
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     (minilm,) = parse_sources(BACKBONES_DEFAULT)
     there = minilm.locate()
     made = folder / BERT_BASE

@@ -1,0 +1,84 @@
+"""What accounting keeps as JSON. Counts are lists of seven numbers, in the order of `Counts`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple
+from typing import TypeAlias
+
+from pydantic import Field
+
+from services.storage.records import Document
+from smile.accounting import Counts, UsageRow
+
+Numbers: TypeAlias = tuple[int, int, int, int, int, int, int]
+Rows: TypeAlias = Mapping[str, Mapping[str, Counts]]  # by tenant, then by vPLM id
+
+
+def numbers(counts: Counts) -> Numbers:
+    return astuple(counts)
+
+
+class ReporterDay(Document):
+    """What one reporter has counted of one day, by tenant and vPLM id ('' : not told apart)."""
+
+    rows: dict[str, dict[str, Numbers]] = Field(default_factory=dict)
+
+    def grown(self, rows: Iterable[UsageRow]) -> ReporterDay:
+        """With rows that are new or larger."""
+        tenants = dict(self.rows)
+        copied: set[str] = set()
+        for row in rows:
+            if row.tenant not in copied:
+                tenants[row.tenant] = dict(tenants.get(row.tenant, {}))
+                copied.add(row.tenant)
+            mine = tenants[row.tenant]
+            kept = mine.get(row.vplm)
+            counts = row.counts if kept is None else row.counts.most(Counts(*kept))
+            mine[row.vplm] = numbers(counts)
+        return ReporterDay.model_construct(schema_version=1, rows=tenants)
+
+    def total(self, tenant: str) -> Counts:
+        """Of one tenant."""
+        return added(Counts(*kept) for kept in self.rows.get(tenant, {}).values())
+
+
+class DayTotals(Document):
+    """One day of all tenants, once it is over.
+
+    Attributes:
+        journal: SHA-256 of what it was added up from: another one means that counts came late.
+        counts: By tenant.
+        stored: Bytes and vPLMs by tenant, when the day was closed first.
+    """
+
+    journal: str
+    counts: dict[str, Numbers]
+    stored: dict[str, tuple[int, int]] = Field(default_factory=dict)
+
+
+class TenantDay(Document):
+    """One day of one tenant, once it is over: counts by vPLM id ('' : not told apart)."""
+
+    rows: dict[str, Numbers] = Field(default_factory=dict)
+    stored_bytes: int = 0
+    vplm_count: int = 0
+
+
+def added(counts: Iterable[Counts]) -> Counts:
+    """The sum."""
+    total = Counts()
+    for each in counts:
+        total += each
+    return total
+
+
+def folded(documents: Iterable[ReporterDay]) -> dict[str, dict[str, Counts]]:
+    """What all reporters of a day counted, by tenant and vPLM id."""
+    found: dict[str, dict[str, Counts]] = {}
+    for document in documents:
+        for tenant, rows in document.rows.items():
+            mine = found.setdefault(tenant, {})
+            for vplm, kept in rows.items():
+                mine[vplm] = mine.get(vplm, Counts()) + Counts(*kept)
+    return found

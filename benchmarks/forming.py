@@ -33,7 +33,7 @@ from benchmarks.harness.workload import texts, uniform, zipf
 from services.processor.engine import Engine
 from services.processor.memory.residency import ModuleState
 from services.processor.options import EngineOptions
-from services.processor.requests import Chunk, ModuleKey
+from services.processor.requests import Chunk, ModuleKey, Track
 from services.processor.scheduling.latency import LatencyModel, LatencyTables, Tally
 from services.processor.scheduling.probe import tables
 from services.processor.scheduling.room import BatchLimits
@@ -296,7 +296,7 @@ def measure(run: Run) -> Figures:
     engine = Engine(EngineOptions((MINILM,)))
     engine.load()
     folder = Path("~/.cache/smile/latency").expanduser()
-    found: LatencyTables = tables(engine, MINILM.name, folder, MEASURING_S)
+    found: LatencyTables = tables(engine, Track(MINILM.name), folder, MEASURING_S)
     sorts = dict(queues(engine, run.choose(QUEUES, QUEUES_QUICK)))
     return {**compare(sorts, LatencyModel(found)), "tables": found.to_json()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,7 @@ from pydantic import AliasChoices, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.lanes.sequence import Execution
+from services.processor.materialize.options import StandInPlace, parse_places
 from services.processor.options import (
     Device,
     EngineOptions,
@@ -24,6 +26,7 @@ from services.processor.scheduling.admission import QueueLimits
 from services.processor.scheduling.room import BatchLimits
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
+from smile.errors import SmileError
 
 PORT_DEFAULT = 7104
 MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
@@ -80,6 +83,10 @@ class ProcessorSettings(BackboneServiceSettings):
             others', in as many threads more, and give way to them; on a CPU only.
         threads: CPU threads of a stream; 0: cores divided by streams.
         tokenizer_threads: Threads that tokenise and decode modules.
+        skip: Local encoders that stand in for lower layers, `backbone=/file,...`; none: every
+            layer is always computed.
+        tables: Snapshots of tables of their rows, `backbone=/folder,...`; a backbone without one
+            has all rows computed.
     """
 
     model_config = SettingsConfigDict(
@@ -131,6 +138,8 @@ class ProcessorSettings(BackboneServiceSettings):
     bulk: bool = True
     threads: int = Field(default=0, ge=0, le=1_024)
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
+    skip: str = ""
+    tables: str = ""
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
@@ -148,6 +157,7 @@ class ProcessorSettings(BackboneServiceSettings):
                 f"{self.batch_tokens_max} tokens"
             )
         self._check_memory(prefix)
+        self._check_stand_ins(prefix)
         return self
 
     def _check_memory(self, prefix: str) -> None:
@@ -162,12 +172,45 @@ class ProcessorSettings(BackboneServiceSettings):
                     f"beside what {prefix}PINNED_SHARE={self.pinned_share} may pin"
                 )
 
+    def _check_stand_ins(self, prefix: str) -> None:
+        served = {source.name for source in self.sources}
+        encoders = self._places(f"{prefix}SKIP", self.skip)
+        for name, given, known in (
+            (f"{prefix}SKIP={self.skip}", encoders, served),
+            (
+                f"{prefix}TABLES={self.tables}",
+                self._places(f"{prefix}TABLES", self.tables),
+                encoders,
+            ),
+        ):
+            if unknown := sorted(set(given) - set(known)):
+                what = "is not served" if known is served else "has no local encoder"
+                raise ValueError(f"{name}: backbone '{unknown[0]}' {what}")
+
+    @staticmethod
+    def _places(name: str, text: str) -> Mapping[str, Path]:
+        try:
+            return parse_places(text)
+        except SmileError as error:
+            raise ValueError(f"{name}: {error.message}") from None
+
+    @property
+    def stand_ins(self) -> Mapping[str, StandInPlace]:
+        """What stands in for lower layers, by backbone."""
+        tables = parse_places(self.tables)
+        return {
+            name: StandInPlace(encoder, tables.get(name))
+            for name, encoder in parse_places(self.skip).items()
+        }
+
     @property
     def engine_options(self) -> EngineOptions:
         threads = self.threads
         if not threads and self.device is Device.CPU:
             threads = max(1, _cores() // self.stream_count)
-        return EngineOptions(self.sources, self.device, threads, self.precision, self.kernels)
+        return EngineOptions(
+            self.sources, self.device, threads, self.precision, self.kernels, self.stand_ins
+        )
 
     @property
     def stream_count(self) -> int:

@@ -7,15 +7,18 @@ A batch goes through `prepare` (packing, tables of who owns which rows, copies t
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from services.processor.lanes.trace import Facts, Lane, Trace
+from services.processor.materialize.standin import StandIn, StandInLevel, stand_in
 from services.processor.options import EngineOptions, Precision
-from services.processor.requests import Batch, Computed, FloatArray
-from smile.errors import DataCorrupted, FailedPrecondition
+from services.processor.requests import Batch, Computed, FloatArray, Materialized, Track
+from smile.errors import DataCorrupted, FailedPrecondition, SmileError
 from smile.logs import get_logger
 from smile.model import weights
 from smile.model.backbone import Backbone
@@ -25,9 +28,10 @@ from smile.model.initial import initial_tensors
 from smile.model.kernels import KernelChoice, kernels_for
 from smile.model.kernels.rows import own_row
 from smile.model.loaded import DecodedModule, Decoder, LoadedModule
+from smile.model.materialized import LookedUp
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.tokenizer import TextTokenizer
-from smile.resources import Exactness
+from smile.resources import Exactness, Materialization
 
 WARM_UP_TEXTS = ("a first text", "and a second one that is a little longer")
 
@@ -41,6 +45,7 @@ class _Served:
 
     engine: BatchedEngine
     decoder: Decoder
+    stand_in: StandIn | None  # None: every layer is computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +55,16 @@ class Prepared:
     backbone: str
     mixed: MixedBatch
     counts: tuple[int, ...]  # texts of each chunk
+    lower: LookedUp | None = None
+    told: tuple[Materialization, ...] = ()  # of each chunk, where lower layers were looked up
 
 
 class Engine:
     """Backbones by name, ready after `load`. Immutable from then on; batches run one at a time."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, trace: Trace | None = None) -> None:
         self._options = options
+        self._trace = trace or Trace()
         self._device = torch.device(options.device.value)
         self._engines: dict[str, _Served] = {}
         self.tokens_asked = 0  # of texts in batches since start
@@ -71,6 +79,37 @@ class Engine:
     def text_tokens_max(self) -> int:
         """The longest text that any backbone takes, in tokens."""
         return max((self.shape(name).tokens_max for name in self._engines), default=1)
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:
+        """What batches there may be."""
+        return tuple(
+            Track(name, exactness)
+            for name, served in self._engines.items()
+            for exactness in Exactness
+            if exactness is Exactness.EXACT or served.stand_in is not None
+        )
+
+    def encoder_digest(self, track: Track) -> str:
+        """Of what stands in for lower layers; empty: nothing does."""
+        exact = track.exactness is Exactness.EXACT
+        return "" if exact else self._stand_in(track.backbone).digest
+
+    def boundary(self, backbone: str) -> int | None:
+        """The first layer that materialised answers compute; None: there are none."""
+        found = self._engines[backbone].stand_in
+        return None if found is None else found.boundary
+
+    def level(self) -> StandInLevel:
+        """What was looked up in place of lower layers, of all backbones."""
+        found = [served.stand_in for served in self._engines.values()]
+        return sum((one.level() for one in found if one is not None), StandInLevel())
+
+    def restart_counts(self) -> None:
+        """What was looked up so far was not asked for."""
+        for served in self._engines.values():
+            if served.stand_in is not None:
+                served.stand_in.restart_counts()
 
     def shape(self, backbone: str) -> BackboneShape:
         return self._engines[backbone].engine.backbone.shape
@@ -129,12 +168,15 @@ class Engine:
                 f"{spec.backbone_digest}; served here is {digest}",
                 reason="BACKBONE_MISMATCH",
             )
-        if exactness is Exactness.MATERIALIZED:
+        if exactness is Exactness.EXACT:
+            return
+        if served.stand_in is None:
             raise FailedPrecondition(
                 f"backbone '{spec.backbone}' is answered exactly alone here: it has no local "
                 f"encoder; see SMILE_PROCESSOR_SKIP",
                 reason="NOT_MATERIALIZED",
             )
+        served.stand_in.check(spec.pet)
 
     def decode(self, spec: ModuleSpec, data: bytes) -> DecodedModule:
         """A stored module in serving form, still without a place in memory.
@@ -167,7 +209,15 @@ class Engine:
         mixed = MixedBatch.build(items, device=self._device)
         self.tokens_asked += batch.tokens
         self.tokens_packed += int(mixed.packed.ids.numel())
-        return Prepared(batch.backbone, mixed, tuple(len(chunk.texts) for chunk in batch.chunks))
+        counts = tuple(len(chunk.texts) for chunk in batch.chunks)
+        if batch.exactness is Exactness.EXACT:
+            return Prepared(batch.backbone, mixed, counts)
+        started = time.monotonic()
+        stand_in = self._stand_in(batch.backbone)
+        lower = stand_in.look_up(mixed)
+        told = stand_in.told(mixed, lower, counts)
+        self._traced(mixed, lower, started)
+        return Prepared(batch.backbone, mixed, counts, lower, told)
 
     def compute(self, prepared: Prepared) -> list[Computed]:
         """What came of every chunk of the batch. For the device thread.
@@ -176,10 +226,13 @@ class Engine:
         bring about, is the fault of its own chunk's module and fails that chunk alone.
         """
         engine = self._engines[prepared.backbone].engine
-        outputs = [output.values for output in engine.run(prepared.mixed)]
+        outputs = [output.values for output in engine.run(prepared.mixed, prepared.lower)]
         assert len(outputs) == sum(prepared.counts), "one output per text"
         found = iter(outputs)
-        return [_checked(tuple(itertools.islice(found, count))) for count in prepared.counts]
+        computed = [_checked(tuple(itertools.islice(found, count))) for count in prepared.counts]
+        if prepared.lower is None:
+            return computed
+        return list(map(_with_told, computed, prepared.told))
 
     def give_way(self) -> None:
         """What the calling thread computes from now on gives way to all other threads."""
@@ -190,13 +243,35 @@ class Engine:
         dtype = _DTYPES[self._options.precision]
         kernels = kernels_for(self._device, dtype, KernelChoice(self._options.kernels.value))
         engine = BatchedEngine.of(backbone, device=self._device, dtype=dtype, kernels=kernels)
-        return _Served(engine, Decoder(backbone, dtype))
+        place = self._options.stand_ins.get(backbone.name)
+        if place is None:
+            return _Served(engine, Decoder(backbone, dtype), None)
+        try:
+            found = stand_in(place, backbone, kernels, self._device, dtype)
+        except SmileError as error:  # exact answers do without
+            get_logger().error("a local encoder cannot be used", why=error.message)
+            found = None
+        return _Served(engine, Decoder(backbone, dtype), found)
+
+    def _stand_in(self, backbone: str) -> StandIn:
+        found = self._engines[backbone].stand_in
+        assert found is not None, "checked when the request came"
+        return found
+
+    def _traced(self, mixed: MixedBatch, lower: LookedUp, started: float) -> None:
+        if self._trace.on:
+            found = int(lower.found.sum())
+            facts = Facts(texts=len(mixed.order), tokens=len(lower.numbers), found=found)
+            self._trace.span(Lane.LOOK_UP, started, time.monotonic(), facts)
 
     def _warm_up(self, served: _Served) -> None:
         backbone = served.engine.backbone
         module = _warm_up_module(served, self._device)
         texts = backbone.tokenizer.encode(WARM_UP_TEXTS)
-        served.engine.run(MixedBatch.build([(module, text) for text in texts], device=self._device))
+        batch = MixedBatch.build([(module, text) for text in texts], device=self._device)
+        served.engine.run(batch)
+        if served.stand_in is not None and served.stand_in.boundary <= batch.boundary:
+            served.engine.run(batch, served.stand_in.look_up(batch))
 
 
 def _checked(outputs: tuple[FloatArray, ...]) -> Computed:
@@ -206,6 +281,10 @@ def _checked(outputs: tuple[FloatArray, ...]) -> Computed:
         "the module's answer has numbers that are not finite: its weights are unusable",
         reason="OUTPUT_NOT_FINITE",
     )
+
+
+def _with_told(computed: Computed, told: Materialization) -> Computed:
+    return Materialized(computed, told) if isinstance(computed, tuple) else computed
 
 
 def _warm_up_module(served: _Served, device: torch.device) -> LoadedModule:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.processor.materialize.options import StandInPlace
 from smile.model.sources import BackboneSource
 
 
@@ -69,6 +71,7 @@ class EngineOptions:
         threads: CPU threads of a stream; 0 lets torch choose.
         precision: Of weights and states.
         kernels: Which kernels.
+        stand_ins: What stands in for the lower layers of which backbones.
     """
 
     sources: tuple[BackboneSource, ...]
@@ -76,3 +79,4 @@ class EngineOptions:
     threads: int = 0
     precision: Precision = Precision.FLOAT32
     kernels: KernelSource = KernelSource.AUTO
+    stand_ins: Mapping[str, StandInPlace] = field(default_factory=dict)

@@ -64,7 +64,6 @@ class Processor:
         cls, settings: ProcessorSettings, storage: Storage, freshness: Freshness | None = None
     ) -> Processor:
         """A processor that has not been started. Without `freshness`, no change feed is told of."""
-        engine = Engine(settings.engine_options)
         pool = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenize")
         clock = time.monotonic
         hierarchy = Hierarchy.build(settings.memory_options, settings.device)
@@ -77,6 +76,7 @@ class Processor:
             settings.batch_limits, residency, wait_s=wait_s, clock=clock, terms=terms
         )
         trace = Trace(settings.trace, clock=clock)
+        engine = Engine(settings.engine_options, trace)
         parts = Collaborators(
             engine=engine,
             resolver=Resolver(

@@ -71,6 +71,14 @@ class DifferentTexts:
         tokens = starts[packed.texts] + packed.positions
         return cls(tuple(firsts.values()), different, tokens, repeated(texts))
 
+    def places(self, whole: PackedTokens) -> Tensor:
+        """[texts of the batch] int64, which of the different texts each is; `whole` is the batch
+        that these are the texts of.
+        """
+        if self.tokens is None:
+            return torch.arange(len(whole.lengths), device=whole.ids.device)
+        return self.packed.texts[self.tokens[whole.offsets[:-1]]]
+
 
 @dataclass(frozen=True, slots=True)
 class MixedBatch:

@@ -37,6 +37,7 @@ class Lane(enum.StrEnum):
     TOKENISE = "tokenise"
     LOAD = "load"
     PREPARE = "prepare"
+    LOOK_UP = "look up"
     COPY = "copy"
     COMPUTE = "compute"
     ANSWER = "answer"
@@ -61,6 +62,7 @@ class Facts:
     tokens: int = 0
     bytes: int = 0
     failed: int = 0
+    found: int = 0
 
 
 @dataclass(frozen=True, slots=True)

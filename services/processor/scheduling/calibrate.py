@@ -45,9 +45,14 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What tables hold for, and for nothing else."""
+    """What tables hold for, and for nothing else.
+
+    Attributes:
+        encoder_digest: Of what stands in for lower layers; empty: nothing does.
+    """
 
     backbone_digest: str
+    encoder_digest: str
     device: str
     precision: str
     kernels: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import smile.model
@@ -17,9 +19,18 @@ from smile.logs import get_logger
 from smile.model import weights
 from smile.model.initial import initial_tensors
 from smile.model.loaded import LoadedModule
-from smile.model.specs import HeadSpec, ModuleSpec, PetKind, PetSpec, Projection, Task
+from smile.model.specs import (
+    BackboneShape,
+    HeadSpec,
+    ModuleSpec,
+    PetKind,
+    PetSpec,
+    Projection,
+    Task,
+)
 from smile.model.tokenizer import TokenizedText
 from smile.names import tenant_id
+from smile.resources import Exactness
 
 MODULES_MAX = 8  # distinct ones of a kind; the texts of a larger batch share them
 SAMPLE = "The quick brown fox jumps over the lazy dog, and nobody minds at all."
@@ -29,16 +40,20 @@ NOBODY = tenant_id("nobody")
 
 
 class Probe:
-    """Computes batches of one backbone that nobody asked for. Nothing else may compute meanwhile.
+    """Computes batches of one track that nobody asked for. Nothing else may compute meanwhile.
+
+    Materialised ones are measured over texts that no table knows, as the slowest of their kind:
+    where more is found, the line of `LatencyModel` follows.
 
     Args:
         engine: Loaded.
-        backbone: One of its.
+        track: One of its.
     """
 
-    def __init__(self, engine: Engine, backbone: str) -> None:
+    def __init__(self, engine: Engine, track: Track) -> None:
         self._engine = engine
-        self._backbone = backbone
+        self._track = track
+        backbone = track.backbone
         self._modules: dict[PetKind, list[LoadedModule]] = {}
         shape = engine.shape(backbone)
         rank = min(RANK, shape.hidden)
@@ -72,7 +87,7 @@ class Probe:
             self._chunk(number, (tokens + number) // texts, kind, number % len(modules))
             for number in range(texts)
         ]
-        batch = Batch.of(self._backbone, chunks)
+        batch = Batch.of(self._track.backbone, chunks)
         prepared = self._engine.prepare(batch, modules[: len(batch.parts)])
         return self._seconds(prepared)
 
@@ -86,12 +101,13 @@ class Probe:
             number=number,
             request=number,
             tenant=NOBODY,
-            backbone=self._backbone,
+            backbone=self._track.backbone,
             module=ModuleKey(NOBODY, f"{kind}-{module}", ""),
             due=0.0,
             deadline=0.0,
             texts=(self._text(max(tokens, 1), number),),
             tokens=tokens,
+            exactness=self._track.exactness,
         )
 
     def _text(self, tokens: int, number: int) -> TokenizedText:
@@ -102,11 +118,12 @@ class Probe:
         return TokenizedText(ids)
 
     def _load(self, kind: PetKind) -> list[LoadedModule]:
-        shape = self._engine.shape(self._backbone)
+        backbone = self._track.backbone
+        shape = self._engine.shape(backbone)
         spec = ModuleSpec(
-            backbone=self._backbone,
-            backbone_digest=self._engine.digest(self._backbone),
-            pet=self._pets[kind].placed(shape),
+            backbone=backbone,
+            backbone_digest=self._engine.digest(backbone),
+            pet=self._placed(self._pets[kind], shape),
             head=HeadSpec(Task.SEQUENCE_CLASSIFICATION, ("no", "yes")),
         )
         self._modules[kind] = [
@@ -117,16 +134,25 @@ class Probe:
         ]
         return self._modules[kind]
 
+    def _placed(self, pet: PetSpec, shape: BackboneShape) -> PetSpec:
+        """Where most modules begin, or where this track lets them."""
+        placed = pet.placed(shape)
+        if self._track.exactness is Exactness.EXACT:
+            return placed
+        least = self._engine.boundary(self._track.backbone) or 0
+        last = shape.layers - 1
+        return replace(placed, first_layer=min(max(placed.first_layer or 0, least), last))
 
-def tables(engine: Engine, backbone: str, folder: Path, budget_s: float) -> LatencyTables:
-    """A backbone's tables on this machine: from the folder, or measured within about `budget_s`
+
+def tables(engine: Engine, track: Track, folder: Path, budget_s: float) -> LatencyTables:
+    """A track's tables on this machine: from the folder, or measured within about `budget_s`
     and kept there. Blocks.
     """
-    subject = subject_of(engine, backbone)
+    subject = subject_of(engine, track)
     if (kept := load(folder, subject)) is not None:
-        get_logger().info("latency tables read", backbone=backbone, file=subject.file_name)
+        get_logger().info("latency tables read", file=subject.file_name, **_named(track))
         return kept
-    probe = Probe(engine, backbone)
+    probe = Probe(engine, track)
     clock = time.monotonic
     found = calibrate(probe, probe.kinds, tokens_max=TOKENS_MAX, budget_s=budget_s, clock=clock)
     measured = found.tables
@@ -134,7 +160,7 @@ def tables(engine: Engine, backbone: str, folder: Path, budget_s: float) -> Late
         save(folder, subject, measured)
     get_logger().info(
         "latency tables measured",
-        backbone=backbone,
+        **_named(track),
         tokens_max=measured.alpha.tokens[-1],
         tokens_per_s=round(1 / max(measured.alpha.per_token, 1e-9)),
         calm=found.calm,
@@ -143,29 +169,34 @@ def tables(engine: Engine, backbone: str, folder: Path, budget_s: float) -> Late
 
 
 def learn(engine: Engine, latencies: Latencies, folder: Path, budget_s: float) -> None:
-    """Tables for every backbone of a loaded engine that has none; without them it serves as well,
-    so what goes wrong is only logged. Blocks for about `budget_s` a backbone; 0 measures nothing.
+    """Tables for every track of a loaded engine that has none; without them it serves as well,
+    so what goes wrong is only logged. Blocks for about `budget_s` a track; 0 measures nothing.
     """
-    for backbone in engine.backbones if budget_s else ():
+    for track in engine.tracks if budget_s else ():
         try:
-            track = Track(backbone)
             if latencies.of(track) is None:
-                latencies.learn(track, LatencyModel(tables(engine, backbone, folder, budget_s)))
+                latencies.learn(track, LatencyModel(tables(engine, track, folder, budget_s)))
         except Exception:
-            get_logger().exception("a backbone's latency cannot be measured", backbone=backbone)
+            get_logger().exception("a latency cannot be measured", **_named(track))
+    engine.restart_counts()
 
 
-def subject_of(engine: Engine, backbone: str) -> Subject:
-    """What the tables of a backbone here hold for."""
+def subject_of(engine: Engine, track: Track) -> Subject:
+    """What the tables of a track here hold for."""
     options: EngineOptions = engine.options
     return Subject(
-        backbone_digest=engine.digest(backbone),
+        backbone_digest=engine.digest(track.backbone),
+        encoder_digest=engine.encoder_digest(track),
         device=f"{options.device.value} {_processor()}",
         precision=options.precision.value,
         kernels=options.kernels.value,
         threads=engine.threads,
         code=_code_digest(),
     )
+
+
+def _named(track: Track) -> Mapping[str, str]:
+    return {"backbone": track.backbone, "exactness": str(track.exactness)}
 
 
 def _processor() -> str:

@@ -20,7 +20,7 @@ from services.processor.scheduling.calibrate import (
 from services.processor.scheduling.latency import LatencyModel, LatencyTables
 from smile.model.specs import PetKind
 
-SUBJECT = Subject("digest", "cpu x", "float32", "auto", 2, "code")
+SUBJECT = Subject("digest", "", "cpu x", "float32", "auto", 2, "code")
 KINDS = (PetKind.NONE, PetKind.LORA)
 
 

@@ -47,7 +47,7 @@ class Scene:
         self.refill()
 
     def refill(self) -> None:
-        lane = self.waiting._lanes.get("toy")
+        lane = self.waiting._lanes.get(Track("toy"))
         turn = lane._turns.get(tenant_id("flood")) if lane else None
         flood = turn.tokens if turn else 0
         for _ in range((1_000 - flood) // CHUNK):

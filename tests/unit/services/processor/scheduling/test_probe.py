@@ -9,6 +9,7 @@ import pytest
 
 from services.processor.engine import Engine, Prepared
 from services.processor.options import EngineOptions
+from services.processor.requests import Track
 from services.processor.scheduling.probe import Probe, subject_of, tables
 from smile.model.sources import BackboneSource, SourceKind
 from smile.model.specs import PetKind
@@ -24,7 +25,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 
 def test_every_kind_is_measured(engine: Engine) -> None:
-    probe = Probe(engine, "toy")
+    probe = Probe(engine, Track("toy"))
     assert all(probe(40, 3, kind) > 0 for kind in probe.kinds)
     assert probe(2_048, 1, probe.kinds[0]) > 0  # in as many texts as the backbone needs
 
@@ -41,7 +42,7 @@ def test_no_text_is_computed_for_two(
         return 0.1
 
     monkeypatch.setattr(Probe, "_seconds", seconds)
-    Probe(engine, "toy")(tokens, texts, PetKind.NONE)
+    Probe(engine, Track("toy"))(tokens, texts, PetKind.NONE)
     (prepared,) = computed
     assert prepared.mixed.different.tokens is None, "all are different"
     assert prepared.mixed.packed.tokens == pytest.approx(tokens, abs=texts)
@@ -51,12 +52,12 @@ def test_tables_are_measured_once(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Probe, "_seconds", lambda *_: 0.001)  # a calm machine
-    first = tables(engine, "toy", tmp_path, budget_s=1.0)
+    first = tables(engine, Track("toy"), tmp_path, budget_s=1.0)
     assert first.alpha.tokens[0] == 16
     (file,) = tmp_path.iterdir()
-    assert file.name == subject_of(engine, "toy").file_name
+    assert file.name == subject_of(engine, Track("toy")).file_name
     monkeypatch.setattr(Probe, "_seconds", lambda *_: 0.002)
-    assert tables(engine, "toy", tmp_path, budget_s=1.0) == first
+    assert tables(engine, Track("toy"), tmp_path, budget_s=1.0) == first
 
 
 def test_a_busy_machine_is_measured_again(
@@ -64,5 +65,5 @@ def test_a_busy_machine_is_measured_again(
 ) -> None:
     runs = itertools.cycle([0.001, 0.002, 0.003, 0.002])
     monkeypatch.setattr(Probe, "_seconds", lambda *_: next(runs))
-    tables(engine, "toy", tmp_path, budget_s=1.0)
+    tables(engine, Track("toy"), tmp_path, budget_s=1.0)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,41 @@
+"""Where the stand-ins for backbones' lower layers lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from smile.errors import InvalidArgument
+from smile.names import check_id
+
+
+@dataclass(frozen=True, slots=True)
+class StandInPlace:
+    """What stands in for the lower layers of one backbone.
+
+    Attributes:
+        encoder: File of the local encoder.
+        table: Folder of a table's snapshot; None: all rows are computed.
+    """
+
+    encoder: Path
+    table: Path | None = None
+
+
+def parse_places(text: str) -> Mapping[str, Path]:
+    """Reads `backbone=/path,...`: paths by backbone; none where the text is empty.
+
+    Raises:
+        InvalidName: a name is not a resource id.
+        InvalidArgument: an entry is malformed, or repeats a backbone.
+    """
+    found: dict[str, Path] = {}
+    for entry in filter(None, map(str.strip, text.split(","))):
+        name, equals, place = entry.partition("=")
+        if not equals or not Path(place).is_absolute():
+            raise InvalidArgument(f"expected 'backbone=/absolute/path', got {entry!r}")
+        if check_id(name, "backbone") in found:
+            raise InvalidArgument(f"backbone '{name}' repeats")
+        found[name] = Path(place)
+    return found

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from safetensors.numpy import load, save
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument
 from smile.limits import MIB
 from smile.model.skip.form import EncoderForm
+
+Numbers: TypeAlias = NDArray[np.float32]
 
 FORMAT = "smile.local-encoder.v1"
 FILE_BYTES_MAX = 256 * MIB
@@ -83,7 +86,7 @@ class EncoderFile:
             )
 
 
-def encode(facts: EncoderFacts, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+def encode(facts: EncoderFacts, tensors: Mapping[str, Numbers]) -> bytes:
     """The file's bytes; the same for the same facts and tensors.
 
     Raises:

@@ -27,7 +27,7 @@ from smile.model.packing import PackedTokens
 from smile.model.skip import form as names
 from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.form import VIEWS, EncoderForm, outside_of
-from smile.model.skip.ngrams import ngrams_of
+from smile.model.skip.ngrams import ngram_keys, ngrams_from
 
 
 class LocalEncoder(nn.Module):
@@ -68,6 +68,12 @@ class LocalEncoder(nn.Module):
         encoder.load({name: torch.from_numpy(array) for name, array in file.tensors.items()})
         return encoder
 
+    @torch.no_grad()
+    def start_from_embeddings(self) -> None:
+        """Begins where the backbone begins: merged views are normed as its embeddings are."""
+        self.merge_norm.weight.copy_(self._embeddings.norm.weight)
+        self.merge_norm.bias.copy_(self._embeddings.norm.bias)
+
     @property
     def embeddings(self) -> Embeddings:
         """The backbone's own."""
@@ -77,9 +83,11 @@ class LocalEncoder(nn.Module):
         """[n, 3] int64 to [n, 3 H]: of each trigram what it says of its left, centre and right."""
         tokens, places = torch.unique(ngrams, return_inverse=True)
         words = functional.embedding(tokens, self._embeddings.word)  # [distinct, H]
-        total: Tensor = self.first.bias
-        for view, weight in enumerate(self.first.weight.chunk(VIEWS, dim=1)):
-            total = total + functional.linear(words, weight).index_select(0, places[:, view])
+        parts = [
+            functional.linear(words, weight).index_select(0, places[:, view])
+            for view, weight in enumerate(self.first.weight.chunk(VIEWS, dim=1))
+        ]
+        total = parts[0] + parts[1] + parts[2] + self.first.bias.to(parts[0].dtype)
         rows: Tensor = self.last(functional.gelu(self.middle(functional.gelu(total))))
         return rows
 
@@ -90,7 +98,7 @@ class LocalEncoder(nn.Module):
     def merged(self, rows: Tensor, packed: PackedTokens) -> Tensor:
         """Every token's own row [tokens, 3 H] to [tokens, H]; see x in the module's docstring."""
         tables = self._embeddings
-        left, centre, right = rows.chunk(VIEWS, dim=1)
+        left, centre, right = rows.float().chunk(VIEWS, dim=1)
         starts, ends = packed.offsets[:-1], packed.offsets[1:] - 1
         from_next = torch.cat([left[1:], left.new_zeros(1, self.form.hidden)])
         from_next = from_next.index_fill(0, ends, 0.0)
@@ -107,8 +115,8 @@ class LocalEncoder(nn.Module):
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """States at the boundary: [tokens, H]."""
-        distinct, places = torch.unique(ngrams_of(packed, self.outside), dim=0, return_inverse=True)
-        return self.merge(self.rows(distinct).index_select(0, places), packed)
+        keys, places = torch.unique(ngram_keys(packed, self.outside), return_inverse=True)
+        return self.merge(self.rows(ngrams_from(keys)).index_select(0, places), packed)
 
     def tensors(self) -> dict[str, Tensor]:
         """By the form's names, detached, sharing memory."""

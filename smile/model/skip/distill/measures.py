@@ -1,0 +1,114 @@
+"""How close a local encoder came, on texts that it never saw.
+
+By layer: the squared error of each layer's output over that output's variance, and its cosine, both
+a mean over tokens. Where texts have labels: a linear probe, trained on the ordinary backbone's mean
+states of one half of the texts and asked of the other half, once as the ordinary backbone has
+them and once as they come out of the encoder. That is how serving uses it: modules and heads are
+trained on the one and answer on the other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from smile.model.packing import pack
+from smile.model.skip.distill.corpus import Pieces
+from smile.model.skip.distill.teacher import Teacher, in_batches
+from smile.model.skip.encoder import LocalEncoder
+
+PROBE_STEPS = 60
+PROBE_DECAY = 3e-2
+SPREAD_MIN = 1e-3  # of a feature: some never change
+
+
+@torch.no_grad()
+def measure(encoder: LocalEncoder, teacher: Teacher, pieces: Pieces, seed: int) -> dict[str, float]:
+    """Measures by name: `error_layer_3` is of the boundary's states if that is 3, and so on."""
+    outputs, width = teacher.outputs, teacher.hidden
+    squares, cosines = torch.zeros(outputs), torch.zeros(outputs)
+    sums, sums_of_squares = torch.zeros(outputs, width), torch.zeros(outputs, width)
+    ordinary, local = torch.zeros(2, len(pieces.ids), width)
+    for texts in in_batches(pieces):
+        packed = pack([pieces.ids[index] for index in texts])
+        wanted = teacher.states(packed).float()
+        found = teacher.above(encoder(packed), packed).float()
+        squares += (found - wanted).square().mean(dim=2).sum(dim=0)
+        cosines += functional.cosine_similarity(found, wanted, dim=2).sum(dim=0)
+        sums += wanted.sum(dim=0)
+        sums_of_squares += wanted.square().sum(dim=0)
+        for index, a, b in zip(
+            texts, wanted.split(packed.lengths), found.split(packed.lengths), strict=True
+        ):
+            ordinary[index], local[index] = a[:, -1].mean(dim=0), b[:, -1].mean(dim=0)
+    tokens = pieces.tokens
+    variances = (sums_of_squares / tokens - (sums / tokens).square()).mean(dim=1)
+    measures: dict[str, float] = {}
+    for output in range(outputs):
+        layer = encoder.form.boundary + output
+        measures[f"error_layer_{layer}"] = float(squares[output] / tokens / variances[output])
+        measures[f"cosine_layer_{layer}"] = float(cosines[output] / tokens)
+    measures["cosine_text"] = float(functional.cosine_similarity(ordinary, local).mean())
+    measures |= probes(ordinary, local, pieces.labels, seed)
+    return {name: round(value, 6) for name, value in measures.items()}
+
+
+def probes(ordinary: Tensor, local: Tensor, labels: Sequence[str], seed: int) -> dict[str, float]:
+    """Accuracies of linear probes; none without two labels at least.
+
+    Args:
+        ordinary, local: [texts, H] of the same texts.
+    """
+    names = sorted(set(labels))
+    if len(names) < 2:
+        return {}
+    classes = torch.tensor([names.index(label) for label in labels])
+    order = list(range(len(labels)))
+    random.Random(seed).shuffle(order)  # noqa: S311 -- a split, not a secret
+    half = len(order) // 2
+    seen, asked = order[:half], order[half:]
+    found = _accuracies(ordinary, local, classes, seen, asked)
+    measures = {"probe_exact": found[0], "probe_materialized": found[1]}
+    for index, name in enumerate(names if len(names) > 2 else []):
+        one = _accuracies(ordinary, local, (classes == index).long(), seen, asked)
+        measures |= {f"probe_exact_{name}": one[0], f"probe_materialized_{name}": one[1]}
+    return measures
+
+
+def _accuracies(
+    ordinary: Tensor, local: Tensor, classes: Tensor, seen: list[int], asked: list[int]
+) -> tuple[float, float]:
+    """Of a probe trained on `ordinary`: asked of it, and of `local`."""
+    mean, spread = ordinary[seen].mean(dim=0), ordinary[seen].std(dim=0).clamp(min=SPREAD_MIN)
+    weight, bias = _fit((ordinary[seen] - mean) / spread, classes[seen])
+    answers = [
+        functional.linear((states[asked] - mean) / spread, weight, bias).argmax(dim=1)
+        for states in (ordinary, local)
+    ]
+    right = [float((answer == classes[asked]).float().mean()) for answer in answers]
+    return right[0], right[1]
+
+
+@torch.enable_grad()
+def _fit(features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """A multinomial regression: weight [classes, H] and bias."""
+    count = int(classes.max()) + 1
+    weight = torch.zeros(count, features.shape[1], requires_grad=True)
+    bias = torch.zeros(count, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=PROBE_STEPS, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(functional.linear(features, weight, bias), classes)
+        loss = loss + PROBE_DECAY * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()

@@ -84,7 +84,7 @@ class RowStore:
         rows: [rows, row_bytes] uint8, elements side by side.
     """
 
-    __slots__ = ("address", "count", "row_bytes", "rows")
+    __slots__ = ("__weakref__", "address", "count", "row_bytes", "rows")
 
     def __init__(self, rows: NDArray[np.uint8]) -> None:
         assert rows.dtype == np.uint8 and rows.ndim == 2 and rows.flags.c_contiguous, rows.shape

@@ -3,15 +3,13 @@
 // A bucket holds five keys, their rows, and whether a key that belongs at or before it lies behind
 // it. So nearly every question, found or not, costs one line from memory, asked for some questions
 // ahead. The table is plain memory: a file mapped by many processes will do.
-#include "common.h"
+#include "ngram_keys.h"
 
 namespace smile {
 namespace {
 
-constexpr int64_t NO_KEY = -1;  // keys are not negative
 constexpr int32_t NO_ROW = -1;
 constexpr int PLACES = 5;
-constexpr int64_t AHEAD = 16;  // questions whose lines are on their way
 
 struct Bucket {
     int64_t keys[PLACES];
@@ -24,17 +22,6 @@ struct Table {
     Bucket* at;
     int64_t buckets;  // fewer than 2^32
 };
-
-// Both steps can be undone, so different keys stay different; index.py has the same in NumPy.
-inline uint64_t mixed(int64_t key) {
-    auto bits = static_cast<uint64_t>(key);
-    bits = (bits ^ (bits >> 31)) * 0x9E3779B97F4A7C15u;
-    return (bits ^ (bits >> 32)) * 0xD6E8FEB86659FD93u;
-}
-
-inline int64_t home(int64_t key, int64_t buckets) {
-    return static_cast<int64_t>(((mixed(key) >> 32) * static_cast<uint64_t>(buckets)) >> 32);
-}
 
 // The place of a key in a bucket, or of the first free one for NO_KEY; PLACES if it is not there.
 inline int place_of(const Bucket& bucket, int64_t key) {
@@ -77,23 +64,6 @@ inline void put(const Table& table, int64_t key, int32_t row, int64_t at) {
     }
 }
 
-// Calls body(number, bucket) for every key; the buckets of those ahead are on their way.
-template <class Body>
-void for_keys(const int64_t* keys, int64_t count, const Table& table, const Body& body) {
-    int64_t homes[AHEAD];
-    const auto ask = [&](int64_t number) {
-        const int64_t at = home(keys[number], table.buckets);
-        homes[number % AHEAD] = at;
-        __builtin_prefetch(table.at + at, 1, 3);
-    };
-    for (int64_t number = 0; number < AHEAD && number < count; ++number) ask(number);
-    for (int64_t number = 0; number < count; ++number) {
-        const int64_t at = homes[number % AHEAD];
-        if (number + AHEAD < count) ask(number + AHEAD);
-        body(number, at);
-    }
-}
-
 void build(Arguments from) {
     const auto* keys = from.pointer<const int64_t>();
     const auto* rows = from.pointer<const int32_t>();
@@ -105,7 +75,7 @@ void build(Arguments from) {
         empty.rows[place] = NO_ROW;
     }
     for (int64_t at = 0; at < table.buckets; ++at) table.at[at] = empty;
-    for_keys(keys, count, table,
+    for_keys(keys, count, table.at, table.buckets,
              [&](int64_t number, int64_t at) { put(table, keys[number], rows[number], at); });
 }
 
@@ -116,7 +86,7 @@ void find(Arguments from) {
     const Table table{from.pointer<Bucket>(), from.number()};
     const auto first = static_cast<int32_t>(from.number());
     auto* rows = from.pointer<int32_t>();
-    for_keys(keys, count, table, [&](int64_t number, int64_t at) {
+    for_keys(keys, count, table.at, table.buckets, [&](int64_t number, int64_t at) {
         const int32_t row = row_of(table, keys[number], at);
         if (row != NO_ROW) rows[number] = first + row;
     });

@@ -1,9 +1,12 @@
-"""The kernels of an n-gram index (ngram_index.cpp), and the same in NumPy.
+"""The kernels of n-gram indexes and counts (ngram_index.cpp, ngram_counts.cpp), and NumPy's.
 
 An index is a table of buckets, [buckets, 8] int64, each a cache line: five keys, five int32 rows,
 and an int32 that is not 0 where a key that belongs here or before was put behind. Empty places have
 key and row -1. A key's bucket is decided by a mixing function that both forms share: either can
 read what the other built.
+
+Counts lie in lines of four cells, [lines, 8] int64: a key, -1 where there is none, and a word of a
+float32 count and 32 bits, one for each group of tenants that asked.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smile.model.kernels.build import Places, load
-from smile.model.kernels.tape import Library
+from smile.model.kernels.tape import Library, real
 
 PLACES = 5
 BUCKET_WORDS = 8
+CELLS = 4
+LINE_WORDS = 8
 MISSING = -1
 
 _FIRST_FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -52,6 +57,17 @@ class NgramKernels(Protocol):
         which they come up. Returns the different ones, in that order."""
         ...
 
+    def count(
+        self, keys: NDArray[np.int64], lines: NDArray[np.int64], weight: float, tenant: int
+    ) -> None:
+        """Counts `weight` more of every key, and sets its bits of `tenant`. A key that has no cell
+        takes the one with the least count in its line: what was counted there is forgotten."""
+        ...
+
+    def counted(self, keys: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What was counted of each key [n]; 0 where it has no cell."""
+        ...
+
 
 class NativeNgrams:
     """The kernels of one library. The interpreter's lock is free meanwhile."""
@@ -80,6 +96,16 @@ class NativeNgrams:
         count = np.zeros(1, np.int64)
         self._run("number", _at(keys), _at(rows), len(keys), first, _at(missing), _at(count))
         return missing[: int(count[0])]
+
+    def count(
+        self, keys: NDArray[np.int64], lines: NDArray[np.int64], weight: float, tenant: int
+    ) -> None:
+        self._run("count", _at(keys), len(keys), _at(lines), len(lines), real(weight), tenant)
+
+    def counted(self, keys: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.float32]:
+        counts = np.empty(len(keys), np.float32)
+        self._run("counted", _at(keys), len(keys), _at(lines), len(lines), _at(counts))
+        return counts
 
     def _run(self, name: str, *words: int) -> None:
         self._library.run((self._library.function(f"ngrams_{name}"), len(words), *words))
@@ -140,6 +166,32 @@ class NumpyNgrams:
         rows[places] = first + numbers[back]
         return found[order]
 
+    def count(
+        self, keys: NDArray[np.int64], lines: NDArray[np.int64], weight: float, tenant: int
+    ) -> None:
+        in_keys, counts, tenants = cells_of(lines)
+        keys, times = np.unique(keys, return_counts=True)
+        at = _homes(keys, len(lines))
+        order = np.argsort(at, kind="stable")
+        keys, at, weights = keys[order], at[order], times[order] * np.float32(weight)
+        turn = np.arange(len(at)) - np.searchsorted(at, at)
+        for now in range(int(turn.max(initial=-1)) + 1):  # keys of one line take turns
+            mine = turn == now
+            line, key = at[mine], keys[mine]
+            equal = in_keys[line] == key[:, None]
+            known = equal.any(axis=1)
+            cell = np.where(known, equal.argmax(axis=1), counts[line].argmin(axis=1))
+            counts[line, cell] = np.where(known, counts[line, cell], 0) + weights[mine]
+            tenants[line, cell] = np.where(known, tenants[line, cell], 0) | np.uint32(tenant)
+            in_keys[line, cell] = key
+
+    def counted(self, keys: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.float32]:
+        in_keys, counts, _ = cells_of(lines)
+        at = _homes(keys, len(lines))
+        equal = in_keys[at] == keys[:, None]
+        found: NDArray[np.float32] = np.where(equal, counts[at], np.float32(0)).max(axis=1)
+        return found
+
 
 NUMPY = NumpyNgrams()
 
@@ -151,7 +203,21 @@ def ngram_kernels() -> NgramKernels:
     return NUMPY if loaded.handle is None else NativeNgrams(Library(loaded.handle))
 
 
-def _at(array: NDArray[np.int64] | NDArray[np.int32]) -> int:
+def empty_lines(lines: int) -> NDArray[np.int64]:
+    """Lines of cells with no key and no count."""
+    made = np.zeros((lines, LINE_WORDS), np.int64)
+    made[:, 0::2] = -1
+    return made
+
+
+def cells_of(
+    lines: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint32]]:
+    """Keys, counts and tenants' bits of lines, [lines, 4] each, views."""
+    return lines[:, 0::2], lines.view(np.float32)[:, 2::4], lines.view(np.uint32)[:, 3::4]
+
+
+def _at(array: NDArray[np.int64] | NDArray[np.int32] | NDArray[np.float32]) -> int:
     assert array.flags.c_contiguous
     return int(array.__array_interface__["data"][0])
 

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TypeAlias
 
 from smile.errors import InvalidArgument, QuotaExceeded
+from smile.limits import TENANT_BYTES_MAX, TENANT_VPLMS_MAX
 
 NO_LIMIT = 1 << 60
 DAYS_MAX = 366
@@ -38,6 +39,11 @@ PER_DAY = (
     Limit.TRAINING_SECONDS_PER_DAY,
 )
 Limits: TypeAlias = Mapping[Limit, int]  # one that is not in it is somebody else's to set
+DEFAULT_LIMITS: Limits = {
+    Limit.STORED_BYTES: TENANT_BYTES_MAX,
+    Limit.VPLMS: TENANT_VPLMS_MAX,
+    **dict.fromkeys(PER_DAY, NO_LIMIT),
+}
 
 
 @dataclass(frozen=True, slots=True)

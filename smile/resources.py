@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from smile.accounting import Counts, Limits, LimitUse, UsageDay
 from smile.errors import SmileError
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetSpec
 from smile.training import (
@@ -120,6 +121,7 @@ class Tenant:
     display_name: str = ""
     create_time: datetime | None = None
     quota_bytes: int = 0
+    limits: Limits = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +216,15 @@ class VplmUsage:
     size_bytes: int
     serving_bytes: int
     full_model_bytes: int
+    counts: Counts = field(default_factory=Counts)
+    backbone: str = ""
+    backbone_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a tenant stores. `vplms` holds one page of rows."""
+    """What a tenant stores, may have, and used on the days asked for. `vplms` holds one page of
+    rows, whose counts are of those days."""
 
     name: str
     stored_bytes: int
@@ -227,6 +233,9 @@ class Usage:
     vplm_count: int
     vplms: tuple[VplmUsage, ...] = ()
     next_page_token: str = ""
+    limits: tuple[LimitUse, ...] = ()
+    warnings: tuple[str, ...] = ()
+    days: tuple[UsageDay, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

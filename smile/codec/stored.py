@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from smile import resources as r
+from smile.codec.accounting import (
+    counts_from_pb,
+    counts_to_pb,
+    limit_use_from_pb,
+    limit_use_to_pb,
+    limits_from_pb,
+    limits_to_pb,
+    usage_day_from_pb,
+    usage_day_to_pb,
+)
 from smile.codec.modules import spec_from_pb, spec_to_pb
 from smile.codec.summaries import summary_from_pb, summary_to_pb
 from smile.codec.tables import FORMATS, ORIGINS, time_from_pb, time_to_pb
@@ -112,6 +122,7 @@ def tenant_to_pb(tenant: r.Tenant) -> identity_pb2.Tenant:
         display_name=tenant.display_name,
         create_time=time_to_pb(tenant.create_time),
         quota_bytes=tenant.quota_bytes,
+        limits=limits_to_pb(tenant.limits),
     )
 
 
@@ -121,6 +132,11 @@ def tenant_from_pb(message: identity_pb2.Tenant) -> r.Tenant:
         message.display_name,
         time_from_pb(message, "create_time"),
         message.quota_bytes,
+        {
+            limit: value
+            for limit, value in limits_from_pb(message.limits).items()
+            if value is not None
+        },
     )
 
 
@@ -150,6 +166,9 @@ def usage_to_pb(usage: r.Usage) -> storage_pb2.Usage:
             size_bytes=row.size_bytes,
             serving_bytes=row.serving_bytes,
             full_model_bytes=row.full_model_bytes,
+            counts=counts_to_pb(row.counts),
+            backbone=row.backbone,
+            backbone_bytes=row.backbone_bytes,
         )
         for row in usage.vplms
     ]
@@ -161,12 +180,24 @@ def usage_to_pb(usage: r.Usage) -> storage_pb2.Usage:
         vplm_count=usage.vplm_count,
         vplms=rows,
         next_page_token=usage.next_page_token,
+        limits=[limit_use_to_pb(use) for use in usage.limits],
+        warnings=usage.warnings,
+        days=[usage_day_to_pb(day) for day in usage.days],
     )
 
 
 def usage_from_pb(message: storage_pb2.Usage) -> r.Usage:
     rows = tuple(
-        r.VplmUsage(row.name, row.versions, row.size_bytes, row.serving_bytes, row.full_model_bytes)
+        r.VplmUsage(
+            row.name,
+            row.versions,
+            row.size_bytes,
+            row.serving_bytes,
+            row.full_model_bytes,
+            counts_from_pb(row.counts),
+            row.backbone,
+            row.backbone_bytes,
+        )
         for row in message.vplms
     )
     return r.Usage(
@@ -177,4 +208,7 @@ def usage_from_pb(message: storage_pb2.Usage) -> r.Usage:
         vplm_count=message.vplm_count,
         vplms=rows,
         next_page_token=message.next_page_token,
+        limits=tuple(map(limit_use_from_pb, message.limits)),
+        warnings=tuple(message.warnings),
+        days=tuple(map(usage_day_from_pb, message.days)),
     )

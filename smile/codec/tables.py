@@ -18,7 +18,7 @@ from smile.v1 import processor_pb2, resources_pb2, trainer_pb2
 E = TypeVar("E", bound=enum.StrEnum)
 
 
-class _Table(Generic[E]):
+class EnumTable(Generic[E]):
     """A two-way table between a domain enum and the protobuf enum whose values carry `prefix`."""
 
     def __init__(self, domain: type[E], prefix: str, pb: Any, default: E | None = None) -> None:
@@ -38,25 +38,25 @@ class _Table(Generic[E]):
 
 
 _pb = resources_pb2
-KINDS = _Table(PetKind, "PET_KIND", _pb.PetKind)
-TASKS = _Table(Task, "TASK", _pb.Task)
-POOLINGS = _Table(Pooling, "POOLING", _pb.Pooling, Pooling.MEAN)
-PROJECTIONS = _Table(Projection, "PROJECTION", _pb.Projection)
-PRECISIONS = _Table(DType, "PRECISION", _pb.Precision, DType.FLOAT16)
-ORIGINS = _Table(r.VersionOrigin, "VERSION_ORIGIN", _pb.VersionOrigin)
-FORMATS = _Table(r.DatasetFormat, "DATASET_FORMAT", _pb.DatasetFormat)
-OPTIMIZERS = _Table(r.Optimizer, "OPTIMIZER", trainer_pb2.Optimizer, r.Optimizer.ADAMW)
-SCHEDULES = _Table(
+KINDS = EnumTable(PetKind, "PET_KIND", _pb.PetKind)
+TASKS = EnumTable(Task, "TASK", _pb.Task)
+POOLINGS = EnumTable(Pooling, "POOLING", _pb.Pooling, Pooling.MEAN)
+PROJECTIONS = EnumTable(Projection, "PROJECTION", _pb.Projection)
+PRECISIONS = EnumTable(DType, "PRECISION", _pb.Precision, DType.FLOAT16)
+ORIGINS = EnumTable(r.VersionOrigin, "VERSION_ORIGIN", _pb.VersionOrigin)
+FORMATS = EnumTable(r.DatasetFormat, "DATASET_FORMAT", _pb.DatasetFormat)
+OPTIMIZERS = EnumTable(r.Optimizer, "OPTIMIZER", trainer_pb2.Optimizer, r.Optimizer.ADAMW)
+SCHEDULES = EnumTable(
     r.Schedule, "LEARNING_RATE_SCHEDULE", trainer_pb2.LearningRateSchedule, r.Schedule.LINEAR
 )
-CLASS_WEIGHTINGS = _Table(
+CLASS_WEIGHTINGS = EnumTable(
     r.ClassWeighting, "CLASS_WEIGHTING", trainer_pb2.ClassWeighting, r.ClassWeighting.UNIFORM
 )
-SELECTIONS = _Table(r.Selection, "SELECTION", trainer_pb2.Selection, r.Selection.TASK)
-WHENS = _Table(r.When, "WHEN", trainer_pb2.When, r.When.NOW)
-EXACTNESSES = _Table(r.Exactness, "EXACTNESS", processor_pb2.Exactness, r.Exactness.EXACT)
-PROCESSOR_STATES = _Table(ProcessorState, "PROCESSOR_STATE", processor_pb2.ProcessorState)
-STATES = _Table(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
+SELECTIONS = EnumTable(r.Selection, "SELECTION", trainer_pb2.Selection, r.Selection.TASK)
+WHENS = EnumTable(r.When, "WHEN", trainer_pb2.When, r.When.NOW)
+EXACTNESSES = EnumTable(r.Exactness, "EXACTNESS", processor_pb2.Exactness, r.Exactness.EXACT)
+PROCESSOR_STATES = EnumTable(ProcessorState, "PROCESSOR_STATE", processor_pb2.ProcessorState)
+STATES = EnumTable(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
 
 
 def time_to_pb(value: datetime | None) -> Timestamp | None:

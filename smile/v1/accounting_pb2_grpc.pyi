@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -32,23 +33,15 @@ class AccountingServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AccountingServiceAsyncStub: ...
-    ReportUsage: _grpc.StreamUnaryMultiCallable[
-        _accounting_pb2.ReportUsageRequest, _accounting_pb2.ReportUsageResponse
-    ]
+    ReportUsage: _grpc.StreamUnaryMultiCallable[_accounting_pb2.ReportUsageRequest, _accounting_pb2.ReportUsageResponse]
     """Takes what one reporter has counted of one day so far. Counts only grow, so a report that is sent twice, or
     overtaken by a later one, changes nothing. Answers how much of their day those tenants have left that have a limit.
     """
-    GetLimits: _grpc.UnaryUnaryMultiCallable[
-        _accounting_pb2.GetLimitsRequest, _accounting_pb2.TenantLimits
-    ]
+    GetLimits: _grpc.UnaryUnaryMultiCallable[_accounting_pb2.GetLimitsRequest, _accounting_pb2.TenantLimits]
     """A tenant's limits, and of those of a day how much is used."""
-    SetLimits: _grpc.UnaryUnaryMultiCallable[
-        _accounting_pb2.SetLimitsRequest, _accounting_pb2.TenantLimits
-    ]
+    SetLimits: _grpc.UnaryUnaryMultiCallable[_accounting_pb2.SetLimitsRequest, _accounting_pb2.TenantLimits]
     """Sets limits of a tenant; those not named stay. Everybody goes by them within 2 minutes."""
-    ListUsage: _grpc.UnaryUnaryMultiCallable[
-        _accounting_pb2.ListUsageRequest, _accounting_pb2.ListUsageResponse
-    ]
+    ListUsage: _grpc.UnaryUnaryMultiCallable[_accounting_pb2.ListUsageRequest, _accounting_pb2.ListUsageResponse]
     """What every tenant used on a range of days, by tenant id. Tenants that used and stored nothing are left out."""
 
 @_typing.type_check_only
@@ -56,23 +49,15 @@ class AccountingServiceAsyncStub(AccountingServiceStub):
     """Keeps accounts of tenants: adds up what processors and trainers count, and says who has used up its day."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ReportUsage: _aio.StreamUnaryMultiCallable[
-        _accounting_pb2.ReportUsageRequest, _accounting_pb2.ReportUsageResponse
-    ]  # type: ignore[assignment]
+    ReportUsage: _aio.StreamUnaryMultiCallable[_accounting_pb2.ReportUsageRequest, _accounting_pb2.ReportUsageResponse]  # type: ignore[assignment]
     """Takes what one reporter has counted of one day so far. Counts only grow, so a report that is sent twice, or
     overtaken by a later one, changes nothing. Answers how much of their day those tenants have left that have a limit.
     """
-    GetLimits: _aio.UnaryUnaryMultiCallable[
-        _accounting_pb2.GetLimitsRequest, _accounting_pb2.TenantLimits
-    ]  # type: ignore[assignment]
+    GetLimits: _aio.UnaryUnaryMultiCallable[_accounting_pb2.GetLimitsRequest, _accounting_pb2.TenantLimits]  # type: ignore[assignment]
     """A tenant's limits, and of those of a day how much is used."""
-    SetLimits: _aio.UnaryUnaryMultiCallable[
-        _accounting_pb2.SetLimitsRequest, _accounting_pb2.TenantLimits
-    ]  # type: ignore[assignment]
+    SetLimits: _aio.UnaryUnaryMultiCallable[_accounting_pb2.SetLimitsRequest, _accounting_pb2.TenantLimits]  # type: ignore[assignment]
     """Sets limits of a tenant; those not named stay. Everybody goes by them within 2 minutes."""
-    ListUsage: _aio.UnaryUnaryMultiCallable[
-        _accounting_pb2.ListUsageRequest, _accounting_pb2.ListUsageResponse
-    ]  # type: ignore[assignment]
+    ListUsage: _aio.UnaryUnaryMultiCallable[_accounting_pb2.ListUsageRequest, _accounting_pb2.ListUsageResponse]  # type: ignore[assignment]
     """What every tenant used on a range of days, by tenant id. Tenants that used and stored nothing are left out."""
 
 class AccountingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,9 +68,7 @@ class AccountingServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_accounting_pb2.ReportUsageRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _accounting_pb2.ReportUsageResponse, _abc.Awaitable[_accounting_pb2.ReportUsageResponse]
-    ]:
+    ) -> _typing.Union[_accounting_pb2.ReportUsageResponse, _abc.Awaitable[_accounting_pb2.ReportUsageResponse]]:
         """Takes what one reporter has counted of one day so far. Counts only grow, so a report that is sent twice, or
         overtaken by a later one, changes nothing. Answers how much of their day those tenants have left that have a limit.
         """
@@ -111,11 +94,7 @@ class AccountingServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _accounting_pb2.ListUsageRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _accounting_pb2.ListUsageResponse, _abc.Awaitable[_accounting_pb2.ListUsageResponse]
-    ]:
+    ) -> _typing.Union[_accounting_pb2.ListUsageResponse, _abc.Awaitable[_accounting_pb2.ListUsageResponse]]:
         """What every tenant used on a range of days, by tenant id. Tenants that used and stored nothing are left out."""
 
-def add_AccountingServiceServicer_to_server(
-    servicer: AccountingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_AccountingServiceServicer_to_server(servicer: AccountingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

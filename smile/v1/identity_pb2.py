@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from smile.v1 import accounting_pb2 as smile_dot_v1_dot_accounting__pb2
 from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17smile/v1/identity.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16smile/v1/options.proto\"\x85\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x0bquota_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x98\x01\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x13\x43reateTenantRequest\x12;\n\ttenant_id\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12 \n\x06tenant\x18\x02 \x01(\x0b\x32\x10.smile.v1.Tenant\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"h\n\x14\x43reateTenantResponse\x12 \n\x06tenant\x18\x01 \x01(\x0b\x32\x10.smile.v1.Tenant\x12!\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x10.smile.v1.ApiKey\x12\x0b\n\x03key\x18\x03 \x01(\t\"N\n\x12ListTenantsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Q\n\x13ListTenantsResponse\x12!\n\x07tenants\x18\x01 \x03(\x0b\x32\x10.smile.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"r\n\x13\x43reateApiKeyRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12!\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x10.smile.v1.ApiKey\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"F\n\x14\x43reateApiKeyResponse\x12!\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x10.smile.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"j\n\x12ListApiKeysRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"R\n\x13ListApiKeysResponse\x12\"\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x10.smile.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x13RevokeApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"/\n\x14ResolveApiKeyRequest\x12\x17\n\x03key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"V\n\x15ResolveApiKeyResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.smile.v1.Role\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t2\x99\x04\n\x0fIdentityService\x12V\n\x0c\x43reateTenant\x12\x1d.smile.v1.CreateTenantRequest\x1a\x1e.smile.v1.CreateTenantResponse\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12S\n\x0bListTenants\x12\x1c.smile.v1.ListTenantsRequest\x1a\x1d.smile.v1.ListTenantsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12W\n\x0c\x43reateApiKey\x12\x1d.smile.v1.CreateApiKeyRequest\x1a\x1e.smile.v1.CreateApiKeyResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12T\n\x0bListApiKeys\x12\x1c.smile.v1.ListApiKeysRequest\x1a\x1d.smile.v1.ListApiKeysResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12O\n\x0cRevokeApiKey\x12\x1d.smile.v1.RevokeApiKeyRequest\x1a\x16.google.protobuf.Empty\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12Y\n\rResolveApiKey\x12\x1e.smile.v1.ResolveApiKeyRequest\x1a\x1f.smile.v1.ResolveApiKeyResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17smile/v1/identity.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19smile/v1/accounting.proto\x1a\x16smile/v1/options.proto\"\xab\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x0bquota_bytes\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12$\n\x06limits\x18\x05 \x03(\x0b\x32\x14.smile.v1.LimitValue\"\x98\x01\n\x06\x41piKey\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1e\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x13\x43reateTenantRequest\x12;\n\ttenant_id\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12 \n\x06tenant\x18\x02 \x01(\x0b\x32\x10.smile.v1.Tenant\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"h\n\x14\x43reateTenantResponse\x12 \n\x06tenant\x18\x01 \x01(\x0b\x32\x10.smile.v1.Tenant\x12!\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x10.smile.v1.ApiKey\x12\x0b\n\x03key\x18\x03 \x01(\t\"N\n\x12ListTenantsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Q\n\x13ListTenantsResponse\x12!\n\x07tenants\x18\x01 \x03(\x0b\x32\x10.smile.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"r\n\x13\x43reateApiKeyRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12!\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x10.smile.v1.ApiKey\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"F\n\x14\x43reateApiKeyResponse\x12!\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x10.smile.v1.ApiKey\x12\x0b\n\x03key\x18\x02 \x01(\t\"j\n\x12ListApiKeysRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"R\n\x13ListApiKeysResponse\x12\"\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x10.smile.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x13RevokeApiKeyRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"/\n\x14ResolveApiKeyRequest\x12\x17\n\x03key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"V\n\x15ResolveApiKeyResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.smile.v1.Role\x12\x0f\n\x07\x61pi_key\x18\x03 \x01(\t2\x99\x04\n\x0fIdentityService\x12V\n\x0c\x43reateTenant\x12\x1d.smile.v1.CreateTenantRequest\x1a\x1e.smile.v1.CreateTenantResponse\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12S\n\x0bListTenants\x12\x1c.smile.v1.ListTenantsRequest\x1a\x1d.smile.v1.ListTenantsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12W\n\x0c\x43reateApiKey\x12\x1d.smile.v1.CreateApiKeyRequest\x1a\x1e.smile.v1.CreateApiKeyResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12T\n\x0bListApiKeys\x12\x1c.smile.v1.ListApiKeysRequest\x1a\x1d.smile.v1.ListApiKeysResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12O\n\x0cRevokeApiKey\x12\x1d.smile.v1.RevokeApiKeyRequest\x1a\x16.google.protobuf.Empty\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12Y\n\rResolveApiKey\x12\x1e.smile.v1.ResolveApiKeyRequest\x1a\x1f.smile.v1.ResolveApiKeyResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -77,32 +78,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITYSERVICE'].methods_by_name['RevokeApiKey']._serialized_options = b'\252\324\030\004\n\002\001\002'
   _globals['_IDENTITYSERVICE'].methods_by_name['ResolveApiKey']._loaded_options = None
   _globals['_IDENTITYSERVICE'].methods_by_name['ResolveApiKey']._serialized_options = b'\252\324\030\003\n\001\003'
-  _globals['_TENANT']._serialized_start=153
-  _globals['_TENANT']._serialized_end=286
-  _globals['_APIKEY']._serialized_start=289
-  _globals['_APIKEY']._serialized_end=441
-  _globals['_CREATETENANTREQUEST']._serialized_start=444
-  _globals['_CREATETENANTREQUEST']._serialized_end=590
-  _globals['_CREATETENANTRESPONSE']._serialized_start=592
-  _globals['_CREATETENANTRESPONSE']._serialized_end=696
-  _globals['_LISTTENANTSREQUEST']._serialized_start=698
-  _globals['_LISTTENANTSREQUEST']._serialized_end=776
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=778
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=859
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=861
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=975
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=977
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1047
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1049
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1155
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1157
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1239
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1241
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1318
-  _globals['_RESOLVEAPIKEYREQUEST']._serialized_start=1320
-  _globals['_RESOLVEAPIKEYREQUEST']._serialized_end=1367
-  _globals['_RESOLVEAPIKEYRESPONSE']._serialized_start=1369
-  _globals['_RESOLVEAPIKEYRESPONSE']._serialized_end=1455
-  _globals['_IDENTITYSERVICE']._serialized_start=1458
-  _globals['_IDENTITYSERVICE']._serialized_end=1995
+  _globals['_TENANT']._serialized_start=180
+  _globals['_TENANT']._serialized_end=351
+  _globals['_APIKEY']._serialized_start=354
+  _globals['_APIKEY']._serialized_end=506
+  _globals['_CREATETENANTREQUEST']._serialized_start=509
+  _globals['_CREATETENANTREQUEST']._serialized_end=655
+  _globals['_CREATETENANTRESPONSE']._serialized_start=657
+  _globals['_CREATETENANTRESPONSE']._serialized_end=761
+  _globals['_LISTTENANTSREQUEST']._serialized_start=763
+  _globals['_LISTTENANTSREQUEST']._serialized_end=841
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=843
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=924
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=926
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=1040
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=1042
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=1112
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=1114
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1220
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1222
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1304
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1306
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1383
+  _globals['_RESOLVEAPIKEYREQUEST']._serialized_start=1385
+  _globals['_RESOLVEAPIKEYREQUEST']._serialized_end=1432
+  _globals['_RESOLVEAPIKEYRESPONSE']._serialized_start=1434
+  _globals['_RESOLVEAPIKEYRESPONSE']._serialized_end=1520
+  _globals['_IDENTITYSERVICE']._serialized_start=1523
+  _globals['_IDENTITYSERVICE']._serialized_end=2060
 # @@protoc_insertion_point(module_scope)

@@ -25,12 +25,13 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
+from smile.v1 import accounting_pb2 as smile_dot_v1_dot_accounting__pb2
 from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 from smile.v1 import resources_pb2 as smile_dot_v1_dot_resources__pb2
 from smile.v1 import training_summary_pb2 as smile_dot_v1_dot_training__summary__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smile/v1/storage.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\x1a\x1fsmile/v1/training_summary.proto\"\x9a\x02\n\x10\x43ommitVplmHeader\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nsize_bytes\x18\x02 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\x08\x62\x61\x63kbone\x18\x05 \x01(\x0b\x32\x12.smile.v1.BackboneB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x06origin\x18\x06 \x01(\x0e\x32\x17.smile.v1.VersionOriginB\n\xbaH\x07\x82\x01\x04\x10\x01 \x02\x12\x16\n\x04note\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\"n\n\x11\x43ommitVplmRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.CommitVplmHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"0\n\x14GetVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"n\n\x16ListVplmRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Q\n\x17ListVplmRecordsResponse\x12\x1d\n\x05vplms\x18\x01 \x03(\x0b\x32\x0e.smile.v1.Vplm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x17UpdateVplmRecordRequest\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"i\n\x17\x44\x65leteVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc7\x03\n\x10PutVersionHeader\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.smile.v1.ModuleSpec\x12 \n\nsize_bytes\x18\x03 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x33\n\x06origin\x18\x05 \x01(\x0e\x32\x17.smile.v1.VersionOriginB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1e\n\x0ctraining_job\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x42\n\x07metrics\x18\x07 \x03(\x0b\x32\'.smile.v1.PutVersionHeader.MetricsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x64\x12\x16\n\x04note\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\x08training\x18\n \x01(\x0b\x32\x19.smile.v1.TrainingSummary\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"n\n\x11PutVersionRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.PutVersionHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"-\n\x11GetVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"k\n\x13ResolveAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"i\n\x11\x46\x65tchAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"M\n\x12\x46\x65tchAliasResponse\x12&\n\x07version\x18\x01 \x01(\x0b\x32\x15.smile.v1.VplmVersion\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"k\n\x13ListVersionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"X\n\x14ListVersionsResponse\x12\'\n\x08versions\x18\x01 \x03(\x0b\x32\x15.smile.v1.VplmVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16\x44ownloadVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\\\n\x17\x44ownloadVersionResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x15.smile.v1.VplmVersionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd6\x01\n\x0fSetAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x37\n\x05\x61lias\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x18\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x16\n\x04\x65tag\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x10.smile.v1.Canary\"e\n\x0fGetUsageRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"p\n\tVplmUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x15\n\rserving_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x66ull_model_bytes\x18\x05 \x01(\x03\"\xa8\x01\n\x05Usage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12\x15\n\rdataset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bquota_bytes\x18\x04 \x01(\x03\x12\x12\n\nvplm_count\x18\x05 \x01(\x03\x12\"\n\x05vplms\x18\x06 \x03(\x0b\x32\x13.smile.v1.VplmUsage\x12\x17\n\x0fnext_page_token\x18\x07 \x01(\t2\x8e\x08\n\x0eStorageService\x12\x44\n\nCommitVplm\x12\x1b.smile.v1.CommitVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x42\n\x07GetVplm\x12\x1e.smile.v1.GetVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Y\n\tListVplms\x12 .smile.v1.ListVplmRecordsRequest\x1a!.smile.v1.ListVplmRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12H\n\nUpdateVplm\x12!.smile.v1.UpdateVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12P\n\nDeleteVplm\x12!.smile.v1.DeleteVplmRecordRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12L\n\nPutVersion\x12\x1b.smile.v1.PutVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03(\x01\x12J\n\nGetVersion\x12\x1b.smile.v1.GetVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12N\n\x0cResolveAlias\x12\x1d.smile.v1.ResolveAliasRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12Q\n\nFetchAlias\x12\x1b.smile.v1.FetchAliasRequest\x1a\x1c.smile.v1.FetchAliasResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12W\n\x0cListVersions\x12\x1d.smile.v1.ListVersionsRequest\x1a\x1e.smile.v1.ListVersionsResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12\x62\n\x0f\x44ownloadVersion\x12 .smile.v1.DownloadVersionRequest\x1a!.smile.v1.DownloadVersionResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x30\x01\x12?\n\x08SetAlias\x12\x19.smile.v1.SetAliasRequest\x1a\x0e.smile.v1.Vplm\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12@\n\x08GetUsage\x12\x19.smile.v1.GetUsageRequest\x1a\x0f.smile.v1.Usage\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smile/v1/storage.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x19smile/v1/accounting.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\x1a\x1fsmile/v1/training_summary.proto\"\x9a\x02\n\x10\x43ommitVplmHeader\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nsize_bytes\x18\x02 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12,\n\x08\x62\x61\x63kbone\x18\x05 \x01(\x0b\x32\x12.smile.v1.BackboneB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x06origin\x18\x06 \x01(\x0e\x32\x17.smile.v1.VersionOriginB\n\xbaH\x07\x82\x01\x04\x10\x01 \x02\x12\x16\n\x04note\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\"n\n\x11\x43ommitVplmRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.CommitVplmHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"0\n\x14GetVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"n\n\x16ListVplmRecordsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Q\n\x17ListVplmRecordsResponse\x12\x1d\n\x05vplms\x18\x01 \x03(\x0b\x32\x0e.smile.v1.Vplm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x96\x01\n\x17UpdateVplmRecordRequest\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"i\n\x17\x44\x65leteVplmRecordRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xc7\x03\n\x10PutVersionHeader\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\"\n\x04spec\x18\x02 \x01(\x0b\x32\x14.smile.v1.ModuleSpec\x12 \n\nsize_bytes\x18\x03 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x33\n\x06origin\x18\x05 \x01(\x0e\x32\x17.smile.v1.VersionOriginB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1e\n\x0ctraining_job\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x42\n\x07metrics\x18\x07 \x03(\x0b\x32\'.smile.v1.PutVersionHeader.MetricsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x64\x12\x16\n\x04note\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\x08training\x18\n \x01(\x0b\x32\x19.smile.v1.TrainingSummary\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"n\n\x11PutVersionRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.PutVersionHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"-\n\x11GetVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"k\n\x13ResolveAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"i\n\x11\x46\x65tchAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12:\n\x05\x61lias\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\"M\n\x12\x46\x65tchAliasResponse\x12&\n\x07version\x18\x01 \x01(\x0b\x32\x15.smile.v1.VplmVersion\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"k\n\x13ListVersionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"X\n\x14ListVersionsResponse\x12\'\n\x08versions\x18\x01 \x03(\x0b\x32\x15.smile.v1.VplmVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16\x44ownloadVersionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\\\n\x17\x44ownloadVersionResponse\x12(\n\x07version\x18\x01 \x01(\x0b\x32\x15.smile.v1.VplmVersionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xd6\x01\n\x0fSetAliasRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x37\n\x05\x61lias\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x18\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x16\n\x04\x65tag\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x06\x63\x61nary\x18\x06 \x01(\x0b\x32\x10.smile.v1.Canary\"\xda\x01\n\x0fGetUsageRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x39\n\tfirst_day\x18\x04 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\x12\x38\n\x08last_day\x18\x05 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\"\xc1\x01\n\tVplmUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x15\n\rserving_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x66ull_model_bytes\x18\x05 \x01(\x03\x12%\n\x06\x63ounts\x18\x06 \x01(\x0b\x32\x15.smile.v1.UsageCounts\x12\x10\n\x08\x62\x61\x63kbone\x18\x07 \x01(\t\x12\x16\n\x0e\x62\x61\x63kbone_bytes\x18\x08 \x01(\x03\"\x80\x02\n\x05Usage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12\x15\n\rdataset_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bquota_bytes\x18\x04 \x01(\x03\x12\x12\n\nvplm_count\x18\x05 \x01(\x03\x12\"\n\x05vplms\x18\x06 \x03(\x0b\x32\x13.smile.v1.VplmUsage\x12\x17\n\x0fnext_page_token\x18\x07 \x01(\t\x12\"\n\x06limits\x18\x08 \x03(\x0b\x32\x12.smile.v1.LimitUse\x12\x10\n\x08warnings\x18\t \x03(\t\x12 \n\x04\x64\x61ys\x18\n \x03(\x0b\x32\x12.smile.v1.UsageDay2\x8e\x08\n\x0eStorageService\x12\x44\n\nCommitVplm\x12\x1b.smile.v1.CommitVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12\x42\n\x07GetVplm\x12\x1e.smile.v1.GetVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12Y\n\tListVplms\x12 .smile.v1.ListVplmRecordsRequest\x1a!.smile.v1.ListVplmRecordsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12H\n\nUpdateVplm\x12!.smile.v1.UpdateVplmRecordRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12P\n\nDeleteVplm\x12!.smile.v1.DeleteVplmRecordRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x03\x12L\n\nPutVersion\x12\x1b.smile.v1.PutVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03(\x01\x12J\n\nGetVersion\x12\x1b.smile.v1.GetVersionRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12N\n\x0cResolveAlias\x12\x1d.smile.v1.ResolveAliasRequest\x1a\x15.smile.v1.VplmVersion\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12Q\n\nFetchAlias\x12\x1b.smile.v1.FetchAliasRequest\x1a\x1c.smile.v1.FetchAliasResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12W\n\x0cListVersions\x12\x1d.smile.v1.ListVersionsRequest\x1a\x1e.smile.v1.ListVersionsResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12\x62\n\x0f\x44ownloadVersion\x12 .smile.v1.DownloadVersionRequest\x1a!.smile.v1.DownloadVersionResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x30\x01\x12?\n\x08SetAlias\x12\x19.smile.v1.SetAliasRequest\x1a\x0e.smile.v1.Vplm\"\x08\xaa\xd4\x18\x04\n\x02\x01\x03\x12@\n\x08GetUsage\x12\x19.smile.v1.GetUsageRequest\x1a\x0f.smile.v1.Usage\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -131,6 +132,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUSAGEREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_GETUSAGEREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_GETUSAGEREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_GETUSAGEREQUEST'].fields_by_name['first_day']._loaded_options = None
+  _globals['_GETUSAGEREQUEST'].fields_by_name['first_day']._serialized_options = b'\272H#r!2\037^([0-9]{4}-[0-9]{2}-[0-9]{2})?$'
+  _globals['_GETUSAGEREQUEST'].fields_by_name['last_day']._loaded_options = None
+  _globals['_GETUSAGEREQUEST'].fields_by_name['last_day']._serialized_options = b'\272H#r!2\037^([0-9]{4}-[0-9]{2}-[0-9]{2})?$'
   _globals['_STORAGESERVICE'].methods_by_name['CommitVplm']._loaded_options = None
   _globals['_STORAGESERVICE'].methods_by_name['CommitVplm']._serialized_options = b'\252\324\030\003\n\001\003'
   _globals['_STORAGESERVICE'].methods_by_name['GetVplm']._loaded_options = None
@@ -157,50 +162,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORAGESERVICE'].methods_by_name['SetAlias']._serialized_options = b'\252\324\030\004\n\002\001\003'
   _globals['_STORAGESERVICE'].methods_by_name['GetUsage']._loaded_options = None
   _globals['_STORAGESERVICE'].methods_by_name['GetUsage']._serialized_options = b'\252\324\030\004\n\002\001\002'
-  _globals['_COMMITVPLMHEADER']._serialized_start=212
-  _globals['_COMMITVPLMHEADER']._serialized_end=494
-  _globals['_COMMITVPLMREQUEST']._serialized_start=496
-  _globals['_COMMITVPLMREQUEST']._serialized_end=606
-  _globals['_GETVPLMRECORDREQUEST']._serialized_start=608
-  _globals['_GETVPLMRECORDREQUEST']._serialized_end=656
-  _globals['_LISTVPLMRECORDSREQUEST']._serialized_start=658
-  _globals['_LISTVPLMRECORDSREQUEST']._serialized_end=768
-  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_start=770
-  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_end=851
-  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_start=854
-  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_end=1004
-  _globals['_DELETEVPLMRECORDREQUEST']._serialized_start=1006
-  _globals['_DELETEVPLMRECORDREQUEST']._serialized_end=1111
-  _globals['_PUTVERSIONHEADER']._serialized_start=1114
-  _globals['_PUTVERSIONHEADER']._serialized_end=1569
-  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_start=1523
-  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_end=1569
-  _globals['_PUTVERSIONREQUEST']._serialized_start=1571
-  _globals['_PUTVERSIONREQUEST']._serialized_end=1681
-  _globals['_GETVERSIONREQUEST']._serialized_start=1683
-  _globals['_GETVERSIONREQUEST']._serialized_end=1728
-  _globals['_RESOLVEALIASREQUEST']._serialized_start=1730
-  _globals['_RESOLVEALIASREQUEST']._serialized_end=1837
-  _globals['_FETCHALIASREQUEST']._serialized_start=1839
-  _globals['_FETCHALIASREQUEST']._serialized_end=1944
-  _globals['_FETCHALIASRESPONSE']._serialized_start=1946
-  _globals['_FETCHALIASRESPONSE']._serialized_end=2023
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=2025
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=2132
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=2134
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2222
-  _globals['_DOWNLOADVERSIONREQUEST']._serialized_start=2224
-  _globals['_DOWNLOADVERSIONREQUEST']._serialized_end=2274
-  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_start=2276
-  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_end=2368
-  _globals['_SETALIASREQUEST']._serialized_start=2371
-  _globals['_SETALIASREQUEST']._serialized_end=2585
-  _globals['_GETUSAGEREQUEST']._serialized_start=2587
-  _globals['_GETUSAGEREQUEST']._serialized_end=2688
-  _globals['_VPLMUSAGE']._serialized_start=2690
-  _globals['_VPLMUSAGE']._serialized_end=2802
-  _globals['_USAGE']._serialized_start=2805
-  _globals['_USAGE']._serialized_end=2973
-  _globals['_STORAGESERVICE']._serialized_start=2976
-  _globals['_STORAGESERVICE']._serialized_end=4014
+  _globals['_COMMITVPLMHEADER']._serialized_start=239
+  _globals['_COMMITVPLMHEADER']._serialized_end=521
+  _globals['_COMMITVPLMREQUEST']._serialized_start=523
+  _globals['_COMMITVPLMREQUEST']._serialized_end=633
+  _globals['_GETVPLMRECORDREQUEST']._serialized_start=635
+  _globals['_GETVPLMRECORDREQUEST']._serialized_end=683
+  _globals['_LISTVPLMRECORDSREQUEST']._serialized_start=685
+  _globals['_LISTVPLMRECORDSREQUEST']._serialized_end=795
+  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_start=797
+  _globals['_LISTVPLMRECORDSRESPONSE']._serialized_end=878
+  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_start=881
+  _globals['_UPDATEVPLMRECORDREQUEST']._serialized_end=1031
+  _globals['_DELETEVPLMRECORDREQUEST']._serialized_start=1033
+  _globals['_DELETEVPLMRECORDREQUEST']._serialized_end=1138
+  _globals['_PUTVERSIONHEADER']._serialized_start=1141
+  _globals['_PUTVERSIONHEADER']._serialized_end=1596
+  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_start=1550
+  _globals['_PUTVERSIONHEADER_METRICSENTRY']._serialized_end=1596
+  _globals['_PUTVERSIONREQUEST']._serialized_start=1598
+  _globals['_PUTVERSIONREQUEST']._serialized_end=1708
+  _globals['_GETVERSIONREQUEST']._serialized_start=1710
+  _globals['_GETVERSIONREQUEST']._serialized_end=1755
+  _globals['_RESOLVEALIASREQUEST']._serialized_start=1757
+  _globals['_RESOLVEALIASREQUEST']._serialized_end=1864
+  _globals['_FETCHALIASREQUEST']._serialized_start=1866
+  _globals['_FETCHALIASREQUEST']._serialized_end=1971
+  _globals['_FETCHALIASRESPONSE']._serialized_start=1973
+  _globals['_FETCHALIASRESPONSE']._serialized_end=2050
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=2052
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=2159
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=2161
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2249
+  _globals['_DOWNLOADVERSIONREQUEST']._serialized_start=2251
+  _globals['_DOWNLOADVERSIONREQUEST']._serialized_end=2301
+  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_start=2303
+  _globals['_DOWNLOADVERSIONRESPONSE']._serialized_end=2395
+  _globals['_SETALIASREQUEST']._serialized_start=2398
+  _globals['_SETALIASREQUEST']._serialized_end=2612
+  _globals['_GETUSAGEREQUEST']._serialized_start=2615
+  _globals['_GETUSAGEREQUEST']._serialized_end=2833
+  _globals['_VPLMUSAGE']._serialized_start=2836
+  _globals['_VPLMUSAGE']._serialized_end=3029
+  _globals['_USAGE']._serialized_start=3032
+  _globals['_USAGE']._serialized_end=3288
+  _globals['_STORAGESERVICE']._serialized_start=3291
+  _globals['_STORAGESERVICE']._serialized_end=4329
 # @@protoc_insertion_point(module_scope)

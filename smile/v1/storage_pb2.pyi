@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from smile.v1 import accounting_pb2 as _accounting_pb2
 from smile.v1 import resources_pb2 as _resources_pb2
 from smile.v1 import training_summary_pb2 as _training_summary_pb2
 import builtins as _builtins
@@ -586,22 +587,31 @@ class GetUsageRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FIRST_DAY_FIELD_NUMBER: _builtins.int
+    LAST_DAY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}`."""
     page_size: _builtins.int
     """At most this many vPLM rows; default 50, larger than 1,000 means 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
+    first_day: _builtins.str
+    """Days in UTC whose use is asked for, like 2031-12-24; at most 366. With `last_day` unset up to today; with both
+    unset, none.
+    """
+    last_day: _builtins.str
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        first_day: _builtins.str = ...,
+        last_day: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_day", b"first_day", "last_day", b"last_day", "name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,6 +628,9 @@ class VplmUsage(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SERVING_BYTES_FIELD_NUMBER: _builtins.int
     FULL_MODEL_BYTES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    BACKBONE_FIELD_NUMBER: _builtins.int
+    BACKBONE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     versions: _builtins.int
@@ -628,6 +641,16 @@ class VplmUsage(_message.Message):
     """Bytes of the version that serves."""
     full_model_bytes: _builtins.int
     """Bytes the same model would take as a full copy of its backbone, float32."""
+    backbone: _builtins.str
+    """`backbones/{backbone}`."""
+    backbone_bytes: _builtins.int
+    """Bytes of that backbone, float32."""
+    @_builtins.property
+    def counts(self) -> _accounting_pb2.UsageCounts:
+        """What it was used for on the days asked for. A processor tells 10,000 vPLMs a day apart; what others did is in
+        the tenant's counts only.
+        """
+
     def __init__(
         self,
         *,
@@ -636,10 +659,13 @@ class VplmUsage(_message.Message):
         size_bytes: _builtins.int = ...,
         serving_bytes: _builtins.int = ...,
         full_model_bytes: _builtins.int = ...,
+        counts: _accounting_pb2.UsageCounts | None = ...,
+        backbone: _builtins.str = ...,
+        backbone_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_model_bytes", b"full_model_bytes", "name", b"name", "serving_bytes", b"serving_bytes", "size_bytes", b"size_bytes", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "backbone_bytes", b"backbone_bytes", "counts", b"counts", "full_model_bytes", b"full_model_bytes", "name", b"name", "serving_bytes", b"serving_bytes", "size_bytes", b"size_bytes", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -656,6 +682,9 @@ class Usage(_message.Message):
     VPLM_COUNT_FIELD_NUMBER: _builtins.int
     VPLMS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}`."""
     stored_bytes: _builtins.int
@@ -672,6 +701,18 @@ class Usage(_message.Message):
     def vplms(self) -> _containers.RepeatedCompositeFieldContainer[Global___VplmUsage]:
         """One row per vPLM, by id."""
 
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_accounting_pb2.LimitUse]:
+        """What the tenant may have, and how much of it is used. On the first page only, as are the following."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A sentence for each limit of which 80 % or more are used."""
+
+    @_builtins.property
+    def days(self) -> _containers.RepeatedCompositeFieldContainer[_accounting_pb2.UsageDay]:
+        """What was used by day, oldest first, of the days asked for."""
+
     def __init__(
         self,
         *,
@@ -682,10 +723,13 @@ class Usage(_message.Message):
         vplm_count: _builtins.int = ...,
         vplms: _abc.Iterable[Global___VplmUsage] | None = ...,
         next_page_token: _builtins.str = ...,
+        limits: _abc.Iterable[_accounting_pb2.LimitUse] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        days: _abc.Iterable[_accounting_pb2.UsageDay] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_bytes", b"dataset_bytes", "name", b"name", "next_page_token", b"next_page_token", "quota_bytes", b"quota_bytes", "stored_bytes", b"stored_bytes", "vplm_count", b"vplm_count", "vplms", b"vplms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_bytes", b"dataset_bytes", "days", b"days", "limits", b"limits", "name", b"name", "next_page_token", b"next_page_token", "quota_bytes", b"quota_bytes", "stored_bytes", b"stored_bytes", "vplm_count", b"vplm_count", "vplms", b"vplms", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,9 +88,47 @@ class ObjectStore(Protocol):
         ...
 
 
+class ProbedStore(ObjectStore, Protocol):
+    """What a store tells of itself, and can do besides.
+
+    Attributes:
+        name: What messages and operators call it; no credentials.
+        shared: Whether other processes see the same.
+        durable: Whether it outlives this process.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shared(self) -> bool: ...
+
+    @property
+    def durable(self) -> bool: ...
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on, fewer at the end. `NotFound` where there are none."""
+        ...
+
+    async def versioned(self) -> bool:
+        """Whether what is overwritten or deleted can be had back. `FailedPrecondition` if that is
+        not told.
+        """
+        ...
+
+    async def prepare(self) -> None:
+        """Make what is missing and was asked for: a bucket, its versioning. For every start."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class S3Options:
-    """How to reach an S3 service. Empty keys leave requests unsigned."""
+    """How to reach an S3 service. Empty keys leave requests unsigned.
+
+    Attributes:
+        create_bucket: Make the bucket where it is missing; wants signed requests.
+        keep_versions: Have the bucket keep old versions.
+    """
 
     endpoint: str
     access_key: str = ""
@@ -99,9 +137,11 @@ class S3Options:
     timeout_s: float = 30.0
     connect_timeout_s: float = 3.0
     retry_s: float = 5.0
+    create_bucket: bool = True
+    keep_versions: bool = False
 
 
-def open_store(url: str, s3: S3Options | None = None) -> ObjectStore:
+def open_store(url: str, s3: S3Options | None = None) -> ProbedStore:
     """The store at `file:///path`, `s3://bucket` or `memory://`. Does no I/O.
 
     Raises:
@@ -121,7 +161,7 @@ def open_store(url: str, s3: S3Options | None = None) -> ObjectStore:
     )
 
 
-def _directory(url: str) -> ObjectStore:
+def _directory(url: str) -> ProbedStore:
     from smile.store.directory import DirectoryStore  # noqa: PLC0415
 
     parts = urlsplit(url)
@@ -137,7 +177,7 @@ def _directory(url: str) -> ObjectStore:
     return DirectoryStore(Path(path))
 
 
-def _s3(url: str, options: S3Options | None) -> ObjectStore:
+def _s3(url: str, options: S3Options | None) -> ProbedStore:
     from smile.store.remote import s3_store  # noqa: PLC0415
 
     parts = urlsplit(url)

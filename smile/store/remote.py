@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,8 +20,10 @@ from obstore.store import MemoryStore, S3Store
 
 from smile.errors import Aborted, FailedPrecondition, NotFound, Unavailable
 from smile.limits import CHUNK_BYTES_MAX, MIB
+from smile.store.bucket import S3Bucket
 from smile.store.objects import (
     LIST_KEYS_MAX,
+    PROBE_PREFIX,
     Object,
     ObjectInfo,
     S3Options,
@@ -39,7 +39,6 @@ PART_BYTES = 8 * MIB
 PARTS_AT_ONCE = 4
 RETRIES_MAX = 2
 RETRY_AFTER_S = 1.0
-CREATE_BUCKET_S_MAX = 10.0
 STREAM_S_MAX = 3600.0  # one whole request; a stalled one ends by its read timeout
 _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403 Forbidden")
 
@@ -77,7 +76,7 @@ def s3_store(bucket: str, options: S3Options) -> RemoteStore:
         **keys,
     )
     name = f"S3 bucket '{bucket}' at {options.endpoint}"
-    return RemoteStore(backend, name, timeout_s=options.timeout_s, bucket_signed=signed)
+    return RemoteStore(backend, name, timeout_s=options.timeout_s, bucket=S3Bucket(bucket, options))
 
 
 class RemoteStore:
@@ -87,16 +86,16 @@ class RemoteStore:
         backend: Where the bytes are.
         name: What messages call it.
         timeout_s: For every operation on one small object.
-        bucket_signed: Whether the bucket may be made by a signed request.
+        bucket: What it lies in, if it is S3.
     """
 
     def __init__(
-        self, backend: _Backend, name: str, *, timeout_s: float, bucket_signed: bool = False
+        self, backend: _Backend, name: str, *, timeout_s: float, bucket: S3Bucket | None = None
     ) -> None:
         self._backend = backend
         self._name = name
         self._timeout_s = timeout_s
-        self._bucket_signed = bucket_signed
+        self._bucket = bucket
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
         with self._faults():
@@ -196,34 +195,53 @@ class RemoteStore:
                 except FileNotFoundError:
                     return
 
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def shared(self) -> bool:
+        return self._bucket is not None
+
+    @property
+    def durable(self) -> bool:
+        return self._bucket is not None
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        with self._faults():
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    data = await obstore.get_range_async(
+                        self._backend, check_key(key), start=start, length=length
+                    )
+            except FileNotFoundError as error:
+                self._missing_key(error)
+                raise NotFound(f"object {key} does not exist") from None
+        return bytes(data)
+
+    async def versioned(self) -> bool:
+        return self._bucket is not None and await self._bucket.versioned()
+
+    async def prepare(self) -> None:
+        if self._bucket is None:
+            return
+        try:
+            await self.get(f"{PROBE_PREFIX}none")
+        except FailedPrecondition as error:
+            if error.reason != "BUCKET_MISSING" or not self._bucket.may_be_made:
+                raise
+            await self._bucket.create()
+        if self._bucket.keeps_versions and not await self._bucket.versioned():
+            await self._bucket.keep_versions()
+
     async def probe(self) -> None:
         try:
             await probe_store(self)
         except FailedPrecondition as error:
-            if error.reason != "BUCKET_MISSING" or not self._bucket_signed:
+            if error.reason != "BUCKET_MISSING" or self._bucket is None:
                 raise
-            await self._create_bucket()
+            await self.prepare()
             await probe_store(self)
-
-    async def _create_bucket(self) -> None:
-        """PUT on the bucket itself, which obstore has no call for, with a signature it makes."""
-        assert isinstance(self._backend, S3Store)
-        with self._faults():
-            url = await obstore.sign_async(self._backend, "PUT", "", timedelta(seconds=60))
-        await asyncio.to_thread(self._put_bucket, url)
-
-    def _put_bucket(self, url: str) -> None:
-        request = urllib.request.Request(url, method="PUT")  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=CREATE_BUCKET_S_MAX):  # noqa: S310
-                return
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 409:
-                return  # someone else made it meanwhile
-            raise self._denied(f"answered {error.code} when asked to make it") from None
-        except OSError as error:
-            raise self._away(type(error).__name__) from None
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -234,7 +252,7 @@ class RemoteStore:
             raise self._away(f"no answer within {self._timeout_s:g} s") from error
         except FileNotFoundError as error:
             self._missing_key(error)
-            raise
+            raise self._away("what was being written is gone") from error  # an upload of parts
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise self._denied("refused the credentials") from error
         except BaseError as error:

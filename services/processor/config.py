@@ -67,6 +67,7 @@ class ProcessorSettings(BackboneServiceSettings):
         trace: File to write a trace of the lanes to, at the end and on SIGUSR1; None for none.
         resolve_ttl_s: How long a moved alias or a deleted vPLM may go unseen.
         metrics_port: Where Prometheus finds metrics; 0: nowhere.
+        usage_report_s: How often storage is told what tenants used.
         rentals_max: Processors that all tenants together may rent.
         rentals_tenant_max: Processors that one tenant may rent.
         rental_idle_s: How long a rented vPLM stays in memory without a request, where its terms do
@@ -126,6 +127,7 @@ class ProcessorSettings(BackboneServiceSettings):
     trace: Path | None = None
     resolve_ttl_s: float = Field(default=2.0, gt=0.0, le=60.0)
     metrics_port: int = Field(default=0, ge=0, le=65_535)
+    usage_report_s: float = Field(default=10.0, ge=0.1, le=3600.0)
     rentals_max: int = Field(default=100_000, ge=1, le=10_000_000)
     rentals_tenant_max: int = Field(default=10_000, ge=1, le=10_000_000)
     rental_idle_s: float = Field(default=600.0, ge=1.0)

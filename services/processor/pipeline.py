@@ -26,6 +26,7 @@ from services.processor.lanes.sequence import Turnstile
 from services.processor.lanes.trace import Facts, Gauge, Lane, Trace
 from services.processor.memory.demand import Demand, LoadTime
 from services.processor.memory.loader import Loader
+from services.processor.metering import ProcessorMeter
 from services.processor.rentals import Rentals
 from services.processor.requests import (
     LOOK_UPS_MORE,
@@ -109,6 +110,7 @@ class Collaborators(Generic[Module]):
     trace: Trace
     latencies: Latencies = field(default_factory=Latencies)
     turnstile: Turnstile | None = None  # of sequential execution
+    meter: ProcessorMeter = field(default_factory=ProcessorMeter)
 
 
 @dataclass(slots=True, eq=False)
@@ -218,6 +220,7 @@ class Pipeline(Generic[Module]):
         Raises:
             Overloaded: the queue is full, or the vPLM is asked for faster than was rented; refused
                 before any work is done.
+            QuotaExceeded: the tenant has used up a limit of its day.
             NotFound: there is no such vPLM, alias or version.
             TextTooLong: a text has too many tokens and is not to be truncated.
             FailedPrecondition: the vPLM's backbone is not served here, or not materialised, or its
@@ -228,11 +231,13 @@ class Pipeline(Generic[Module]):
                 stopping.
         """
         try:
+            self._parts.meter.check(request.vplm.tenant)
             result = await self._rented(request)
         except BaseException as error:
             self.counters.refused(error)
             raise
         self.counters.answered(self._class_of(request.vplm.tenant), result.timings)
+        self._parts.meter.answered(request.vplm)
         return result
 
     async def _rented(self, request: InferenceRequest) -> InferResult:
@@ -278,12 +283,14 @@ class Pipeline(Generic[Module]):
         tokens = estimate(request.text, self._parts.engine.text_tokens_max) * len(request.asked)
         ask = Ask(request.tenant, len(request.asked), tokens)
         try:
+            self._parts.meter.check(request.tenant)
             async with self._admitted(ask, request.arrived, request.deadline) as permit:
                 result = await self._fanouts.answer(request, permit)
         except BaseException as error:
             self.counters.refused(error)
             raise
         self.counters.answered(self._class_of(request.tenant), result.timings)
+        self._parts.meter.answered_fanout(request.tenant)
         return result
 
     def _class_of(self, tenant: TenantId) -> TenantClass:
@@ -472,6 +479,7 @@ class Pipeline(Generic[Module]):
             self._gathering.settle(outcome)
         if (work := report.taken.work) is not None:
             self.counters.computed(work, report)
+            self._parts.meter.computed(report.outcomes, report.compute_s)
             if report.steady:
                 self._learn(work, report.compute_s)
             self._demand.room_made()

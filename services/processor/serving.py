@@ -23,6 +23,7 @@ from services.processor.lanes.trace import Trace
 from services.processor.memory.hierarchy import Hierarchy
 from services.processor.memory.loader import Bytes, Loader
 from services.processor.memory.residency import Residency
+from services.processor.metering import ProcessorMeter
 from services.processor.metrics import exposed
 from services.processor.pipeline import Collaborators, Pipeline
 from services.processor.rentals import Rentals
@@ -32,6 +33,7 @@ from services.processor.scheduling.admission import Admission
 from services.processor.scheduling.latency import Latencies
 from services.processor.scheduling.probe import learn
 from services.processor.scheduling.scheduler import Terms
+from smile.client.metering import Bookkeeper, Meter
 from smile.logs import get_logger
 from smile.model.loaded import LoadedModule
 from smile.rpc.freshness import Freshness
@@ -58,12 +60,18 @@ class Processor:
     pool: ThreadPoolExecutor
     trace: Trace
     measure: Callable[[], None]
+    meter: Meter
 
     @classmethod
     def build(
-        cls, settings: ProcessorSettings, storage: Storage, freshness: Freshness | None = None
+        cls,
+        settings: ProcessorSettings,
+        storage: Storage,
+        freshness: Freshness | None = None,
+        books: Bookkeeper | None = None,
     ) -> Processor:
-        """A processor that has not been started. Without `freshness`, no change feed is told of."""
+        """A processor that has not been started. Without `freshness`, no change feed is told of;
+        without `books`, nobody of what tenants use."""
         pool = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenize")
         clock = time.monotonic
         hierarchy = Hierarchy.build(settings.memory_options, settings.device)
@@ -103,47 +111,37 @@ class Processor:
                 ),
                 trace,
             ),
-            admission=Admission(
-                settings.queue_limits,
-                bulk_s=latencies.bulk_s,
-                weight_of=rentals.weight_of,
-                slack_tokens=settings.ahead_tokens_max,
-                streams=settings.stream_count,
-                on_unmeetable=lambda: latencies.doubt(clock()),
-            ),
+            admission=_admission(settings, latencies, rentals, clock),
             latencies=latencies,
             rentals=rentals,
             pool=pool,
             clock=clock,
             trace=trace,
             turnstile=_turnstile(settings, dispatch) if settings.sequential else None,
+            meter=ProcessorMeter(books, settings.usage_report_s),
         )
         pipeline = Pipeline(parts, settings.chunk_limits)
-        estate = Estate(
-            rentals=rentals,
-            resolver=parts.resolver,
-            demand=pipeline.demand,
-            dispatch=dispatch,
-            check=engine.check,
-            clock=clock,
-            sweep_s=settings.module_idle_s,
-        )
+        renting = Renting(_estate(parts, pipeline, settings.module_idle_s))
         measure = partial(learn, engine, latencies, settings.latency_folder, settings.calibration_s)
-        return cls(engine, pipeline, Renting(estate), settings.metrics_at, pool, trace, measure)
+        metrics_at, meter = settings.metrics_at, parts.meter.meter
+        return cls(engine, pipeline, renting, metrics_at, pool, trace, measure, meter)
 
     @asynccontextmanager
     async def running(self, readiness: Readiness) -> AsyncIterator[None]:
         """Backbones loaded and warmed up beside the server, then requests answered until left."""
         starting = asyncio.create_task(self._start(readiness))
+        reporting = asyncio.create_task(self.meter.run())
         try:
             with self._trace_on_signal():
                 async with exposed(self.pipeline, *self.metrics_at):
                     yield
         finally:
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            reporting.cancel()
+            await asyncio.gather(starting, reporting, return_exceptions=True)
             await self.renting.close()
             await self.pipeline.close()
+            await self.meter.close()
             self.pool.shutdown(wait=False, cancel_futures=True)
             await asyncio.to_thread(self._write_trace)
 
@@ -185,6 +183,36 @@ class Processor:
                 self.renting.start()
                 readiness.set_ready(BACKBONES_CHECK)
                 return
+
+
+def _admission(
+    settings: ProcessorSettings,
+    latencies: Latencies,
+    rentals: Rentals,
+    clock: Callable[[], float],
+) -> Admission:
+    return Admission(
+        settings.queue_limits,
+        bulk_s=latencies.bulk_s,
+        weight_of=rentals.weight_of,
+        slack_tokens=settings.ahead_tokens_max,
+        streams=settings.stream_count,
+        on_unmeetable=lambda: latencies.doubt(clock()),
+    )
+
+
+def _estate(
+    parts: Collaborators[LoadedModule], pipeline: Pipeline[LoadedModule], sweep_s: float
+) -> Estate[LoadedModule]:
+    return Estate(
+        rentals=parts.rentals,
+        resolver=parts.resolver,
+        demand=pipeline.demand,
+        dispatch=parts.dispatch,
+        check=parts.engine.check,
+        clock=parts.clock,
+        sweep_s=sweep_s,
+    )
 
 
 def _turnstile(settings: ProcessorSettings, dispatch: Dispatch[LoadedModule]) -> Turnstile:

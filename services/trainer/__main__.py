@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from services.trainer.backbones import described
 from services.trainer.config import TrainerSettings
 from services.trainer.jobs import Jobs
+from services.trainer.metering import Allowances
 from services.trainer.queue import JobQueue
 from services.trainer.servicer import FULL_NAME, TrainerServicer
 from services.trainer.storage_client import StorageClient
@@ -17,6 +18,7 @@ from services.trainer.supervisor import SupervisorSettings, supervised, worker_c
 from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
 from smile import logs
+from smile.client.bookkeeping import Books
 from smile.config import load
 from smile.rpc.auth import RemoteAuthenticator
 from smile.rpc.channel import ServiceCredential, build_channel
@@ -37,7 +39,9 @@ async def main(settings: TrainerSettings) -> None:
     ) as channel:
         storage = StorageClient(channel)
         readiness.watch("storage", channel.channel_ready)
-        jobs = Jobs(storage, queue, described(settings.sources))
+        jobs = Jobs(
+            storage, queue, described(settings.sources), allowances=Allowances(Books(channel))
+        )
         limits = ValidationLimits(
             settings.validate_bytes_max, settings.validations_max, settings.folder
         )

@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.trainer.metering import PEAK_FACTOR_DEFAULT
 from services.trainer.queue import QueueSettings
 from services.trainer.turns import Share, Shares
 from services.trainer.windows import Windows
@@ -36,6 +37,8 @@ class TrainerSettings(BackboneServiceSettings):
         validate_bytes_max: Largest dataset that ValidateDataset reads.
         validations_max: Datasets read by ValidateDataset at a time.
         checkpoint_s: How often a running job's place is kept, from which another worker goes on.
+        peak_factor: What a second of a `now` job costs outside the windows; any other costs 1.
+        usage_report_s: How often storage is told what jobs cost.
         reconcile_s: How often records are compared with the queue.
         folder: Where datasets are kept while they are read; empty means the system's choice.
     """
@@ -60,6 +63,8 @@ class TrainerSettings(BackboneServiceSettings):
     validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
     validations_max: int = Field(default=2, ge=1, le=64)
     checkpoint_s: float = Field(default=30.0, ge=0.0, le=3600.0)
+    peak_factor: float = Field(default=PEAK_FACTOR_DEFAULT, ge=1.0, le=100.0)
+    usage_report_s: float = Field(default=10.0, ge=0.1, le=3600.0)
     reconcile_s: float = Field(default=60.0, ge=0.1, le=3600.0)
     folder: Path | None = Field(default=None)
 

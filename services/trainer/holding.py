@@ -6,6 +6,7 @@ import asyncio
 import time
 from enum import StrEnum
 
+from services.trainer.metering import Stint
 from services.trainer.queue import Beat, Claim, JobQueue
 from services.trainer.report import Report
 from smile.errors import Unavailable
@@ -24,16 +25,26 @@ class LetGo(StrEnum):
     LEASE_LOST = "lease lost"  # another holder may be at it
     SHUTDOWN = "shutdown"  # this process ends
     WINDOW_CLOSED = "window closed"  # a job that runs off-peak waits for the next one
+    DAY_SPENT = "day spent"  # the tenant has no more training seconds today
 
 
 class Holding:
     """One claimed job in this process.
 
     `settled` set means that the outcome is being stored: from then on only a lost lease stops it.
+    `stint` counts the time.
     """
 
-    def __init__(self, queue: JobQueue, claim: Claim, report: Report, ending: asyncio.Event):
+    def __init__(
+        self,
+        queue: JobQueue,
+        claim: Claim,
+        report: Report,
+        ending: asyncio.Event,
+        stint: Stint | None = None,
+    ):
         self.claim = claim
+        self.stint = stint
         self.report = report
         self.settled = False
         self._queue = queue
@@ -52,6 +63,8 @@ class Holding:
                 return LetGo.SHUTDOWN
             if self._must_yield and not self.settled:
                 return LetGo.WINDOW_CLOSED
+            if self.stint is not None and self.stint.spent and not self.settled:
+                return LetGo.DAY_SPENT
             if reason is not None and not self.settled:
                 return reason
             await asyncio.sleep(EVENTS_EVERY_S)
@@ -82,7 +95,14 @@ class Holding:
                     raise
             finished = await self._queue.finish(self.claim, state, dead_reason=dead_reason)
             self._over = True
+            if finished and self.stint is not None:
+                self.stint.ended()
             return finished
+
+    async def give_back(self) -> None:
+        """Puts the job back to its place in the queue. Raises `Unavailable`."""
+        if await self._queue.give_back(self.claim) and self.stint is not None:
+            self.stint.held(time.monotonic())
 
     async def _beat_if_due(self) -> LetGo | None:
         async with self._talking:
@@ -104,6 +124,8 @@ class Holding:
         if beat is Beat.LEASE_LOST:
             return LetGo.LEASE_LOST
         self._beaten_at = started
+        if self.stint is not None:
+            self.stint.held(started)
         return LetGo.CANCELLED if beat is Beat.CANCEL else None
 
     async def _endure(self, error: Unavailable) -> LetGo | None:

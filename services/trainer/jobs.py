@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from services.trainer.backbones import Backbones
 from services.trainer.checks import check_job
+from services.trainer.metering import Allowances
 from services.trainer.queue import Claim, JobQueue, QueueState, Sighting
 from services.trainer.storage import Storage
 from smile.errors import AlreadyExists, NotFound, SmileError, Unavailable
@@ -45,7 +46,9 @@ class Jobs:
         backbones: Backbones[BackboneInfo],
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        allowances: Allowances | None = None,
     ) -> None:
+        self._allowances = allowances or Allowances()
         self._storage = storage
         self._queue = queue
         self._backbones = backbones
@@ -65,7 +68,8 @@ class Jobs:
             InvalidSpec, InvalidArgument: a hyper-parameter or a column is wrong.
             NotFound: the vPLM, a dataset or the base version is not the tenant's.
             FailedPrecondition: the vPLM's backbone is not here.
-            QuotaExceeded: as many jobs of the tenant wait as may.
+            QuotaExceeded: as many jobs of the tenant wait as may, or it has used up its day's
+                training and the job would run now.
             Unavailable: storage or the queue is away; the same request again completes it.
         """
         name = JobName(tenant, job_id(tenant, request_id))
@@ -75,7 +79,8 @@ class Jobs:
             job = _fresh(wanted, name, self._clock())
             if validate_only:
                 return job
-            await self._queue.reserve(name)
+            await self._allowances.check(tenant, wanted.when)
+            await self._queue.reserve(name, self._allowances.share)
             record = await self._create(job)
         if not record.job.state.done:
             await self._queue.enqueue(record)

@@ -12,15 +12,15 @@ change nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 from services.trainer.events import JobEvent, MetricsEvent, StoredEvent, decode_event, encode_event
-from services.trainer.turns import Pace, Shares, Table, Waiting
+from services.trainer.turns import Pace, Share, Shares, Table, Waiting
 from services.trainer.windows import Windows
 from smile.errors import QuotaExceeded
 from smile.names import JobName, TenantId
@@ -37,6 +37,8 @@ TRIES = 8  # to take the job whose turn it is, where other workers take it first
 WORKER_SILENT_S_MAX = 30.0  # idle ones are heard of every two seconds
 LEASE_LOST = -1
 GROUP = "workers"
+QUEUED_RETRY_S = 30.0  # where nobody knows yet how long jobs take
+Terms: TypeAlias = Callable[[TenantId, Share], Awaitable[Share]]
 CONSUMER_IDLE_MS_MAX = 3_600_000
 
 
@@ -94,6 +96,11 @@ class Sighting:
     starts_at: datetime | None = None  # an estimate
 
 
+async def as_set(_: TenantId, share: Share) -> Share:
+    """A tenant's share as the settings have it."""
+    return share
+
+
 class JobQueue:
     """The queue of one platform. Every method raises `Unavailable` while Redis is away."""
 
@@ -122,13 +129,13 @@ class JobQueue:
     def lease_s(self) -> float:
         return self._settings.lease_s
 
-    async def reserve(self, name: JobName) -> None:
-        """Promises a place in the tenant's backlog for a short while.
+    async def reserve(self, name: JobName, terms: Terms = as_set) -> None:
+        """Promises a place in the tenant's backlog for a short while; `terms` tells its share.
 
         Raises:
             QuotaExceeded: as many jobs of the tenant wait as may.
         """
-        limit = self._settings.shares.of(name.tenant).queued_max
+        limit = (await terms(name.tenant, self._settings.shares.of(name.tenant))).queued_max
         reply = await self._reserve([PREFIX], [_key(name), limit, RESERVATION_MS])
         granted, taken = cast(list[int], reply)
         if not granted:
@@ -137,6 +144,7 @@ class JobQueue:
                 "wait for some to end or cancel some",
                 reason="JOBS_QUEUED_MAX",
                 metadata={"limit": str(limit), "value": str(taken)},
+                retry_after=await self._a_job_s(),
             )
 
     async def enqueue(self, record: TrainingRecord) -> bool:
@@ -157,20 +165,21 @@ class JobQueue:
         )
         return reply == 1
 
-    async def claim(self, consumer: str) -> Claim | None:
+    async def claim(self, consumer: str, terms: Terms = as_set) -> Claim | None:
         """A job to work on, or None: a dead worker's before those that wait.
 
-        `turns` says whose turn it is; where another worker took that job first, it is asked again.
+        `turns` says whose turn it is, among those whose `terms` let them run one more; where
+        another worker took that job first, it is asked again.
         """
         reply = await self._claim([PREFIX], [consumer, int(self._settings.lease_s * 1000)])
         shares, open_ = self._settings.shares, self.off_peak
         for _ in range(TRIES):
             if reply is not None:
                 break
-            chosen = (await self._table())[0].next(shares, open_=open_)
-            if chosen is None:
+            turn = await self._turn(shares, open_, terms)
+            if turn is None:
                 return None
-            share = shares.of(chosen.tenant)
+            chosen, share = turn
             reply = await self._take(
                 [PREFIX], [consumer, chosen.head(open_), share.running_max, share.stride]
             )
@@ -327,6 +336,24 @@ class JobQueue:
                     )
                     pruned += 1
         return pruned
+
+    async def _turn(
+        self, shares: Shares, open_: bool, terms: Terms
+    ) -> tuple[Waiting, Share] | None:
+        """Whose turn it is, and its share; None where nobody may run a job now."""
+        barred: set[TenantId] = set()
+        table, _ = await self._table()
+        while (chosen := table.next(shares, open_=open_, barred=barred)) is not None:
+            share = await terms(chosen.tenant, shares.of(chosen.tenant))
+            if chosen.running < share.running_max:
+                return chosen, share
+            barred.add(chosen.tenant)
+        return None
+
+    async def _a_job_s(self) -> float:
+        """About how long until a job ends."""
+        _, pace = await self._table()
+        return pace.job_s / max(pace.busy, 1) or QUEUED_RETRY_S
 
     async def _table(self) -> tuple[Table, Pace]:
         """Who waits, and how fast jobs are done."""

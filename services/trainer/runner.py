@@ -18,6 +18,7 @@ from services.trainer.attempt import Attempt, Workshop
 from services.trainer.bookmark import Bookmark
 from services.trainer.failures import JobFailure, explained, worker_lost
 from services.trainer.holding import Holding, LetGo
+from services.trainer.metering import TrainingMeter
 from services.trainer.patience import patiently
 from services.trainer.queue import Claim, JobQueue
 from services.trainer.report import Report
@@ -47,6 +48,7 @@ class Runner:
 
     Args:
         ending: Set when this process shall end: the job in hand is given back.
+        meter: Counts the time of jobs; None counts none.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Runner:
         ending: asyncio.Event,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        meter: TrainingMeter | None = None,
     ) -> None:
+        self._meter = meter
         self._shop = shop
         self._storage = shop.storage
         self._queue = queue
@@ -68,7 +72,8 @@ class Runner:
         """Brings a claimed job to its end, or lets go of it."""
         log = get_logger().bind(job=str(claim.name), fence=claim.fence, attempt=claim.attempt)
         log.info("claimed", deaths=claim.deaths)
-        holding = Holding(self._queue, claim, Report(claim.attempt), self._ending)
+        stint = self._meter.stint(claim.name.tenant, claim.when) if self._meter else None
+        holding = Holding(self._queue, claim, Report(claim.attempt), self._ending, stint)
         self._bookmark = None
         keeping = asyncio.create_task(holding.keep())
         attempt = asyncio.create_task(self._attempt(holding))
@@ -106,6 +111,8 @@ class Runner:
     async def _outcome(self, holding: Holding) -> Outcome:
         claim = holding.claim
         job = (await patiently(lambda: self._storage.record(claim.name))).job
+        if holding.stint is not None:
+            holding.stint.vplm = VplmName.parse(job.vplm).vplm
         if job.state.done:  # the holder before died between the record and the queue
             return Outcome(job.state, None)
         if claim.cancelled:
@@ -225,12 +232,12 @@ class Runner:
         match reason:
             case LetGo.LEASE_LOST:
                 return
-            case LetGo.SHUTDOWN | LetGo.WINDOW_CLOSED:
+            case LetGo.SHUTDOWN | LetGo.WINDOW_CLOSED | LetGo.DAY_SPENT:
                 if self._bookmark is not None:
                     await self._bookmark.keep()
                 await holding.tell()
                 with contextlib.suppress(Unavailable):  # then the lease runs out
-                    await self._queue.give_back(claim)
+                    await holding.give_back()
             case LetGo.CANCELLED:
                 job = (await patiently(lambda: self._storage.record(claim.name))).job
                 outcome = Outcome(job.state, None)

@@ -10,7 +10,7 @@ arrival.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from smile.errors import InvalidName
@@ -101,12 +101,16 @@ class Table:
     waiting: Sequence[Waiting]
     level: int
 
-    def next(self, shares: Shares, *, open_: bool) -> Waiting | None:
+    def next(
+        self, shares: Shares, *, open_: bool, barred: Collection[TenantId] = ()
+    ) -> Waiting | None:
         """Whose turn it is among those that may run a job now."""
         eligible = [
             each
             for each in self.waiting
-            if each.head(open_) and each.running < shares.of(each.tenant).running_max
+            if each.head(open_)
+            and each.running < shares.of(each.tenant).running_max
+            and each.tenant not in barred
         ]
         return min(eligible, key=self._tag, default=None)
 

@@ -17,10 +17,12 @@ from services.trainer.attempt import Workshop
 from services.trainer.backbones import loaded
 from services.trainer.config import TrainerSettings
 from services.trainer.memory import release_free_memory, tame_heap
-from services.trainer.queue import Claim, JobQueue
+from services.trainer.metering import Allowances, Tariff, TrainingMeter
+from services.trainer.queue import Claim, JobQueue, Terms, as_set
 from services.trainer.runner import Runner
 from services.trainer.storage_client import StorageClient
 from smile import logs
+from smile.client.bookkeeping import Books
 from smile.config import load
 from smile.errors import Unavailable
 from smile.logs import get_logger
@@ -51,27 +53,38 @@ async def main(settings: TrainerSettings, parent: int | None) -> None:
             states_bytes_max=settings.states_bytes_max,
             checkpoint_s=settings.checkpoint_s,
         )
-        await work(queue, Runner(shop, queue, ending), ending)
+        books = Books(channel)
+        tariff = Tariff(settings.peak_factor, lambda: queue.off_peak)
+        meter = TrainingMeter(books, tariff, settings.usage_report_s)
+        reporting = asyncio.create_task(meter.meter.run())
+        runner = Runner(shop, queue, ending, meter=meter)
+        await work(queue, runner, ending, Allowances(books, meter).share)
+        reporting.cancel()
+        await meter.meter.close()
     await client.aclose()
     watching.cancel()
 
 
-async def work(queue: JobQueue, runner: Runner, ending: asyncio.Event) -> None:
-    """Claims and works until `ending` is set."""
+async def work(
+    queue: JobQueue, runner: Runner, ending: asyncio.Event, terms: Terms = as_set
+) -> None:
+    """Claims and works until `ending` is set; `terms` tells what tenants may have."""
     consumer = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
     get_logger().info("working", consumer=consumer)
     while not ending.is_set():
-        claim = await _claim(queue, consumer, ending)
+        claim = await _claim(queue, consumer, ending, terms)
         if claim is not None:
             await runner.work(claim)
             release_free_memory()
     get_logger().info("worker ends", consumer=consumer)
 
 
-async def _claim(queue: JobQueue, consumer: str, ending: asyncio.Event) -> Claim | None:
+async def _claim(
+    queue: JobQueue, consumer: str, ending: asyncio.Event, terms: Terms
+) -> Claim | None:
     """A job; None after a while without one, or while the queue is away."""
     try:
-        claim = await queue.claim(consumer)
+        claim = await queue.claim(consumer, terms)
         if claim is None:
             await _unless(ending, queue.wait(min(IDLE_S, queue.lease_s)))
     except Unavailable as error:

@@ -1,23 +1,61 @@
-"""`smile usage`, `smile keys list | create | revoke` and `smile tenants list | create`."""
+"""`smile keys list | create | revoke` and `smile tenants list | create | quota | set-quota`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
+from smile.accounting import NO_LIMIT, Limit, TenantLimits
 from smile.cli.command import Session, command
-from smile.cli.output import facts, short, size, table, when, write_json
-from smile.resources import VplmUsage
+from smile.cli.output import short, size, table, when, write_json
+from smile.errors import InvalidArgument
 
 TenantOption = Annotated[
     str | None, typer.Option(help="For operators: the tenant. Default: the key's own.")
 ]
 
 
+def _limit(help_text: str) -> object:
+    return typer.Option(help=help_text, rich_help_panel="Limits: a number, 'none' or 'default'")
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaOptions:
+    """One option for each limit; those not given stay as they are."""
+
+    stored_bytes: Annotated[str | None, _limit("Bytes stored.")] = None
+    vplms: Annotated[str | None, _limit("vPLMs.")] = None
+    jobs_queued: Annotated[str | None, _limit("Training jobs that wait.")] = None
+    jobs_running: Annotated[str | None, _limit("Training jobs that run at a time.")] = None
+    requests_per_day: Annotated[str | None, _limit("Requests answered a day.")] = None
+    texts_per_day: Annotated[str | None, _limit("Texts answered a day.")] = None
+    tokens_per_day: Annotated[str | None, _limit("Tokens of those texts a day.")] = None
+    training_seconds_per_day: Annotated[
+        str | None, _limit("Seconds of training a day, `now` jobs at peak hours charged more.")
+    ] = None
+
+    def limits(self) -> dict[Limit, int | None]:
+        """Those that were given; None: back to the default."""
+        given = ((limit, getattr(self, limit.value)) for limit in Limit)
+        return {limit: _parsed(limit, text) for limit, text in given if text is not None}
+
+
+def _parsed(limit: Limit, text: str) -> int | None:
+    if text == "default":
+        return None
+    if text == "none":
+        return NO_LIMIT
+    if not text.isdecimal() or not text.isascii() or int(text) > NO_LIMIT:
+        raise InvalidArgument(
+            f"{limit} is a number of at least 0, 'none' or 'default', got '{text[:40]}'"
+        )
+    return int(text)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command("usage")(command(usage))
     keys = typer.Typer(help="API keys: list, create, revoke.", no_args_is_help=True)
     keys.command("list")(command(list_keys))
     keys.command("create")(command(create_key))
@@ -26,39 +64,9 @@ def register(app: typer.Typer) -> None:
     tenants = typer.Typer(help="For operators: tenants.", no_args_is_help=True)
     tenants.command("list")(command(list_tenants))
     tenants.command("create")(command(create_tenant))
+    tenants.command("quota")(command(quota))
+    tenants.command("set-quota")(command(set_quota))
     app.add_typer(tenants, name="tenants")
-
-
-def usage(session: Session, tenant: TenantOption = None) -> None:
-    """Show bytes stored per vPLM, beside what a full model would take."""
-    found = session.client.usage(tenant)
-    if session.json:
-        return write_json(found)
-    rows = [
-        [
-            short(row.name), str(row.versions), size(row.size_bytes), size(row.serving_bytes),
-            size(row.full_model_bytes), saving(row),
-        ]
-        for row in found.vplms
-    ]  # fmt: skip
-    columns = ["vplm", "versions>", "stored>", "serving>", "full model>", "saving>"]
-    session.out.print(table(columns, rows))
-    session.out.print(
-        facts(
-            [
-                ("stored", f"{size(found.stored_bytes)} of {size(found.quota_bytes)}"),
-                ("datasets", size(found.dataset_bytes)),
-                ("vPLMs", str(found.vplm_count)),
-            ]
-        )
-    )
-
-
-def saving(row: VplmUsage) -> str:
-    """How much smaller the serving version is than the full model: `98.97 %`."""
-    if row.full_model_bytes <= 0:
-        return ""
-    return f"{100 * (1 - row.serving_bytes / row.full_model_bytes):.2f} %"
 
 
 def list_keys(session: Session, tenant: TenantOption = None) -> None:
@@ -118,3 +126,32 @@ def create_tenant(
         return write_json(made)
     session.note(f"created {made.tenant.name}; keep the key, it is not shown again:")
     session.out.print(made.key, soft_wrap=True, markup=False)
+
+
+def quota(
+    session: Session, tenant: Annotated[str, typer.Argument(help="Id of the tenant.")]
+) -> None:
+    """For operators: show a tenant's limits, and how much of today's is used."""
+    _show_limits(session, session.client.limits(tenant))
+
+
+def set_quota(
+    session: Session,
+    tenant: Annotated[str, typer.Argument(help="Id of the tenant.")],
+    wanted: QuotaOptions,
+) -> None:
+    """For operators: set limits of a tenant. Everybody goes by them within 2 minutes."""
+    limits = wanted.limits()
+    if not limits:
+        raise InvalidArgument("name at least one limit to set, like --requests-per-day 1000")
+    _show_limits(session, session.client.set_limits(tenant, limits))
+
+
+def _show_limits(session: Session, found: TenantLimits) -> None:
+    if session.json:
+        return write_json(found)
+    rows = [
+        [use.limit, f"{use.allowed:,}", "" if use.used is None else f"{use.used:,}"]
+        for use in found.limits
+    ]
+    session.out.print(table(["limit", "allowed>", "used>"], rows))

@@ -13,6 +13,7 @@ MODULES = (
     "smile.cli.jobs",
     "smile.cli.inference",
     "smile.cli.renting",
+    "smile.cli.usage",
     "smile.cli.versions",
     "smile.cli.porting",
     "smile.cli.account",

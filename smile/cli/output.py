@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import TypeAlias
 
 from rich import box
@@ -45,7 +45,7 @@ def to_json(value: object) -> Json:
     """A value of `smile.resources` as JSON: fields by name, enums by value, times in ISO 8601."""
     if value is None or isinstance(value, bool | int | float | str):
         return str(value) if isinstance(value, enum.StrEnum) else value
-    if isinstance(value, datetime):
+    if isinstance(value, date):  # and times, which are dates
         return value.isoformat()
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}

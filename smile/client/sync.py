@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Unpack
 
+from smile.accounting import Limit, PlatformUsage, TenantLimits
 from smile.client import options as o
 from smile.client.account import NewApiKey, NewTenant
 from smile.client.calls import PAGE_ROWS
@@ -452,9 +453,37 @@ class Client(SyncBase):
             lambda: self._client.processors(page_size=page_size, timeout=timeout)
         )
 
-    def usage(self, tenant: str | None = None, *, timeout: float | None = None) -> Usage:
-        """Bytes stored, with one row per vPLM beside the size of the full model, all pages."""
-        return self._loop.call(lambda _: self._client.usage(tenant, timeout=timeout))
+    def usage(
+        self, tenant: str | None = None, *, days: int = 0, timeout: float | None = None
+    ) -> Usage:
+        """Bytes stored, with one row per vPLM beside the size of the full model, all pages; limits
+        and how much of them is used; and what was used on the last `days` days of UTC, today
+        included."""
+        return self._loop.call(lambda _: self._client.usage(tenant, days=days, timeout=timeout))
+
+    def limits(self, tenant: str | None = None, *, timeout: float | None = None) -> TenantLimits:
+        """What one may have, and how much of today's is used; operators name the tenant."""
+        return self._loop.call(lambda _: self._client.limits(tenant, timeout=timeout))
+
+    def set_limits(
+        self, tenant: str, limits: Mapping[Limit, int | None], *, timeout: float | None = None
+    ) -> TenantLimits:
+        """For operators: set limits of a tenant, those named alone; None goes back to the default,
+        `smile.accounting.NO_LIMIT` is none. Everybody goes by them within 2 minutes.
+
+        Raises:
+            NotFound: there is no such tenant.
+            PermissionDenied: the key is not the operator's.
+        """
+        return self._loop.call(lambda _: self._client.set_limits(tenant, limits, timeout=timeout))
+
+    def usage_of_all(self, *, days: int = 1, timeout: float | None = None) -> PlatformUsage:
+        """For operators: what every tenant used on the last `days` days of UTC, today included.
+
+        Raises:
+            PermissionDenied: the key is not the operator's.
+        """
+        return self._loop.call(lambda _: self._client.usage_of_all(days=days, timeout=timeout))
 
     def keys(self, tenant: str | None = None, *, timeout: float | None = None) -> Iterator[ApiKey]:
         """One's keys, revoked ones included, without secrets; operators name the tenant."""

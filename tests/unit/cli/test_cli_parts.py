@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 import smile
 from smile import errors
-from smile.cli.account import saving
 from smile.cli.app import EPILOG, build
 from smile.cli.command import Session, command
 from smile.cli.exits import EXITS, Exit, exit_of
 from smile.cli.labels import labels_of
 from smile.cli.output import error_json, size, table, to_json, when
 from smile.cli.progress import JobView
+from smile.cli.usage import saving
 from smile.cli.vplms import PetOptions, pet_spec, pet_text
 from smile.errors import SmileError
 from smile.resources import VplmUsage

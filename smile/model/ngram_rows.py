@@ -7,25 +7,19 @@ So a token is merged from three runs of memory, each read once.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smile.model.row_dtype import RowDtype as RowDtype  # noqa: PLC0414 -- of both modules
+
 VIEWS = 3
 SCALE_BYTES = 4
 FLOAT16_MOST = 65504.0  # larger numbers are stored as this
 INT8_MOST = 127.0
 SCALED_MIN = 1e-30  # a view without a larger number is stored as zeros
-
-
-class RowDtype(enum.StrEnum):
-    """How a row's numbers are stored."""
-
-    FLOAT16 = "float16"
-    INT8 = "int8"
 
 
 @dataclass(frozen=True, slots=True)

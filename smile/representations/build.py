@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from smile.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smile.model.kernels.ngrams import BUCKET_WORDS, PLACES
-from smile.model.ngram_rows import RowDtype, RowFormat
+from smile.model.ngram_rows import RowFormat
 from smile.representations import manifest as names
 from smile.representations.counting import CorpusCounter, NgramCounts
 from smile.representations.index import LOAD, WORD_BYTES, NgramIndex
@@ -210,11 +210,6 @@ def write(
             file.write(made.encode())
             _settle(file)
     return made
-
-
-def format_of(dtype: RowDtype, encoder: RowEncoder) -> RowFormat:
-    """Rows of an encoder, stored so."""
-    return RowFormat(dtype, encoder.origin.width)
 
 
 def _write_rows(

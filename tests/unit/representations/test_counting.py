@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smile.errors import DatasetInvalid, InvalidArgument
 from smile.model.packing import pack
 from smile.model.skip.ngrams import keys_of, ngram_keys
 from smile.representations import counting
-from smile.representations.corpus import files_of, texts_of
 from smile.representations.counting import CorpusCounter, NgramCounts
 from smile.representations.keys import ANY, bigrams_of, keys_of_texts, unigrams, unigrams_of
 
@@ -77,39 +74,3 @@ def test_the_digest_is_the_texts_in_order() -> None:
     assert digest("a", "b") == digest("a", "b")
     assert len({digest(), digest("a", "b"), digest("b", "a"), digest("ab"), digest("ab", "")}) == 5
     assert digest() == ""
-
-
-def test_a_corpus_of_files(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "a.txt").write_text("one\n\n  two  \n")
-    (tmp_path / "b" / "c.jsonl").write_text('{"text": "three"}\n\n{"text": " "}\n')
-    (tmp_path / "b" / "d.csv").write_bytes(b"label,text\n1,four\n2,f\xffve\n")
-    (tmp_path / "b" / "e.bin").write_text("no corpus")
-    files = files_of([tmp_path])
-    assert list(texts_of(files)) == ["one", "two", "three", "four", "f\ufffdve"]
-    assert files_of([tmp_path / "a.txt"]) == [tmp_path / "a.txt"]
-
-
-def test_paths_that_are_no_corpus(tmp_path: Path) -> None:
-    (tmp_path / "e.bin").write_text("")
-    with pytest.raises(InvalidArgument, match="there is no such file") as refused:
-        files_of([tmp_path / "nothing", tmp_path / "e.bin"])
-    assert len(refused.value.violations) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "why"),
-    [
-        ("a.csv", "label\n1\n", "must have a column 'text', got label"),
-        ("a.csv", "", "must have a column 'text', got "),
-        ("a.jsonl", '{"text": "x"}\n{"label": "x"}\n', "line 2"),
-        ("a.jsonl", "[1]\n", "line 1"),
-        ("a.jsonl", '{"text": 5}\n', "line 1"),
-        ("a.jsonl", '{"text": "\\ud800"}\n', "line 1"),
-        ("a.jsonl", "{\n", "line 1"),
-    ],
-)
-def test_files_that_are_no_corpus(tmp_path: Path, name: str, content: str, why: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DatasetInvalid, match=why):
-        list(texts_of([tmp_path / name]))

@@ -1,0 +1,84 @@
+"""Commands whose work runs in a process of its own, which says how far it is on standard output.
+
+The command line itself needs no torch; such a process does. It writes one JSON object a line:
+progress while it runs, and `result` or `error` at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+
+from smile import errors
+from smile.cli.output import Json
+from smile.errors import FailedPrecondition, Internal, SmileError
+
+LOG_CHARS_MAX = 500  # of what the process wrote to standard error last
+EXIT_REFUSED = 1
+
+
+def result_of(
+    module: str, arguments: Sequence[str], on_said: Callable[[Mapping[str, Json]], None]
+) -> Mapping[str, Json]:
+    """Runs `python -m module` and returns its result; it ends if this is interrupted.
+
+    Raises:
+        SmileError: what the process was refused with.
+        FailedPrecondition: what it needs is not installed.
+        Internal: it ended without a word; the message has the end of its log.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            result = _listened(process, on_said)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        told = log.read()
+    if result is not None:
+        return result
+    if "ModuleNotFoundError" in told:
+        raise FailedPrecondition(
+            "this needs the model's libraries; install smile-platform[embedded]",
+            reason="EMBEDDED_NOT_INSTALLED",
+        )
+    raise Internal(f"{module} ended with {code}: {told[-LOG_CHARS_MAX:].strip()}")
+
+
+def _listened(
+    process: subprocess.Popen[str], on_said: Callable[[Mapping[str, Json]], None]
+) -> Mapping[str, Json] | None:
+    """What the process says at its end; None if it says nothing."""
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            said: dict[str, Json] = json.loads(line)
+            if (result := said.get("result")) is not None:
+                assert isinstance(result, dict)
+                return result
+            if (error := said.get("error")) is not None:
+                assert isinstance(error, dict)
+                raise _error(error)
+            on_said(said)
+    return None
+
+
+def _error(told: Mapping[str, Json]) -> SmileError:
+    """An error of the process as this one's."""
+    kind = getattr(errors, str(told.get("class")), None)
+    metadata = told.get("metadata")
+    made = kind if isinstance(kind, type) and issubclass(kind, SmileError) else SmileError
+    facts = (
+        {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+    )
+    return made(str(told["message"]), reason=str(told["reason"]), metadata=facts)

@@ -51,6 +51,7 @@ class Step(enum.StrEnum):
     """What takes long."""
 
     COUNT = "count"
+    COMPARE = "compare"
     ROWS = "rows"
 
 
@@ -74,7 +75,7 @@ class TableWish:
     Attributes:
         budget_bytes: Of all its files, about.
         vocab: Token ids are below it; each has a row where kinds are FALLBACK.
-        domain, parent: See `TableManifest`.
+        domain, parent, parent_encoder: See `TableManifest`.
     """
 
     format: RowFormat
@@ -83,6 +84,7 @@ class TableWish:
     kinds: Kinds = Kinds.TRIGRAMS
     domain: str = GENERAL
     parent: str = ""
+    parent_encoder: str = ""
 
     @property
     def entry_bytes(self) -> float:
@@ -160,7 +162,7 @@ def build(
         InvalidArgument: no texts, or too small a budget.
         AlreadyExists, FailedPrecondition: as `write`.
     """
-    _check_absent(output)
+    check_absent(output)
     counter, counts = count_texts(texts, ids, outside, on_progress)
     chosen = choose(counts, wish)
     covered = NgramIndex.build(chosen.keys).find(counts.keys) >= 0
@@ -182,7 +184,7 @@ def write(
         AlreadyExists: `output` is there already.
         FailedPrecondition: the disk is full, or will be; nothing is left of the attempt.
     """
-    _check_absent(output)
+    check_absent(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_room(output.parent, int(len(chosen) * wish.entry_bytes))
     with _new_folder(output) as folder:
@@ -200,6 +202,7 @@ def write(
         made = TableManifest(
             domain=wish.domain,
             parent=wish.parent,
+            parent_encoder=wish.parent_encoder,
             origin=encoder.origin,
             dtype=str(wish.format.dtype),
             rows=len(chosen),
@@ -247,7 +250,8 @@ def _settle(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _check_absent(output: Path) -> None:
+def check_absent(output: Path) -> None:
+    """Raises AlreadyExists if there is something at `output`."""
     if output.exists():
         raise AlreadyExists(f"{output} is there already: a table never changes, choose another")
 

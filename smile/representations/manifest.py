@@ -100,13 +100,16 @@ class TableManifest:
 
     Attributes:
         domain: `general`, or the domain whose delta this is.
-        parent: Digest of the table of the parent domain; empty for the general one.
+        parent: The domain that has what this one lacks; empty for the general one.
+        parent_encoder: Digest of the local encoder of that domain's rows, which these differ from;
+            empty for the general one.
         dtype: How rows are stored: float16 or int8.
         files: By name: exactly those of `FILES`.
     """
 
     domain: str
     parent: str
+    parent_encoder: str
     origin: Origin
     dtype: str
     rows: int

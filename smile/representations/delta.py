@@ -1,0 +1,131 @@
+"""A domain's delta table: n-grams that are frequent there and whose rows differ enough to matter.
+
+Which are frequent is HMI's rule: the shortest prefix, by descending count, that covers a share
+alpha of all occurrences (arXiv 2504.17449; its prototype has 0.5 and 0.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smile.errors import InvalidArgument
+from smile.model.ngram_rows import RowFormat
+from smile.representations.build import (
+    ROWS_BATCH,
+    Ids,
+    OnProgress,
+    Step,
+    TableWish,
+    check_absent,
+    count_texts,
+    ignore_progress,
+    write,
+)
+from smile.representations.counting import NgramCounts
+from smile.representations.manifest import GENERAL, TableManifest
+from smile.representations.rows import RowEncoder
+
+ALPHA = 0.5
+DIFFERENCE_MIN = 0.05  # of a row's length: some times what int8 rounds away
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRules:
+    """Which n-grams of a domain get a row.
+
+    Attributes:
+        alpha: Share of the domain's tokens that frequent n-grams cover, above 0 to 1.
+        difference_min: Length of a row's difference from its parent's, in lengths of the parent's.
+
+    Raises:
+        InvalidArgument: a number is out of range.
+    """
+
+    alpha: float = ALPHA
+    difference_min: float = DIFFERENCE_MIN
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.alpha <= 1.0:
+            raise InvalidArgument(f"alpha must be above 0 and at most 1, got {self.alpha}")
+        if not 0.0 <= self.difference_min < float("inf"):
+            raise InvalidArgument(f"difference_min must be at least 0, got {self.difference_min}")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """Whose rows a domain gets, and whose it had.
+
+    Attributes:
+        own: The domain's local encoder.
+        parent: The rows of its parent, `EffectiveRows` where that is no root.
+        outside: Token id of neighbours outside a text.
+    """
+
+    own: RowEncoder
+    parent: RowEncoder
+    outside: int
+
+
+def build_delta(
+    output: Path,
+    texts: Iterable[str],
+    ids: Ids,
+    encoders: Encoders,
+    wish: TableWish,
+    rules: DeltaRules,
+    on_progress: OnProgress = ignore_progress,
+) -> TableManifest:
+    """Counts a domain's corpus and writes its delta table to `output`, a new folder; the least
+    frequent n-grams are left out where the budget is short.
+
+    Raises:
+        InvalidArgument: no texts, a bad name, no room for a row, or none that differs.
+        AlreadyExists, FailedPrecondition: as `write`.
+    """
+    check_absent(output)
+    if wish.domain in ("", GENERAL) or wish.parent in ("", wish.domain):
+        raise InvalidArgument(
+            f"a domain must have a name of its own and a parent, got '{wish.domain}' "
+            f"under '{wish.parent}'"
+        )
+    if wish.rows_max < 1:
+        least = int(wish.entry_bytes) + 1
+        raise InvalidArgument(
+            f"budget must be at least {least} bytes, one row, got {wish.budget_bytes}"
+        )
+    counter, counts = count_texts(texts, ids, encoders.outside, on_progress)
+    frequent = counts.covering(rules.alpha)
+    off = _differences(frequent.keys, encoders, wish.format, on_progress)
+    matter = off >= rules.difference_min
+    chosen = NgramCounts(frequent.keys[matter], frequent.counts[matter]).first(wish.rows_max)
+    if len(chosen) == 0:
+        raise InvalidArgument(
+            f"the domain's rows must differ from its parent's by {rules.difference_min:g} of their "
+            f"length somewhere, they do so by at most {off.max(initial=0.0):.3g}"
+        )
+    return write(
+        output, chosen, counter.facts(len(counts), chosen.total), encoders.own, wish, on_progress
+    )
+
+
+def _differences(
+    keys: NDArray[np.int64], encoders: Encoders, row_format: RowFormat, on_progress: OnProgress
+) -> NDArray[np.float32]:
+    """How far each row is from its parent's, in lengths of the parent's: [n]."""
+    found = np.empty(len(keys), np.float32)
+    for start in range(0, len(keys), ROWS_BATCH):
+        some = keys[start : start + ROWS_BATCH]
+        own, parent = (
+            row_format.unpack(encoder.packed(some, row_format))
+            for encoder in (encoders.own, encoders.parent)
+        )
+        length = np.linalg.norm(parent, axis=1)
+        off = np.linalg.norm(own - parent, axis=1)
+        found[start : start + len(some)] = off / np.maximum(length, np.finfo(np.float32).tiny)
+        on_progress(Step.COMPARE, start + len(some), len(keys))
+    return found

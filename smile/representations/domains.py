@@ -1,0 +1,234 @@
+"""Domains form a tree: a domain's rows are its own where they matter, else its parent's.
+
+After hierarchical knowledge in HMI (VLDB Journal 2025, arXiv 2504.17449, section 4): a delta table
+holds the n-grams that are frequent in a domain, and everything else falls through to the parent and
+at last to general. Here a level is an index of its own, so that a batch walks the tree at once,
+whatever domains its texts are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smile.errors import AlreadyExists, DataCorrupted, FailedPrecondition, InvalidArgument, NotFound
+from smile.model.ngram_rows import RowFormat, RowStores
+from smile.representations.manifest import GENERAL, Origin
+from smile.representations.rows import RowEncoder
+from smile.representations.snapshot import Table
+
+
+class GeneralView(Protocol):
+    """The rows of the root, as of one moment."""
+
+    @property
+    def stores(self) -> RowStores: ...
+
+    def find(self, keys: NDArray[np.int64]) -> NDArray[np.int32]: ...
+
+
+class DomainTree:
+    """Which domains there are, and their delta tables. Never changes, so threads may share it.
+
+    Args:
+        origin: Of the general rows.
+        deltas: One table a domain, in any order.
+
+    Raises:
+        FailedPrecondition: a delta is for another backbone or boundary, for other rows of its
+            parent, or its parent is not there.
+        AlreadyExists: two tables of one domain.
+        DataCorrupted: a domain is its own ancestor, or a general table is among them.
+    """
+
+    def __init__(self, origin: Origin, deltas: Sequence[Table]) -> None:
+        self.origin = origin
+        self._tables: dict[str, Table] = {}
+        for table in deltas:
+            name = table.manifest.domain
+            if name == GENERAL:
+                raise DataCorrupted("a general table is no delta of a domain")
+            if name in self._tables:
+                raise AlreadyExists(f"domain '{name}' has two tables")
+            self._tables[name] = table
+        self._numbers = {name: number for number, name in enumerate((GENERAL, *self._tables))}
+        self._parents = np.zeros(len(self._numbers), np.int32)
+        for name, table in self._tables.items():
+            self._check(name, table)
+            self._parents[self._numbers[name]] = self._numbers[table.manifest.parent]
+        for name in self._tables:
+            self._check_path(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All domains, `general` first."""
+        return tuple(self._numbers)
+
+    def number(self, name: str) -> int:
+        """What stands for a domain in look-ups.
+
+        Raises:
+            NotFound: there is no such domain.
+        """
+        found = self._numbers.get(name)
+        if found is None:
+            raise NotFound(f"domain must be one of {', '.join(self.names)}, got '{name}'")
+        return found
+
+    def path(self, name: str) -> tuple[str, ...]:
+        """A domain, its parent, and so on to `general`; see `number` for what it raises."""
+        self.number(name)
+        return tuple(self._up(name))
+
+    def view(self, general: GeneralView) -> DomainView:
+        """Rows of all domains over general ones of this moment."""
+        return DomainView(self, general)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The deltas, by number from 1 on."""
+        return tuple(self._tables.values())
+
+    @property
+    def parents(self) -> NDArray[np.int32]:
+        """The number of each domain's parent [domains]; `general` is its own."""
+        return self._parents
+
+    def _check(self, name: str, table: Table) -> None:
+        stated = table.manifest
+        parent = self._tables.get(stated.parent)
+        if parent is None and stated.parent != GENERAL:
+            raise FailedPrecondition(
+                f"domain '{name}' needs its parent '{stated.parent}', which has no table"
+            )
+        over = self.origin if parent is None else parent.manifest.origin
+        wanted = Origin(
+            self.origin.backbone,
+            self.origin.backbone_digest,
+            stated.origin.encoder_digest,
+            self.origin.boundary,
+            self.origin.width,
+        )
+        stated.origin.check(wanted)
+        if stated.parent_encoder != over.encoder_digest:
+            raise FailedPrecondition(
+                f"domain '{name}' differs from rows of local encoder {stated.parent_encoder}, "
+                f"those of '{stated.parent}' are of {over.encoder_digest}",
+                reason="ENCODER_MISMATCH",
+            )
+
+    def _check_path(self, name: str) -> None:
+        seen: set[str] = set()
+        for each in self._up(name):
+            if each in seen:
+                raise DataCorrupted(f"domain '{name}' is its own ancestor")
+            seen.add(each)
+
+    def _up(self, name: str) -> Iterator[str]:
+        while name != GENERAL:
+            yield name
+            name = self._tables[name].manifest.parent
+        yield GENERAL
+
+
+class DomainView:
+    """Rows of all domains as of one moment. Never changes.
+
+    Attributes:
+        stores: The general rows, then each domain's own.
+
+    Raises:
+        InvalidArgument: rows of different formats.
+    """
+
+    __slots__ = ("_firsts", "_general", "_tree", "stores")
+
+    def __init__(self, tree: DomainTree, general: GeneralView) -> None:
+        row_format = general.stores.format
+        for table in tree.tables:
+            if table.format != row_format:
+                raise InvalidArgument(
+                    f"domain '{table.manifest.domain}' must have rows of {row_format}, "
+                    f"got {table.format}"
+                )
+        deltas = [table.store for table in tree.tables]
+        self.stores = RowStores(row_format, (*general.stores.stores, *deltas))
+        self._firsts = self.stores.firsts[len(general.stores.stores) :]
+        self._general = general
+        self._tree = tree
+
+    def find(self, keys: NDArray[np.int64], domains: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The number of each n-gram's row in `stores` [n], new; -1 where there is none.
+
+        Args:
+            domains: [n], the number of the domain in which each is asked.
+        """
+        numbers = np.full(len(keys), -1, np.int32)
+        asked, level = np.arange(len(keys)), domains
+        while len(asked):
+            for domain in np.unique(level).tolist():
+                here = asked[level == domain]
+                numbers[here] = self._found(domain, keys[here])
+            on = (numbers[asked] < 0) & (level != 0)
+            asked, level = asked[on], self._tree.parents[level[on]]
+        return numbers
+
+    def of(self, name: str) -> OneDomain:
+        """The view of texts of one domain; see `DomainTree.number` for what it raises."""
+        return OneDomain(self, self._tree.number(name))
+
+    def _found(self, domain: int, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        if domain == 0:
+            return self._general.find(keys)
+        numbers = np.full(len(keys), -1, np.int32)
+        self._tree.tables[domain - 1].index.find_into(keys, numbers, self._firsts[domain - 1])
+        return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class OneDomain:
+    """Rows of one domain's texts; implements `smile.model.materialized.RowView`."""
+
+    view: DomainView
+    domain: int
+
+    @property
+    def stores(self) -> RowStores:
+        return self.view.stores
+
+    def find(self, keys: NDArray[np.int64]) -> NDArray[np.int32]:
+        return self.view.find(keys, np.full(len(keys), self.domain, np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveRows:
+    """The rows that texts of a domain get: its delta's, its ancestors', else general ones. What the
+    delta of a child is compared with; implements `smile.representations.rows.RowEncoder`.
+
+    Attributes:
+        deltas: Of the domain, its parent and so on; none for `general`.
+    """
+
+    general: RowEncoder
+    deltas: tuple[Table, ...] = ()
+
+    @property
+    def origin(self) -> Origin:
+        return self.deltas[0].manifest.origin if self.deltas else self.general.origin
+
+    def packed(self, keys: NDArray[np.int64], row_format: RowFormat) -> NDArray[np.uint8]:
+        rows = np.empty((len(keys), row_format.row_bytes), np.uint8)
+        left = np.arange(len(keys))
+        for table in self.deltas:
+            assert table.format == row_format, f"{table.format} for {row_format}"
+            numbers = table.find(keys[left])
+            found = numbers >= 0
+            rows[left[found]] = table.store.rows[numbers[found]]
+            left = left[~found]
+        if len(left):
+            rows[left] = self.general.packed(keys[left], row_format)
+        return rows

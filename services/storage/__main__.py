@@ -7,11 +7,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
+from services.storage.accounting.closing import Closer
 from services.storage.config import StorageSettings
 from services.storage.feed.bus import Bus, BusTimes
 from services.storage.feed.hub import Hub
+from services.storage.identity import Identity
 from services.storage.servicer.assembly import Feed, StorageOptions, assemble
 from services.storage.sweeper import Sweeper
+from services.storage.usage import UsageReports
 from smile import logs
 from smile.config import load
 from smile.rpc.health import Readiness
@@ -31,6 +34,7 @@ async def main(settings: StorageSettings) -> None:
         operator_key_sha256=settings.operator_key_sha256,
         dataset_bytes_max=settings.dataset_bytes_max,
         upload_bytes_max=settings.upload_bytes_max,
+        limits=settings.limits,
     )
     hub, bus = feed_of(settings, store)
     services, authenticator = assemble(store, options, Feed(bus, hub))
@@ -42,6 +46,7 @@ async def main(settings: StorageSettings) -> None:
         authenticator=authenticator,
         readiness=readiness,
         lifespan=beside(
+            lambda: closer_of(store).run(settings.close_days_every_s),
             lambda: Sweeper(store).run(settings.sweep_every_s),
             *([bus.run] if bus is not None else []),
             *([lambda: _closing(hub, readiness)] if hub is not None else []),
@@ -55,6 +60,13 @@ def feed_of(settings: StorageSettings, store: ObjectStore) -> tuple[Hub | None, 
         return None, None
     hub = Hub(time.monotonic, settings.write_s_max)
     return hub, Bus(connect(url), store, hub, times=BusTimes(doubt_s=settings.write_s_max))
+
+
+def closer_of(store: ObjectStore) -> Closer:
+    """Who closes the days of accounts."""
+    identity = Identity(store)
+    usage = UsageReports(store, identity)
+    return Closer(store, usage.accounts.journal, identity, usage.levels)
 
 
 async def _closing(hub: Hub, readiness: Readiness) -> None:

@@ -29,6 +29,7 @@ from services.storage.records import (
     now,
 )
 from smile import pages
+from smile.accounting import Limit
 from smile.errors import (
     Aborted,
     AlreadyExists,
@@ -38,7 +39,6 @@ from smile.errors import (
     QuotaExceeded,
     SmileError,
 )
-from smile.limits import TENANT_VPLMS_MAX
 from smile.logs import get_logger
 from smile.model import layout, weights
 from smile.model.specs import ModuleSpec
@@ -116,7 +116,7 @@ class Catalog:
         self._identity = identity
         self._ledger = ledger
         self._budget = budget
-        self._places = Places(TENANT_VPLMS_MAX)
+        self._places = Places()
 
     async def commit(self, new: NewVplm, chunks: AsyncIterator[bytes]) -> Vplm:
         """Store a vPLM with its first version, all or nothing.
@@ -130,7 +130,8 @@ class Catalog:
         if (earlier := await self._made_earlier(new)) is not None:
             return earlier
         tenant = await self._identity.tenant(new.name.tenant)
-        await self._check_count(new.name.tenant)
+        vplms_max = self._identity.limits_of(tenant)[Limit.VPLMS]
+        await self._check_count(new.name.tenant, vplms_max)
         manifest = _first_manifest(new)
         size = new.declared.size_bytes + stored_bytes(manifest, _first_record(new, None))
         async with self._ledger.reserved(new.name.tenant, size, tenant.quota_bytes):
@@ -175,18 +176,22 @@ class Catalog:
             raise Aborted(f"{new.name} was changed by someone else meanwhile; try again")
         return made
 
-    async def _check_count(self, tenant: TenantId) -> None:
-        if self._places.take(tenant):
+    async def _check_count(self, tenant: TenantId, vplms_max: int) -> None:
+        if self._places.take(tenant, vplms_max):
             return
         names = await self._store.list_folders(keys.vplms(tenant))
         self._places.counted(tenant, len(names))
-        if len(names) < TENANT_VPLMS_MAX:
+        if len(names) < vplms_max:
             return
         live, _ = await load_page(names, self._loader(tenant), len(names), bytes_max=None)
-        if len(live) >= TENANT_VPLMS_MAX:
+        if len(live) >= vplms_max:
             raise QuotaExceeded(
-                f"a tenant has at most {TENANT_VPLMS_MAX} vPLMs, and has {len(live)}",
-                metadata={"limit": str(TENANT_VPLMS_MAX), "value": str(len(live))},
+                f"the tenant may have {vplms_max} vPLMs, and has {len(live)}",
+                metadata={
+                    "limit_name": Limit.VPLMS,
+                    "limit": str(vplms_max),
+                    "value": str(len(live)),
+                },
             )
 
     async def get(self, name: VplmName) -> Vplm:

@@ -8,9 +8,17 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from smile.accounting import NO_LIMIT, Limit, Limits
 from smile.config import ServiceSettings
 from smile.errors import InvalidArgument
-from smile.limits import DATASET_BYTES_MAX, GIB, MIB, MODULE_BYTES_MAX
+from smile.limits import (
+    DATASET_BYTES_MAX,
+    GIB,
+    MIB,
+    MODULE_BYTES_MAX,
+    TENANT_BYTES_MAX,
+    TENANT_VPLMS_MAX,
+)
 from smile.store.objects import S3Options, open_store
 from smile.store.redis import connect
 
@@ -38,6 +46,13 @@ class StorageSettings(ServiceSettings):
     upload_bytes_max: int = Field(default=512 * MIB, ge=MODULE_BYTES_MAX)
     sweep_every_s: float = Field(default=3600.0, ge=1.0)
     redis_url: SecretStr = SecretStr("")
+    tenant_bytes_max: int = Field(default=TENANT_BYTES_MAX, ge=1, le=NO_LIMIT)
+    tenant_vplms_max: int = Field(default=TENANT_VPLMS_MAX, ge=0, le=NO_LIMIT)
+    tenant_requests_per_day: int = Field(default=NO_LIMIT, ge=0, le=NO_LIMIT)
+    tenant_texts_per_day: int = Field(default=NO_LIMIT, ge=0, le=NO_LIMIT)
+    tenant_tokens_per_day: int = Field(default=NO_LIMIT, ge=0, le=NO_LIMIT)
+    tenant_training_s_per_day: int = Field(default=NO_LIMIT, ge=0, le=NO_LIMIT)
+    close_days_every_s: float = Field(default=600.0, ge=1.0)
 
     @field_validator("url")
     @classmethod
@@ -73,6 +88,18 @@ class StorageSettings(ServiceSettings):
                 "SMILE_STORAGE_S3_ACCESS_KEY and SMILE_STORAGE_S3_SECRET_KEY are set together"
             )
         return self
+
+    @property
+    def limits(self) -> Limits:
+        """Of tenants that have none of their own."""
+        return {
+            Limit.STORED_BYTES: self.tenant_bytes_max,
+            Limit.VPLMS: self.tenant_vplms_max,
+            Limit.REQUESTS_PER_DAY: self.tenant_requests_per_day,
+            Limit.TEXTS_PER_DAY: self.tenant_texts_per_day,
+            Limit.TOKENS_PER_DAY: self.tenant_tokens_per_day,
+            Limit.TRAINING_SECONDS_PER_DAY: self.tenant_training_s_per_day,
+        }
 
     @property
     def write_s_max(self) -> float:

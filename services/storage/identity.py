@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,13 +15,14 @@ from services.storage.documents import Documents, Stored, load_page
 from services.storage.quota import every_object
 from services.storage.records import KeyRecord, TenantRecord, now
 from smile import pages
+from smile.accounting import DEFAULT_LIMITS, NO_LIMIT, Limit, Limits
 from smile.errors import AlreadyExists, InvalidArgument, NotFound, QuotaExceeded
-from smile.limits import TENANT_API_KEYS_MAX, TENANT_BYTES_MAX
+from smile.limits import TENANT_API_KEYS_MAX
 from smile.names import ApiKeyName, TenantId
 from smile.resources import ApiKey, Tenant
 from smile.store.objects import ObjectStore
 
-QUOTA_BYTES_MAX = 1 << 60
+QUOTA_BYTES_MAX = NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,25 @@ def key_id_for(tenant: TenantId, request_id: str) -> str:
 class Identity:
     """Tenants and keys in the object store."""
 
-    def __init__(self, store: ObjectStore, announcer: Announcer | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        announcer: Announcer | None = None,
+        defaults: Limits = DEFAULT_LIMITS,
+    ) -> None:
         self._store = store
+        self._defaults = defaults  # of who is given none
+        self._quota_bytes = defaults[Limit.STORED_BYTES]
         self._announcer = announcer or Unannounced()
         self._documents = Documents(store)
 
     async def tenant(self, tenant: TenantId) -> Tenant:
         """Raises `NotFound`."""
         return (await self._tenant(tenant)).document.view(tenant)
+
+    def limits_of(self, tenant: Tenant) -> Limits:
+        """All limits of a tenant: its own, else the defaults."""
+        return {**self._defaults, **tenant.limits, Limit.STORED_BYTES: tenant.quota_bytes}
 
     async def create_tenant(self, new: NewTenant, secret: KeySecret) -> tuple[Tenant, MadeKey]:
         """Make a tenant with its first key, whose id must be a fresh one: its record is written
@@ -87,7 +99,7 @@ class Identity:
             record = TenantRecord(
                 display_name=new.display_name,
                 create_time=now(),
-                quota_bytes=new.quota_bytes or TENANT_BYTES_MAX,
+                quota_bytes=new.quota_bytes or self._quota_bytes,
                 request_id=new.request_id,
                 first_key_id=secret.key_id,
             )
@@ -103,14 +115,47 @@ class Identity:
         first = ApiKeyName(new.tenant, stored.first_key_id)
         return stored.view(new.tenant), MadeKey(await self.api_key(first), new=False)
 
+    async def set_limits(self, tenant: TenantId, wanted: Mapping[Limit, int | None]) -> Tenant:
+        """Set limits of a tenant, those named alone; None goes back to the default.
+
+        Raises:
+            NotFound: no such tenant.
+        """
+
+        def change(stored: Stored[TenantRecord] | None) -> TenantRecord | None:
+            if stored is None:
+                raise _absent(f"tenants/{tenant}")
+            record = stored.document
+            limits = {**record.limits, **wanted}
+            quota = wanted.get(Limit.STORED_BYTES, record.quota_bytes)
+            changed = record.model_copy(
+                update={
+                    "quota_bytes": self._quota_bytes if quota is None else quota,
+                    "limits": {
+                        limit: value
+                        for limit, value in limits.items()
+                        if value is not None and limit is not Limit.STORED_BYTES
+                    },
+                }
+            )
+            return None if changed == record else changed
+
+        stored = await self._documents.edit(keys.tenant(tenant), TenantRecord, change)
+        return stored.document.view(tenant)
+
+    async def tenant_ids(self) -> list[TenantId]:
+        """Of all tenants, sorted."""
+        return sorted(
+            [
+                TenantId(info.key.removeprefix(keys.TENANTS).removesuffix(".json"))
+                async for info in every_object(self._store, keys.TENANTS)
+            ]
+        )
+
     async def list_tenants(self, size: int, token: str) -> tuple[list[Tenant], str]:
         """A page of tenants by id, and the token of the next."""
         after = pages.place_of(token, "tenants")
-        names = [
-            info.key.removeprefix(keys.TENANTS).removesuffix(".json")
-            async for info in every_object(self._store, keys.TENANTS)
-        ]
-        wanted = [name for name in sorted(names) if name > after]
+        wanted = [name for name in await self.tenant_ids() if name > after]
 
         async def load(name: str) -> Tenant | None:
             tenant = TenantId(name)

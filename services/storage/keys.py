@@ -9,6 +9,9 @@ tenants/{t}/trainingJobs/{j}/record.json · curve.jsonl
 tenants/{t}/trainingJobs/{j}/checkpoints/{fence:019d}  gone once the job has ended
 tenants/{t}/trainingJobOrder/{time}-{j}                empty; newest job first
 pendingJobs/{t}/{j}                                    empty; there while the job has not ended
+accounting/journal/{day}/{reporter}.json               one reporter's counts (swapped), for 9 days
+accounting/days/{day}.json                             all tenants' totals (swapped), once over
+accounting/tenants/{t}/{day}.json                      the same of one, by vPLM (swapped)
 feed/unheard                                           who changes things without a word, if any
 
 Bytes are below the uid of what they belong to, so that deleting removes a folder and never asks who
@@ -17,7 +20,7 @@ else might use a blob.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 
 from smile.names import ApiKeyName, DatasetName, JobName, TenantId, VplmName
 
@@ -25,6 +28,8 @@ TENANTS = "identity/tenants/"
 TENANT_DATA = "tenants/"
 PENDING_JOBS = "pendingJobs/"
 UNHEARD = "feed/unheard"
+JOURNAL = "accounting/journal/"
+USAGE_DAYS = "accounting/days/"
 _TIME_MS_MAX = 9_999_999_999_999
 
 
@@ -114,3 +119,27 @@ def job_place(name: JobName, created: datetime) -> str:
 
 def pending_job(name: JobName) -> str:
     return f"{PENDING_JOBS}{name.tenant}/{name.job}"
+
+
+def journal(day: date) -> str:
+    return f"{JOURNAL}{day.isoformat()}/"
+
+
+def reporter(day: date, reporter: str) -> str:
+    return f"{journal(day)}{reporter}.json"
+
+
+def usage_day(day: date) -> str:
+    return f"{USAGE_DAYS}{day.isoformat()}.json"
+
+
+def tenant_days(tenant: TenantId) -> str:
+    return f"accounting/tenants/{tenant}/"
+
+
+def tenant_day(tenant: TenantId, day: date) -> str:
+    return f"{tenant_days(tenant)}{day.isoformat()}.json"
+
+
+def pending_jobs(tenant: TenantId) -> str:
+    return f"{PENDING_JOBS}{tenant}/"

@@ -103,22 +103,21 @@ class Ledger:
 
 
 class Places:
-    """How many things of a kind a tenant has, remembered while not half of `places_max` is taken:
-    for so long nobody need list them to make one more.
+    """How many things of a kind a tenant has, remembered while not half of what it may have is
+    taken: for so long nobody need list them to make one more.
     """
 
-    def __init__(self, places_max: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._places_max = places_max
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._counts: dict[TenantId, _Count] = {}
 
-    def take(self, tenant: TenantId) -> bool:
-        """Whether one more has room by what is remembered, which counts it."""
+    def take(self, tenant: TenantId, places_max: int) -> bool:
+        """Whether one more of `places_max` has room by what is remembered, which counts it."""
         count = self._counts.get(tenant)
         if count is None or self._clock() - count.at > SPARE_AGE_S_MAX:
             return False
         count.size += 1
-        return 2 * count.size <= self._places_max
+        return 2 * count.size <= places_max
 
     def counted(self, tenant: TenantId, places: int) -> None:
         """There are so many now, one that is being made not included."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from smile.accounting import Limit
 from smile.errors import AlreadyExists
 from smile.model.specs import ModuleSpec
 from smile.resources import (
@@ -211,10 +212,17 @@ class TenantRecord(Document):
     quota_bytes: int
     request_id: str
     first_key_id: str
+    limits: dict[Limit, int] = {}
 
     def view(self, tenant: str) -> Tenant:
         """The resource as callers see it."""
-        return Tenant(f"tenants/{tenant}", self.display_name, self.create_time, self.quota_bytes)
+        return Tenant(
+            f"tenants/{tenant}",
+            self.display_name,
+            self.create_time,
+            self.quota_bytes,
+            dict(self.limits),
+        )
 
 
 class KeyRecord(Document):

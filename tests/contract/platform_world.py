@@ -30,6 +30,7 @@ from services.storage.servicer.assembly import StorageOptions, assemble
 from services.trainer.attempt import Workshop
 from services.trainer.backbones import described, loaded
 from services.trainer.jobs import Jobs
+from services.trainer.metering import Allowances, Tariff, TrainingMeter
 from services.trainer.queue import JobQueue, QueueSettings
 from services.trainer.runner import Runner
 from services.trainer.servicer import FULL_NAME as TRAINER
@@ -39,6 +40,7 @@ from services.trainer.turns import Share, Shares
 from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
 from services.trainer.worker import work
+from smile.client.bookkeeping import Books
 from smile.client.client import AsyncClient
 from smile.client.records import VplmRecords
 from smile.client.version_reader import VersionReader
@@ -202,6 +204,8 @@ class Platform:
     queue: JobQueue | None = None
     shop: Workshop | None = None
     processor: Processor | None = None
+    books: Books | None = None  # who is told what tenants use, if anybody
+    training: TrainingMeter | None = None
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -233,9 +237,9 @@ class Platform:
         """A worker of the trainer, in this process, while this is entered."""
         assert self.queue is not None and self.shop is not None
         ending = asyncio.Event()
-        running = asyncio.create_task(
-            work(self.queue, Runner(self.shop, self.queue, ending), ending)
-        )
+        runner = Runner(self.shop, self.queue, ending, meter=self.training)
+        terms = Allowances(self.books).share
+        running = asyncio.create_task(work(self.queue, runner, ending, terms))
         try:
             yield
         finally:
@@ -245,9 +249,10 @@ class Platform:
 
 @asynccontextmanager
 async def platform_world(
-    *tenants: str, store: ObjectStore | None = None
+    *tenants: str, store: ObjectStore | None = None, reporting: bool = False
 ) -> AsyncIterator[Platform]:
-    """The platform, with these tenants."""
+    """The platform, with these tenants. With `reporting`, what they use is told to storage when a
+    test asks for it."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sm")))
         service_key, operator = new_key(KeyKind.SERVICE).text, new_key(KeyKind.OPERATOR)
@@ -260,6 +265,9 @@ async def platform_world(
             service_key, operator.text, fragile, redis, write_toy_backbone(folder / "toy")
         )
         await _serve_storage(made, operator.secret_sha256, stack)
+        if reporting:
+            made.books = Books((await _channel(made, stack))[0])
+            made.training = TrainingMeter(made.books, Tariff(2.0, lambda: False))
         await _serve_creator(made, stack)
         await _serve_trainer(made, stack)
         await _serve_processor(made, stack)
@@ -310,7 +318,8 @@ async def _serve_trainer(platform: Platform, stack: AsyncExitStack) -> None:
     storage = StorageClient(channel)
     queue = JobQueue(client, QueueSettings(lease_s=2.0, shares=Shares(Share(queued_max=20))))
     platform.queue = queue
-    platform.jobs = Jobs(storage, queue, described(platform.sources))
+    allowances = Allowances(platform.books)
+    platform.jobs = Jobs(storage, queue, described(platform.sources), allowances=allowances)
     platform.shop = Workshop(storage, loaded(platform.sources), None, 64 * MIB)
     validator = Validator(storage, ValidationLimits(8 * MIB, 2))
     servicer = TrainerServicer(platform.jobs, Watcher(storage, queue, wait_s=0.2), validator)
@@ -332,8 +341,9 @@ async def _serve_processor(platform: Platform, stack: AsyncExitStack) -> None:
         threads=1,
         resolve_ttl_s=RESOLVE_TTL_S,
         module_failed_s=0.2,
+        usage_report_s=3600.0,
     )
-    platform.processor = Processor.build(settings, VersionReader(channel))
+    platform.processor = Processor.build(settings, VersionReader(channel), books=platform.books)
     readiness = Readiness(BACKBONES_CHECK)
     await stack.enter_async_context(platform.processor.running(readiness))
     platform.readiness["processor"] = readiness

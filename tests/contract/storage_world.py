@@ -23,6 +23,7 @@ from smile.v1 import training_records_pb2 as records_pb2
 from tests.unit.services.storage import world as domain
 
 SERVICES = (
+    "smile.v1.AccountingService",
     "smile.v1.StorageService",
     "smile.v1.DatasetService",
     "smile.v1.IdentityService",
@@ -45,6 +46,7 @@ class StorageWorld:
     """Calls with keys of the operator, of services and of two tenants, `acme` and `other`."""
 
     def __init__(self, address: str, store: ObjectStore, operator: str, service: str) -> None:
+        self.address = address
         self.store = store
         self.operator = operator
         self.service = service

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
@@ -19,6 +20,7 @@ from smile.names import tenant_id
 from smile.rpc.access import declared_access
 from smile.rpc.keys import KeyKind, new_key, new_tenant_key
 from smile.rpc.principal import Role
+from smile.v1 import accounting_pb2 as A
 from smile.v1 import datasets_pb2, identity_pb2, resources_pb2, storage_pb2
 from smile.v1 import training_records_pb2 as records_pb2
 from tests.contract.storage_world import (
@@ -70,6 +72,10 @@ class Names:
 
 S, D, I, R = storage_pb2, datasets_pb2, identity_pb2, records_pb2  # noqa: E741
 CASES: dict[str, Callable[[Names], Requests]] = {
+    "AccountingService.GetLimits": lambda n: A.GetLimitsRequest(name=n.parent),
+    "AccountingService.SetLimits": lambda n: A.SetLimitsRequest(
+        name=n.parent, limits=[A.LimitValue(limit=A.LIMIT_VPLMS, value=1)], request_id=new_id()
+    ),
     "StorageService.CommitVplm": lambda n: commit_parts(n.vplm_name, module()),
     "StorageService.GetVplm": lambda n: S.GetVplmRecordRequest(name=n.vplm_name),
     "StorageService.ListVplms": lambda n: S.ListVplmRecordsRequest(parent=n.parent),
@@ -89,6 +95,22 @@ CASES: dict[str, Callable[[Names], Requests]] = {
     "StorageService.DownloadVersion": lambda n: S.DownloadVersionRequest(name=n.version_name),
     "StorageService.SetAlias": lambda n: S.SetAliasRequest(
         name=n.vplm_name, alias="x", version=1, request_id=new_id()
+    ),
+    "StorageService.UndeleteVplm": lambda n: S.UndeleteVplmRecordRequest(
+        name=n.vplm_name, request_id=new_id()
+    ),
+    "StorageService.RollbackAlias": lambda n: S.RollbackAliasRequest(
+        name=n.vplm_name, request_id=new_id()
+    ),
+    "StorageService.ListAliasMoves": lambda n: S.ListAliasMovesRequest(parent=n.vplm_name),
+    "StorageService.DeleteVersion": lambda n: S.DeleteVersionRequest(
+        name=n.version_name, request_id=new_id()
+    ),
+    "StorageService.UndeleteVersion": lambda n: S.UndeleteVersionRequest(
+        name=n.version_name, request_id=new_id()
+    ),
+    "StorageService.DiffVersions": lambda n: S.DiffVersionsRequest(
+        base=n.version_name, other=n.version_name
     ),
     "StorageService.GetUsage": lambda n: S.GetUsageRequest(name=n.parent),
     "DatasetService.UploadDataset": lambda n: upload_parts(n.parent, n.dataset, b"x"),
@@ -135,6 +157,10 @@ CASES: dict[str, Callable[[Names], Requests]] = {
 }
 # These name no tenant's resource; who may call them is tested all the same.
 NAMELESS: dict[str, Callable[[Names], Requests]] = {
+    "AccountingService.ReportUsage": lambda n: [
+        A.ReportUsageRequest(reporter="a" * 32, day=str(datetime.now(UTC).date()))
+    ],
+    "AccountingService.ListUsage": lambda n: A.ListUsageRequest(),
     "IdentityService.CreateTenant": lambda n: I.CreateTenantRequest(
         tenant_id="third", request_id=new_id()
     ),

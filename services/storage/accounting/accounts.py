@@ -7,9 +7,8 @@ from typing import Self
 
 from services.storage.accounting.journal import Journal
 from services.storage.accounting.reports import DayReports
-from services.storage.accounting.standing import DEFAULTS, Standings
+from services.storage.accounting.standing import Standings
 from services.storage.identity import Identity
-from smile.accounting import Limits
 from smile.store.objects import ObjectStore
 
 
@@ -22,6 +21,6 @@ class Accounts:
     reports: DayReports
 
     @classmethod
-    def build(cls, store: ObjectStore, identity: Identity, defaults: Limits = DEFAULTS) -> Self:
+    def build(cls, store: ObjectStore, identity: Identity) -> Self:
         journal = Journal(store)
-        return cls(journal, Standings(identity, journal, defaults), DayReports(store, journal))
+        return cls(journal, Standings(identity, journal), DayReports(store, journal))

@@ -10,16 +10,10 @@ from services.storage.accounting.journal import Journal
 from services.storage.identity import Identity
 from smile.accounting import NO_LIMIT, PER_DAY, Limit, Limits, LimitUse, TenantLimits, day_end
 from smile.errors import NotFound
-from smile.limits import TENANT_BYTES_MAX, TENANT_VPLMS_MAX
 from smile.names import TenantId
 
 LIMITS_AGE_S_MAX = 60.0
 TENANTS_REMEMBERED_MAX = 10_000
-DEFAULTS: Limits = {
-    Limit.STORED_BYTES: TENANT_BYTES_MAX,
-    Limit.VPLMS: TENANT_VPLMS_MAX,
-    **dict.fromkeys(PER_DAY, NO_LIMIT),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +23,22 @@ class _Known:
 
 
 class Standings:
-    """Limits, remembered for a minute, against what the journal says.
-
-    Args:
-        defaults: Of limits that a tenant has none of its own of.
-    """
+    """Limits, remembered for a minute, against what the journal says."""
 
     def __init__(
         self,
         identity: Identity,
         journal: Journal,
-        defaults: Limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._identity = identity
         self._journal = journal
-        self._defaults = defaults
         self._clock = clock
         self._known: dict[str, _Known] = {}
 
     async def limits(self, tenant: TenantId) -> Limits:
         """All limits of a tenant. Raises `NotFound`."""
-        found = await self._identity.tenant(tenant)
-        limits = {**self._defaults, **found.limits, Limit.STORED_BYTES: found.quota_bytes}
+        limits = self._identity.limits_of(await self._identity.tenant(tenant))
         if len(self._known) >= TENANTS_REMEMBERED_MAX:
             self._known.clear()
         self._known[tenant] = _Known(limits, self._clock())
@@ -71,8 +58,10 @@ class Standings:
         """How much of their day those tenants have used that have a limit of it."""
         found: dict[str, tuple[LimitUse, ...]] = {}
         for tenant in tenants:
-            limits = {limit: allowed for limit, allowed in (await self._lately(tenant)).items()}
-            daily = {limit: limits[limit] for limit in PER_DAY if limits[limit] < NO_LIMIT}
+            limits = await self._lately(tenant)
+            daily = {
+                limit: limits[limit] for limit in PER_DAY if limits.get(limit, NO_LIMIT) < NO_LIMIT
+            }
             if daily:
                 found[tenant] = await self._uses(tenant, daily)
         return found
@@ -83,8 +72,8 @@ class Standings:
             return known.limits
         try:
             return await self.limits(TenantId(tenant))
-        except NotFound:
-            return self._defaults
+        except NotFound:  # it is gone, and what it used is not
+            return {}
 
     async def _uses(self, tenant: str, limits: Limits) -> tuple[LimitUse, ...]:
         day = self._journal.today

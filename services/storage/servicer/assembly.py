@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from services.storage.accounting.accounts import Accounts
 from services.storage.blobs import ByteBudget
 from services.storage.catalog import Catalog
 from services.storage.changes import Announcer
@@ -11,15 +12,24 @@ from services.storage.datasets import Datasets
 from services.storage.feed.hub import Hub
 from services.storage.identity import Identity
 from services.storage.quota import Ledger
-from services.storage.servicer import changes, datasets, identity, training_records, vplms
+from services.storage.servicer import (
+    accounting,
+    changes,
+    datasets,
+    identity,
+    training_records,
+    vplms,
+)
 from services.storage.servicer.authenticator import LocalAuthenticator
 from services.storage.training_records import TrainingRecords
 from services.storage.usage import UsageReports
 from services.storage.versions import Versions
+from smile.accounting import DEFAULT_LIMITS, Limits
 from smile.limits import DATASET_BYTES_MAX, MIB
 from smile.rpc.server import Service
 from smile.store.objects import ObjectStore
 from smile.v1 import (
+    accounting_pb2_grpc,
     changes_pb2_grpc,
     datasets_pb2_grpc,
     identity_pb2_grpc,
@@ -30,12 +40,14 @@ from smile.v1 import (
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """What the parts need beside the store; see `StorageSettings`."""
+    """What the parts need beside the store; see `StorageSettings`. `limits` are of tenants that
+    have none of their own."""
 
     service_key: str
     operator_key_sha256: str = ""
     dataset_bytes_max: int = DATASET_BYTES_MAX
     upload_bytes_max: int = 512 * MIB
+    limits: Limits = field(default_factory=lambda: DEFAULT_LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,8 @@ def assemble(
 ) -> tuple[list[Service], LocalAuthenticator]:
     """The services to serve, and who checks keys for them."""
     feed = feed or Feed()
-    owner = Identity(store, feed.announcer)
+    owner = Identity(store, feed.announcer, options.limits)
+    accounts = Accounts.build(store, owner)
     ledger = Ledger(store)
     budget = ByteBudget(options.upload_bytes_max)
     catalog = Catalog(store, owner, ledger, budget, feed.announcer)
@@ -59,7 +72,7 @@ def assemble(
     authenticator = LocalAuthenticator(owner, options.service_key, options.operator_key_sha256)
     services = [
         Service(
-            vplms.StorageServicer(catalog, versions, UsageReports(store, owner)),
+            vplms.StorageServicer(catalog, versions, UsageReports(store, owner, accounts)),
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             vplms.FULL_NAME,
         ),
@@ -77,6 +90,11 @@ def assemble(
             training_records.TrainingRecordServicer(TrainingRecords(store, owner)),
             training_records_pb2_grpc.add_TrainingRecordServiceServicer_to_server,
             training_records.FULL_NAME,
+        ),
+        Service(
+            accounting.AccountingServicer(accounts),
+            accounting_pb2_grpc.add_AccountingServiceServicer_to_server,
+            accounting.FULL_NAME,
         ),
         Service(
             changes.ChangeFeedServicer(feed.hub),

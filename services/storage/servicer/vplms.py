@@ -10,7 +10,7 @@ from google.protobuf import empty_pb2
 
 from services.storage.blobs import Declared
 from services.storage.catalog import AliasMove, Catalog, NewVplm, VplmChange
-from services.storage.usage import UsageReports
+from services.storage.usage import UsageAsked, UsageReports
 from services.storage.versions import NewVersion, Versions
 from smile import codec
 from smile.errors import InvalidArgument, PermissionDenied
@@ -128,8 +128,11 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
         self, request: storage_pb2.GetUsageRequest, context: Context
     ) -> storage_pb2.Usage:
         name = own(request.name, TenantName.parse, current_principal())
-        usage = await self._usage.of(name.tenant, page_size(request.page_size), request.page_token)
-        return codec.usage_to_pb(usage)
+        days = None
+        if request.first_day or request.last_day:
+            days = self._usage.accounts.reports.range(request.first_day, request.last_day)
+        asked = UsageAsked(page_size(request.page_size), request.page_token, days)
+        return codec.usage_to_pb(await self._usage.of(name.tenant, asked))
 
 
 def _vplm(name: str) -> VplmName:

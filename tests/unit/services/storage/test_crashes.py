@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from services.storage.catalog import AliasMove
+from services.storage.usage import UsageAsked
 from smile.errors import NotFound, SmileError, Unavailable
 from smile.names import DatasetName, VersionName
 from smile.resources import SERVING, Dataset, TrainingJob, Vplm, VplmVersion
@@ -97,7 +98,7 @@ async def test_commit_vplm() -> None:
         found = await world.catalog.get(vplm())
         assert found == made[-1]
         assert (found.latest_version, found.aliases) == (1, {SERVING: 1})
-        usage = await world.usage.of(ACME, 10, "")
+        usage = await world.usage.of(ACME, UsageAsked(10))
         assert (usage.vplm_count, usage.vplms[0].size_bytes) == (1, len(module()))
 
     await _at_every_operation(_nothing, act, check)
@@ -201,7 +202,7 @@ async def test_upload_and_delete_dataset() -> None:
 
     async def uploaded(world: World) -> None:
         assert await world.datasets.get(new.name) == made[-1]
-        assert (await world.usage.of(ACME, 1, "")).dataset_bytes == len(data)
+        assert (await world.usage.of(ACME, UsageAsked(1))).dataset_bytes == len(data)
 
     await _at_every_operation(_nothing, upload, uploaded)
     request_id = new_id()
@@ -211,7 +212,7 @@ async def test_upload_and_delete_dataset() -> None:
 
     async def deleted(world: World) -> None:
         assert await world.datasets.list_page(ACME, 10, "") == ([], "")
-        assert (await world.usage.of(ACME, 1, "")).dataset_bytes == 0
+        assert (await world.usage.of(ACME, UsageAsked(1))).dataset_bytes == 0
 
     await _at_every_operation(upload, delete, deleted)
 

@@ -15,6 +15,7 @@ from services.storage.config import StorageSettings
 from services.storage.identity import KeySecret, NewTenant, key_id_for
 from services.storage.quota import Ledger, Places
 from services.storage.sweeper import Sweeper
+from services.storage.usage import UsageAsked
 from smile import config
 from smile.errors import AlreadyExists, InvalidArgument, NotFound, Overloaded, QuotaExceeded
 from smile.limits import GIB, TENANT_API_KEYS_MAX
@@ -91,7 +92,7 @@ async def test_uploads_share_the_quota_also_while_they_run() -> None:
     )
     refused = [result for result in results if isinstance(result, QuotaExceeded)]
     assert len(refused) == 4
-    usage = await world.usage.of(ACME, 1, "")
+    usage = await world.usage.of(ACME, UsageAsked(1))
     assert usage.dataset_bytes == 8_000
     assert usage.stored_bytes <= usage.quota_bytes
     kept = [result for result in results if not isinstance(result, BaseException)]
@@ -108,7 +109,7 @@ async def test_versions_count_against_the_quota() -> None:
         for seed in range(1, 10):
             data = module(seed)
             await world.versions.put(new_version(data), chunks(data))
-    usage = await world.usage.of(ACME, 1, "")
+    usage = await world.usage.of(ACME, UsageAsked(1))
     assert 0 < usage.stored_bytes <= usage.quota_bytes
     with pytest.raises(QuotaExceeded):
         await commit(world, vplm("second"))
@@ -174,7 +175,7 @@ async def test_usage_is_what_is_there(world: World) -> None:
     data = module(1)
     await world.versions.put(new_version(data, vplm("a")), chunks(data))
     await world.datasets.upload(new_dataset(b"rows"), chunks(b"rows"))
-    usage = await world.usage.of(ACME, 1, "")
+    usage = await world.usage.of(ACME, UsageAsked(1))
     listed = await world.store.list_objects(f"tenants/{ACME}/")
     assert usage.stored_bytes == sum(info.size for info in listed)
     assert (usage.dataset_bytes, usage.vplm_count, usage.quota_bytes) == (4, 2, GIB)
@@ -182,11 +183,11 @@ async def test_usage_is_what_is_there(world: World) -> None:
     assert (row.versions, row.size_bytes) == (2, 2 * len(module()))
     assert row.serving_bytes == len(module())
     assert row.full_model_bytes == BACKBONE.shape.bytes + 4 * 2 * (BACKBONE.shape.hidden + 1)
-    rest = await world.usage.of(ACME, 1, usage.next_page_token)
+    rest = await world.usage.of(ACME, UsageAsked(1, usage.next_page_token))
     assert [item.name for item in rest.vplms] == [str(vplm("b"))]
     assert rest.next_page_token == ""
     with pytest.raises(NotFound):
-        await world.usage.of(OTHER, 1, "")
+        await world.usage.of(OTHER, UsageAsked(1))
 
 
 @pytest.mark.asyncio
@@ -272,7 +273,7 @@ async def test_the_sweeper_takes_what_no_record_names() -> None:
     assert await Sweeper(store).sweep() == 0  # young: someone may be at it
     assert await Sweeper(store, timedelta(0)).sweep() > 0
     assert await world.keys() == named
-    assert (await world.usage.of(ACME, 10, "")).vplm_count == 1
+    assert (await world.usage.of(ACME, UsageAsked(10))).vplm_count == 1
 
 
 KEY = new_key(KeyKind.SERVICE).text
@@ -332,11 +333,11 @@ def test_wrong_settings_end_the_process(
 
 def test_places_are_counted_anew_where_half_are_taken() -> None:
     clock = FakeClock()
-    places = Places(10, clock)
-    assert not places.take(ACME)
+    places = Places(clock)
+    assert not places.take(ACME, 10)
     places.counted(ACME, 2)  # the third is being made
-    assert [places.take(ACME) for _ in range(3)] == [True, True, False]
+    assert [places.take(ACME, 10) for _ in range(3)] == [True, True, False]
     places.counted(ACME, 2)
     clock.advance(61.0)
-    assert not places.take(ACME)
-    assert not places.take(OTHER)
+    assert not places.take(ACME, 10)
+    assert not places.take(OTHER, 10)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.storage.catalog import AliasMove, VplmChange
+from services.storage.usage import UsageAsked
 from smile.errors import AlreadyExists, NotFound
 from smile.names import VersionName, VplmName
 from smile.resources import SERVING, Canary
@@ -163,7 +164,7 @@ class CatalogMachine(RuleBasedStateMachine):
                 assert resolved.canary_weight == (canary.weight if canary else 0)
             _, stream = await self.world.versions.open(VersionName(name, len(known.versions)))
             assert declared(await joined(stream)).digest == known.versions[-1]
-        usage = await self.world.usage.of(ACME, 100, "") if self.uids else None
+        usage = await self.world.usage.of(ACME, UsageAsked(100)) if self.uids else None
         if usage is not None:
             assert usage.vplm_count == len(self.model)
             for row in usage.vplms:

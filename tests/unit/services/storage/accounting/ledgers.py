@@ -8,10 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 from services.storage.accounting.closing import Closer
 from services.storage.accounting.journal import Journal
 from services.storage.accounting.reports import DayReports
-from services.storage.accounting.standing import DEFAULTS, Standings
+from services.storage.accounting.standing import Standings
 from services.storage.identity import Identity, KeySecret, NewTenant
 from services.storage.usage import UsageReports
-from smile.accounting import Counts, Limits, UsageRow
+from smile.accounting import DEFAULT_LIMITS, Counts, Limits, UsageRow
 from smile.names import TenantId
 from smile.store.objects import ObjectStore, open_store
 from smile.testing import FakeClock
@@ -28,12 +28,12 @@ class Ledgers:
     store: ObjectStore = field(default_factory=lambda: open_store("memory://"))
     now: datetime = NOON
     clock: FakeClock = field(default_factory=FakeClock)
-    defaults: Limits = field(default_factory=lambda: DEFAULTS)
+    defaults: Limits = field(default_factory=lambda: DEFAULT_LIMITS)
 
     def __post_init__(self) -> None:
-        self.identity = Identity(self.store)
+        self.identity = Identity(self.store, defaults=self.defaults)
         self.journal = Journal(self.store, now=lambda: self.now, clock=self.clock)
-        self.standings = Standings(self.identity, self.journal, self.defaults, self.clock)
+        self.standings = Standings(self.identity, self.journal, self.clock)
         self.reports = DayReports(self.store, self.journal)
         usage = UsageReports(self.store, self.identity)
         self.closer = Closer(self.store, self.journal, self.identity, usage.levels)

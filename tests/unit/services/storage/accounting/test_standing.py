@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.storage.accounting.standing import DEFAULTS
-from smile.accounting import NO_LIMIT, Counts, Limit, LimitUse
+from smile.accounting import DEFAULT_LIMITS, NO_LIMIT, Counts, Limit, LimitUse
 from smile.errors import NotFound
 from smile.limits import TENANT_BYTES_MAX
 from smile.names import TenantId
@@ -18,7 +17,7 @@ MIDNIGHT = datetime(2031, 12, 25, tzinfo=UTC)
 
 
 async def test_a_tenant_without_limits_of_its_own_has_the_defaults() -> None:
-    ledgers = Ledgers(defaults={**DEFAULTS, Limit.TEXTS_PER_DAY: 100})
+    ledgers = Ledgers(defaults={**DEFAULT_LIMITS, Limit.TEXTS_PER_DAY: 100})
     await ledgers.tenant()
     await ledgers.journal.add(TODAY, "a" * 32, [row(3, texts=60)])
     found = {use.limit: use for use in (await ledgers.standings.of(ACME)).limits}

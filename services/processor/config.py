@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.lanes.sequence import Execution
-from services.processor.materialize.options import StandInPlace, parse_places
+from services.processor.materialize.options import LearningOptions, StandInPlace, parse_places
 from services.processor.options import (
     Device,
     EngineOptions,
@@ -27,6 +27,7 @@ from services.processor.scheduling.room import BatchLimits
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 from smile.errors import SmileError
+from smile.representations.traffic import TENANTS_MIN_MAX, CountRules
 
 PORT_DEFAULT = 7104
 MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
@@ -88,6 +89,14 @@ class ProcessorSettings(BackboneServiceSettings):
             layer is always computed.
         tables: Snapshots of tables of their rows, `backbone=/folder,...`; a backbone without one
             has all rows computed.
+        learn: Whether rows that traffic asks for often are kept, too.
+        learn_bytes_max: Memory for these, of each backbone.
+        learn_tenants_min: N-grams that fewer tenants asked for are never learned.
+        learn_count_min: Nor are those asked for less often, questions of six hours ago counting
+            half.
+        learn_s: Seconds from one round of learning to the next, in which a newer snapshot is
+            looked for as well.
+        cache_redis_url: Redis through which processors tell one another what they learned.
     """
 
     model_config = SettingsConfigDict(
@@ -142,6 +151,12 @@ class ProcessorSettings(BackboneServiceSettings):
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
     skip: str = ""
     tables: str = ""
+    learn: bool = True
+    learn_bytes_max: int = Field(default=64 * limits.MIB, ge=limits.MIB)
+    learn_tenants_min: int = Field(default=3, ge=1, le=TENANTS_MIN_MAX)
+    learn_count_min: float = Field(default=8.0, ge=1.0, le=1e9)
+    learn_s: float = Field(default=5.0, ge=0.05, le=3_600.0)
+    cache_redis_url: SecretStr | None = None
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
@@ -206,12 +221,24 @@ class ProcessorSettings(BackboneServiceSettings):
         }
 
     @property
+    def learning(self) -> LearningOptions:
+        """What is learned from traffic."""
+        rules = CountRules(tenants_min=self.learn_tenants_min, count_min=self.learn_count_min)
+        return LearningOptions(self.learn, self.learn_bytes_max, self.learn_s, rules)
+
+    @property
     def engine_options(self) -> EngineOptions:
         threads = self.threads
         if not threads and self.device is Device.CPU:
             threads = max(1, _cores() // self.stream_count)
         return EngineOptions(
-            self.sources, self.device, threads, self.precision, self.kernels, self.stand_ins
+            self.sources,
+            self.device,
+            threads,
+            self.precision,
+            self.kernels,
+            self.stand_ins,
+            self.learning,
         )
 
     @property

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from services.processor.lanes.trace import Facts, Lane, Trace
-from services.processor.materialize.standin import StandIn, StandInLevel, stand_in
+from services.processor.materialize.learning import Heard, LiveRows
+from services.processor.materialize.standin import StandIn, StandInLevel
 from services.processor.options import EngineOptions, Precision
 from services.processor.requests import Batch, Computed, FloatArray, Materialized, Track
 from smile.errors import DataCorrupted, FailedPrecondition, SmileError
@@ -29,6 +30,7 @@ from smile.model.kernels import KernelChoice, kernels_for
 from smile.model.kernels.rows import own_row
 from smile.model.loaded import DecodedModule, Decoder, LoadedModule
 from smile.model.materialized import LookedUp
+from smile.model.skip import artifact
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.tokenizer import TextTokenizer
 from smile.resources import Exactness, Materialization
@@ -46,6 +48,7 @@ class _Served:
     engine: BatchedEngine
     decoder: Decoder
     stand_in: StandIn | None  # None: every layer is computed
+    live: LiveRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,11 @@ class Engine:
         found = self._engines[backbone].stand_in
         return None if found is None else found.boundary
 
+    def live_rows(self) -> Mapping[str, LiveRows]:
+        """Rows that stand in for lower layers, by backbone."""
+        found = {name: served.live for name, served in self._engines.items()}
+        return {name: live for name, live in found.items() if live is not None}
+
     def level(self) -> StandInLevel:
         """What was looked up in place of lower layers, of all backbones."""
         found = [served.stand_in for served in self._engines.values()]
@@ -110,6 +118,8 @@ class Engine:
         for served in self._engines.values():
             if served.stand_in is not None:
                 served.stand_in.restart_counts()
+            if served.live is not None:
+                served.live.forget()
 
     def shape(self, backbone: str) -> BackboneShape:
         return self._engines[backbone].engine.backbone.shape
@@ -217,6 +227,7 @@ class Engine:
         lower = stand_in.look_up(mixed)
         told = stand_in.told(mixed, lower, counts)
         self._traced(mixed, lower, started)
+        self._hear(batch, mixed, lower)
         return Prepared(batch.backbone, mixed, counts, lower, told)
 
     def compute(self, prepared: Prepared) -> list[Computed]:
@@ -247,16 +258,35 @@ class Engine:
         if place is None:
             return _Served(engine, Decoder(backbone, dtype), None)
         try:
-            found = stand_in(place, backbone, kernels, self._device, dtype)
+            file = artifact.read(place.encoder)
+            found = StandIn(file, backbone, kernels, self._device, dtype)
         except SmileError as error:  # exact answers do without
             get_logger().error("a local encoder cannot be used", why=error.message)
-            found = None
-        return _Served(engine, Decoder(backbone, dtype), found)
+            return _Served(engine, Decoder(backbone, dtype), None)
+        live = LiveRows(found, self._options.learning)
+        found.rows = live
+        if place.table is not None:
+            try:
+                live.open(place.table)
+            except (SmileError, OSError) as error:  # rows are computed
+                get_logger().error("a table cannot be used", why=str(error))
+        return _Served(engine, Decoder(backbone, dtype), found, live)
 
     def _stand_in(self, backbone: str) -> StandIn:
         found = self._engines[backbone].stand_in
         assert found is not None, "checked when the request came"
         return found
+
+    def _hear(self, batch: Batch, mixed: MixedBatch, lower: LookedUp) -> None:
+        """Tell who learns what was asked by whom."""
+        live = self._engines[batch.backbone].live
+        if live is None or not live.learning:
+            return
+        tenants = [str(chunk.tenant) for chunk in batch.chunks for _ in chunk.texts]
+        by_row = tuple(tenants[place] for place in mixed.order)
+        starts = mixed.different.packed.offsets.cpu().numpy()
+        places = mixed.different.places(mixed.packed).cpu().numpy()
+        live.hear(Heard(lower.keys, starts, places, by_row))
 
     def _traced(self, mixed: MixedBatch, lower: LookedUp, started: float) -> None:
         if self._trace.on:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.processor.materialize.options import StandInPlace
+from services.processor.materialize.options import LearningOptions, StandInPlace
 from smile.model.sources import BackboneSource
 
 
@@ -72,6 +72,7 @@ class EngineOptions:
         precision: Of weights and states.
         kernels: Which kernels.
         stand_ins: What stands in for the lower layers of which backbones.
+        learning: What these learn from traffic.
     """
 
     sources: tuple[BackboneSource, ...]
@@ -80,3 +81,4 @@ class EngineOptions:
     precision: Precision = Precision.FLOAT32
     kernels: KernelSource = KernelSource.AUTO
     stand_ins: Mapping[str, StandInPlace] = field(default_factory=dict)
+    learning: LearningOptions = field(default_factory=LearningOptions)

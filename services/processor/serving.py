@@ -20,6 +20,7 @@ from services.processor.lanes.dispatch import Dispatch
 from services.processor.lanes.handoff import Handoff
 from services.processor.lanes.sequence import Turnstile
 from services.processor.lanes.trace import Trace
+from services.processor.materialize.keeping import Keeper
 from services.processor.memory.hierarchy import Hierarchy
 from services.processor.memory.loader import Bytes, Loader
 from services.processor.memory.residency import Residency
@@ -38,6 +39,7 @@ from smile.logs import get_logger
 from smile.model.loaded import LoadedModule
 from smile.rpc.freshness import Freshness
 from smile.rpc.health import Readiness
+from smile.store.redis import connect
 
 BACKBONES_CHECK = "backbones"
 STORAGE_CHECK = "storage"
@@ -61,6 +63,7 @@ class Processor:
     trace: Trace
     measure: Callable[[], None]
     meter: Meter
+    keeper: Keeper
 
     @classmethod
     def build(
@@ -124,13 +127,15 @@ class Processor:
         renting = Renting(_estate(parts, pipeline, settings.module_idle_s))
         measure = partial(learn, engine, latencies, settings.latency_folder, settings.calibration_s)
         metrics_at, meter = settings.metrics_at, parts.meter.meter
-        return cls(engine, pipeline, renting, metrics_at, pool, trace, measure, meter)
+        keeper = _keeper(settings, engine)
+        return cls(engine, pipeline, renting, metrics_at, pool, trace, measure, meter, keeper)
 
     @asynccontextmanager
     async def running(self, readiness: Readiness) -> AsyncIterator[None]:
         """Backbones loaded and warmed up beside the server, then requests answered until left."""
         starting = asyncio.create_task(self._start(readiness))
         reporting = asyncio.create_task(self.meter.run())
+        keeping = asyncio.create_task(self.keeper.run())
         try:
             with self._trace_on_signal():
                 async with exposed(self.pipeline, *self.metrics_at):
@@ -138,10 +143,12 @@ class Processor:
         finally:
             starting.cancel()
             reporting.cancel()
-            await asyncio.gather(starting, reporting, return_exceptions=True)
+            keeping.cancel()
+            await asyncio.gather(starting, reporting, keeping, return_exceptions=True)
             await self.renting.close()
             await self.pipeline.close()
             await self.meter.close()
+            await self.keeper.close()
             self.pool.shutdown(wait=False, cancel_futures=True)
             await asyncio.to_thread(self._write_trace)
 
@@ -212,6 +219,17 @@ def _estate(
         check=parts.engine.check,
         clock=parts.clock,
         sweep_s=sweep_s,
+    )
+
+
+def _keeper(settings: ProcessorSettings, engine: Engine) -> Keeper:
+    """Looks after rows that stand in for lower layers."""
+    url = settings.cache_redis_url
+    return Keeper(
+        engine.live_rows,
+        settings.stand_ins,
+        rounds_s=settings.learning.rounds_s,
+        redis=None if url is None else partial(connect, url.get_secret_value(), text=False),
     )
 
 

@@ -32,8 +32,9 @@ Redis = redis.asyncio.Redis
 Argument = str | int | float | bytes
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, *, text: bool = True) -> Redis:
     """A client of `redis://host:port/db`, `rediss://...` or `unix:///path`; connects on first use.
+    It gives text, or bytes.
 
     Raises:
         InvalidArgument: the URL is malformed.
@@ -43,7 +44,7 @@ def connect(url: str) -> Redis:
     try:
         client: Redis = redis.asyncio.Redis.from_url(
             url,
-            decode_responses=True,
+            decode_responses=text,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=SOCKET_TIMEOUT_S,
             max_connections=CONNECTIONS_MAX,

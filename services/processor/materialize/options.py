@@ -1,13 +1,15 @@
-"""Where the stand-ins for backbones' lower layers lie."""
+"""Where the stand-ins for backbones' lower layers lie, and what they learn from traffic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from smile import limits
 from smile.errors import InvalidArgument
 from smile.names import check_id
+from smile.representations.traffic import CountRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +18,28 @@ class StandInPlace:
 
     Attributes:
         encoder: File of the local encoder.
-        table: Folder of a table's snapshot; None: all rows are computed.
+        table: Folder of a table's snapshot; None: all rows are computed, or learned.
     """
 
     encoder: Path
     table: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LearningOptions:
+    """What is learned from traffic.
+
+    Attributes:
+        on: Whether anything is.
+        bytes_max: Memory for rows beside the table's.
+        rounds_s: Seconds from one round of learning to the next.
+        rules: What is counted and what may be told.
+    """
+
+    on: bool = True
+    bytes_max: int = 64 * limits.MIB
+    rounds_s: float = 5.0
+    rules: CountRules = field(default_factory=CountRules)
 
 
 def parse_places(text: str) -> Mapping[str, Path]:

@@ -6,28 +6,23 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.processor.materialize.options import StandInPlace
-from smile.errors import SmileError
-from smile.logs import get_logger
 from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.kernels import Kernels
 from smile.model.materialized import LookedUp, NoRows, RowView
 from smile.model.ngram_rows import RowDtype, RowFormat
-from smile.model.skip import artifact
 from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.ngrams import ngrams_from
 from smile.model.skip.serving import ServingEncoder
 from smile.model.specs import PetSpec
 from smile.representations.manifest import Origin
-from smile.representations.snapshot import Table
 from smile.resources import Materialization
 
 
@@ -59,9 +54,34 @@ class StandInLevel:
         )
 
 
+class RowSource(Protocol):
+    """Where rows are looked up; what it gives may be another view at any time."""
+
+    @property
+    def view(self) -> RowView: ...
+    @property
+    def count(self) -> int:
+        """Rows of now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Always the same rows."""
+
+    view: RowView
+
+    @property
+    def count(self) -> int:
+        return self.view.stores.count
+
+
 class StandIn:
     """A backbone's stand-in; implements `smile.representations.rows.RowEncoder`. Threads may share
     it; rows may be swapped at any time, and a batch that was looked up keeps those it found.
+
+    Attributes:
+        rows: Where they are looked up.
 
     Args:
         file: The local encoder's, of this very backbone.
@@ -88,8 +108,7 @@ class StandIn:
         self.origin = Origin(
             backbone.name, backbone.digest, file.digest, form.boundary, form.hidden
         )
-        self._format = RowFormat(RowDtype.FLOAT16, form.hidden)
-        self._rows: RowView = NoRows(self._format)
+        self.rows: RowSource = Fixed(NoRows(RowFormat(RowDtype.FLOAT16, form.hidden)))
         self._counts = (0, 0, 0)
         self._lock = threading.Lock()
 
@@ -102,13 +121,9 @@ class StandIn:
         """Raises `FailedPrecondition` if the module stands in a layer that is replaced."""
         self.encoder.form.check_pet(pet)
 
-    def use(self, rows: RowView) -> None:
-        """Look up there from now on."""
-        self._rows = rows
-
     def look_up(self, mixed: MixedBatch) -> LookedUp:
         """The rows of a batch's different texts."""
-        found = LookedUp.of(mixed.different.packed, self.encoder, self._rows)
+        found = LookedUp.of(mixed.different.packed, self.encoder, self.rows.view)
         with self._lock:
             ngrams, hits, computed = self._counts
             self._counts = (
@@ -121,7 +136,7 @@ class StandIn:
     @torch.inference_mode()
     def packed(self, keys: NDArray[np.int64], row_format: RowFormat) -> NDArray[np.uint8]:
         """Rows as tables store them: [n] to [n, row_bytes]; see `RowEncoder`."""
-        ngrams = ngrams_from(torch.from_numpy(keys)).to(self.encoder.words.device)
+        ngrams = ngrams_from(torch.tensor(keys)).to(self.encoder.words.device)
         rows = self.encoder.rows(ngrams)
         packed: NDArray[np.uint8] = self.encoder.kernels.merge.pack_rows(rows, row_format).numpy()
         return packed
@@ -144,43 +159,6 @@ class StandIn:
 
     def level(self) -> StandInLevel:
         """How much was looked up, and what there is."""
-        stores = self._rows.stores
+        count, row_bytes = self.rows.count, self.rows.view.stores.format.row_bytes
         with self._lock:
-            return StandInLevel(
-                *self._counts, rows=stores.count, table_bytes=stores.count * stores.format.row_bytes
-            )
-
-    def open(self, folder: Path) -> None:
-        """Look up in a table from now on; see `Table.open` for what it raises."""
-        table = Table.open(folder, self.origin)
-        self.use(table)
-        get_logger().info(
-            "table opened",
-            backbone=self.origin.backbone,
-            rows=table.manifest.rows,
-            digest=table.digest,
-        )
-
-
-def stand_in(
-    place: StandInPlace,
-    backbone: Backbone,
-    kernels: Kernels,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> StandIn:
-    """A backbone's stand-in, with the table if that can be used: without one it answers as well,
-    and slower.
-
-    Raises:
-        FailedPrecondition: there is no such encoder, or it is for another backbone.
-        DataCorrupted: its file is not one.
-    """
-    found = StandIn(artifact.read(place.encoder), backbone, kernels, device, dtype)
-    if place.table is not None:
-        try:
-            found.open(place.table)
-        except (SmileError, OSError) as error:
-            why = error.message if isinstance(error, SmileError) else str(error)
-            get_logger().error("a table cannot be used", folder=str(place.table), why=why)
-    return found
+            return StandInLevel(*self._counts, rows=count, table_bytes=count * row_bytes)

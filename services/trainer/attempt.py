@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from services.trainer.backbones import Backbones
 from services.trainer.bookmark import Bookmark
-from services.trainer.failures import JobFailure, dataset_invalid, loss_not_finite
+from services.trainer.failures import JobFailure, dataset_invalid, disk_full, loss_not_finite
 from services.trainer.loop import Training
 from services.trainer.loop_events import EpochDone, Planned, StepDone
 from services.trainer.memory import release_free_memory
@@ -20,6 +20,7 @@ from services.trainer.provenance import RunSpec, environment
 from services.trainer.report import Report, Stopped
 from services.trainer.rows import ReadDataset, RowSchema, read_dataset
 from services.trainer.run import LossNotFinite, Trained, TrainingInput
+from services.trainer.states import DiskFull, StatesRoom
 from services.trainer.storage import Storage
 from smile.logs import get_logger
 from smile.model import weights
@@ -40,8 +41,9 @@ class Workshop:
 
     Attributes:
         folder: Where datasets lie while they are read; None means the system's choice.
-        states_bytes_max: Memory for boundary states kept between epochs.
+        states_bytes_max: Memory for texts' states kept between epochs.
         checkpoint_s: How often a job's place is kept.
+        states_disk_bytes_max: Disk for those that memory does not hold, in `folder`.
     """
 
     storage: Storage
@@ -49,6 +51,11 @@ class Workshop:
     folder: Path | None
     states_bytes_max: int
     checkpoint_s: float = 30.0
+    states_disk_bytes_max: int = 0
+
+    @property
+    def room(self) -> StatesRoom:
+        return StatesRoom(self.states_bytes_max, self.states_disk_bytes_max, self.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +104,7 @@ class Attempt:
             examples=rows.training.examples,
             validation=None if rows.validation is None else rows.validation.examples,
             tensors=None if base is None else weights.decode(base, vplm.spec, backbone.shape),
-            states_bytes_max=self._shop.states_bytes_max,
+            room=self._shop.room,
         )
         found = await patiently(lambda: self._bookmark.find(spec.digest))
         if found is not None:
@@ -178,6 +185,8 @@ class Attempt:
             return trained
         except LossNotFinite as error:
             raise loss_not_finite(str(error)) from error
+        except DiskFull as error:
+            raise disk_full(str(error)) from error
         finally:
             run.close()
 

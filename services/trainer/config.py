@@ -33,14 +33,16 @@ class TrainerSettings(BackboneServiceSettings):
         shares: Tenants' own terms, like `acme=weight:3;running:2;queued:500`, by comma.
         off_peak: Windows of jobs that can wait, like `mon-fri 22:00-06:00`, by comma.
         time_zone: Where those hours are told.
-        states_bytes_max: Memory of a worker for boundary states kept between epochs.
+        states_bytes_max: Memory of a worker for texts' states kept between epochs.
+        states_disk_bytes_max: Disk of a worker, in `folder`, for those that memory does not hold.
         validate_bytes_max: Largest dataset that ValidateDataset reads.
         validations_max: Datasets read by ValidateDataset at a time.
         checkpoint_s: How often a running job's place is kept, from which another worker goes on.
         peak_factor: What a second of a `now` job costs outside the windows; any other costs 1.
         usage_report_s: How often storage is told what jobs cost.
         reconcile_s: How often records are compared with the queue.
-        folder: Where datasets are kept while they are read; empty means the system's choice.
+        folder: Where datasets are kept while they are read, and states; empty means the system's
+            choice.
     """
 
     model_config = SettingsConfigDict(
@@ -59,7 +61,8 @@ class TrainerSettings(BackboneServiceSettings):
     shares: str = Field(default="")
     off_peak: str = Field(default="mon-sun 22:00-06:00")
     time_zone: str = Field(default="UTC")
-    states_bytes_max: int = Field(default=1 * limits.GIB, ge=0)
+    states_bytes_max: int = Field(default=32 * limits.MIB, ge=0)
+    states_disk_bytes_max: int = Field(default=16 * limits.GIB, ge=0)
     validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
     validations_max: int = Field(default=2, ge=1, le=64)
     checkpoint_s: float = Field(default=30.0, ge=0.0, le=3600.0)

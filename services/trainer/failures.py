@@ -59,6 +59,15 @@ def out_of_memory() -> JobFailure:
     )
 
 
+def disk_full(what: str) -> JobFailure:
+    """The failure of a job whose states a worker has no disk for."""
+    return JobFailure(
+        "DISK_FULL",
+        f"{what}; the operator frees some, or sets SMILE_TRAINER_STATES_DISK_BYTES_MAX to less: "
+        "what is not kept is computed again in every epoch",
+    )
+
+
 def loss_not_finite(what: str) -> JobFailure:
     """The failure of a job whose numbers overflowed."""
     return JobFailure(

@@ -1,14 +1,15 @@
 """Gradient steps: data and spec in, weights out. No I/O, no clock, no queue.
 
-Only the PET module and the head are trained. Everything below the first PET layer is computed once
-per text (`states.py`), and back-propagation never enters it. Whoever consumes a training's events
-may stop between any two, by dropping it; a snapshot taken then goes on elsewhere. The same data,
-spec and seed give the same bytes on one machine, however often the run was broken off.
+Only the PET module and the head are trained. Everything in front of the first PET op is computed
+once per text (`states.py`), and back-propagation never enters it. Whoever consumes a training's
+events may stop between any two, by dropping it; a snapshot taken then goes on elsewhere. The same
+data, spec and seed give the same bytes on one machine, however often the run was broken off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -18,7 +19,7 @@ from services.trainer.loop_events import Encoding, LoopEvent
 from services.trainer.objectives import Data
 from services.trainer.run import Rows, Run, Trained, TrainingInput
 from services.trainer.snapshots import Snapshot
-from services.trainer.states import BoundaryStates
+from services.trainer.states import EntryStates
 from smile.model.initial import initial_tensors
 from smile.model.reference import VplmModule
 
@@ -37,11 +38,13 @@ class Training:
             LossNotFinite: with the step, the rate and what to try.
             FailedPrecondition: the module is of another backbone.
             DataCorrupted: the tensors do not fit the spec.
+            DiskFull: the texts' states do not fit where they are to be kept.
         """
-        self._run = yield from _prepare(self._given)
-        yield self._run.plan()
-        yield from self._run.epochs()
-        return self._run.result()
+        with ExitStack() as stack:
+            self._run = yield from _prepare(self._given, stack)
+            yield self._run.plan()
+            yield from self._run.epochs()
+            return self._run.result()
 
     def snapshot(self) -> Snapshot | None:
         """Where the training is, between two events; None before its first step."""
@@ -53,7 +56,7 @@ def train(given: TrainingInput) -> Generator[LoopEvent, None, Trained]:
     return Training(given).events()
 
 
-def _prepare(given: TrainingInput) -> Generator[LoopEvent, None, Run]:
+def _prepare(given: TrainingInput, stack: ExitStack) -> Generator[LoopEvent, None, Run]:
     torch.manual_seed(given.values.seed)
     shape = given.backbone.shape
     tensors = given.tensors
@@ -69,7 +72,8 @@ def _prepare(given: TrainingInput) -> Generator[LoopEvent, None, Run]:
         rows = Rows(training, tuple(validation))
     elif given.values.validation_ratio > 0:
         rows = _drawn(given, training)
-    states = BoundaryStates(module, corpus.texts, given.states_bytes_max)
+    states = EntryStates(module, corpus.texts, given.room)
+    stack.callback(states.close)
     for done in states.fill():
         yield Encoding(done, len(corpus.texts), states.bytes_kept)
     return Run(given, module, Data(corpus, states), rows)

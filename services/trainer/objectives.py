@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.trainer.corpus import Corpus, CorpusRow, token_batches
-from services.trainer.states import BoundaryStates
+from services.trainer.states import EntryStates
 from smile.model.losses import (
     IGNORED_LABEL,
     contrastive_loss,
@@ -31,8 +31,8 @@ from smile.model.reference import VplmModule
 from smile.model.specs import HeadSpec, Task
 from smile.resources import TrainingSummary
 
-STEP_TOKENS_MAX = 16_384  # tokens back-propagated at once, where a task's loss is a sum over texts
-EVALUATED_TOKENS_MAX = 8192
+STEP_TOKENS_MAX = 1024  # tokens back-propagated at once, where a task's loss is a sum over texts
+EVALUATED_TOKENS_MAX = 1024
 RETRIEVAL_ROWS_MAX = 4000  # all-pairs similarities grow with the square
 RETRIEVAL_LOSS_ROWS = 128
 CONFUSION_CLASSES_MAX = 100  # a larger matrix is nothing to look at
@@ -55,12 +55,12 @@ class Data:
     """Where rows' texts and states are."""
 
     corpus: Corpus
-    states: BoundaryStates
+    states: EntryStates
 
     def outputs(self, module: VplmModule, texts: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """The module's answers for texts, and the texts' lengths in tokens."""
         states, packed = self.states.of(texts)
-        return module.forward_from(states, packed), packed.lengths
+        return module.forward_entered(states, packed), packed.lengths
 
 
 class Objective(Protocol):

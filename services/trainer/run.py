@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from services.trainer.objectives import Data, NothingFinite, Score, objective
 from services.trainer.schedule import build_optimizer, learning_rate, optimizer_state, restore
 from services.trainer.selection import Selector, selectable
 from services.trainer.snapshots import BestEpoch, Gain, Snapshot
+from services.trainer.states import StatesRoom
 from services.trainer.weighting import class_weights
 from smile.model.backbone import Backbone
 from smile.model.initial import StoredArray
@@ -39,7 +40,7 @@ class TrainingInput:
     Attributes:
         tensors: Weights to start from; None for fresh ones, drawn from the seed.
         validation: Rows to validate on; None draws a share of `examples`.
-        states_bytes_max: Memory for boundary states kept between epochs.
+        room: Where texts' states are kept between epochs.
         resume: Where an earlier run with the same input was; None starts anew.
     """
 
@@ -49,7 +50,7 @@ class TrainingInput:
     examples: Sequence[Example]
     validation: Sequence[Example] | None = None
     tensors: Mapping[str, StoredArray] | None = None
-    states_bytes_max: int = 1 << 30
+    room: StatesRoom = field(default_factory=StatesRoom)
     resume: Snapshot | None = None
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from services.trainer.memory import tame_children
 from smile.logs import get_logger
 
 
@@ -43,6 +44,7 @@ def worker_command() -> list[str]:
 @asynccontextmanager
 async def supervised(settings: SupervisorSettings) -> AsyncIterator[None]:
     """Workers run while this is entered."""
+    tame_children()
     keeping = [
         asyncio.create_task(_keep_alive(settings, number)) for number in range(settings.workers)
     ]

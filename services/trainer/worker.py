@@ -52,6 +52,7 @@ async def main(settings: TrainerSettings, parent: int | None) -> None:
             folder=settings.folder,
             states_bytes_max=settings.states_bytes_max,
             checkpoint_s=settings.checkpoint_s,
+            states_disk_bytes_max=settings.states_disk_bytes_max,
         )
         books = Books(channel)
         tariff = Tariff(settings.peak_factor, lambda: queue.off_peak)

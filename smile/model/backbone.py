@@ -21,7 +21,13 @@ from torch.nn import functional
 
 from smile.model import checkpoint
 from smile.model.checkpoint import Activation, BackboneInfo, EncoderConfig
-from smile.model.kernels.dense import EmbeddingTables, NormWeights, TorchDense, attend
+from smile.model.kernels.dense import (
+    EmbeddingTables,
+    NormWeights,
+    TorchDense,
+    attend,
+    attend_firsts,
+)
 from smile.model.layout import Norm
 from smile.model.packing import PackedTokens
 from smile.model.specs import BackboneShape, Projection
@@ -136,21 +142,40 @@ class Layer:
     heads: int
     activation: Activation
 
-    def forward(self, x: Tensor, packed: PackedTokens, ops: LayerOps = BARE) -> Tensor:
-        """[tokens, H] to [tokens, H]; see `LayerOps` for the order of things."""
-        y = ops.after_attention(self._attention(x, packed, ops), x, self.attention_norm)
-        x = ops.norm(Norm.ATTENTION, self.attention_norm(y + x))
-        y = ACTIVATIONS[self.activation](self._project(Projection.INTERMEDIATE, x, ops))
-        y = self._project(Projection.OUTPUT, y, ops)
-        y = ops.after_feedforward(y, x, self.output_norm)
-        return ops.norm(Norm.OUTPUT, self.output_norm(y + x))
+    def forward(
+        self, x: Tensor, packed: PackedTokens, ops: LayerOps = BARE, *, firsts: bool = False
+    ) -> Tensor:
+        """[tokens, H] to [tokens, H]; see `LayerOps` for the order of things.
 
-    def _attention(self, x: Tensor, packed: PackedTokens, ops: LayerOps) -> Tensor:
-        query = self._project(Projection.QUERY, x, ops)
+        Args:
+            firsts: Only of each text's first token: to [texts, H].
+        """
+        return self.finished(*self.fed(*self.attended(x, packed, ops, firsts=firsts), ops), ops)
+
+    def attended(
+        self, x: Tensor, packed: PackedTokens, ops: LayerOps = BARE, *, firsts: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The attention block's output before any adapter, and its residual."""
+        read = x.index_select(0, packed.offsets[:-1]) if firsts else x
+        query = self._project(Projection.QUERY, read, ops)
         key = self._project(Projection.KEY, x, ops)
         value = self._project(Projection.VALUE, x, ops)
-        mixed = attend(query, key, value, packed.plan, self.heads)
-        return self._project(Projection.ATTENTION_OUTPUT, mixed, ops)
+        attending = attend_firsts if firsts else attend
+        mixed = attending(query, key, value, packed.plan, self.heads)
+        return self._project(Projection.ATTENTION_OUTPUT, mixed, ops), read
+
+    def fed(self, y: Tensor, residual: Tensor, ops: LayerOps = BARE) -> tuple[Tensor, Tensor]:
+        """The feed-forward block's output before any adapter, and its residual, from what
+        `attended` gave."""
+        y = ops.after_attention(y, residual, self.attention_norm)
+        x = ops.norm(Norm.ATTENTION, self.attention_norm(y + residual))
+        wide = ACTIVATIONS[self.activation](self._project(Projection.INTERMEDIATE, x, ops))
+        return self._project(Projection.OUTPUT, wide, ops), x
+
+    def finished(self, y: Tensor, residual: Tensor, ops: LayerOps = BARE) -> Tensor:
+        """The layer's output from what `fed` gave."""
+        y = ops.after_feedforward(y, residual, self.output_norm)
+        return ops.norm(Norm.OUTPUT, self.output_norm(y + residual))
 
     def _project(self, name: Projection, x: Tensor, ops: LayerOps) -> Tensor:
         return ops.project(name, x, self.projections[name](x))

@@ -26,14 +26,24 @@ def answer(
     Returns:
         Logits [texts, labels], token logits [tokens, labels] or embeddings [texts, H].
     """
+    if head.task is Task.TOKEN_CLASSIFICATION:
+        return functional.linear(states, weights[HEAD_WEIGHT], weights[HEAD_BIAS])
+    return answer_pooled(head, pool(states, packed, head.pooling), weights)
+
+
+def answer_pooled(head: HeadSpec, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """The output of a head that reads one state per text, [texts, H]."""
     if head.task is Task.EMBEDDING:
-        return functional.normalize(pool(states, packed, head.pooling), dim=1)
-    if head.task is Task.SEQUENCE_CLASSIFICATION:
-        states = pool(states, packed, head.pooling)
-        if head.pooling is Pooling.POOLER:
-            dense = functional.linear(states, weights[POOLER_WEIGHT], weights[POOLER_BIAS])
-            states = dense.tanh()
-    return functional.linear(states, weights[HEAD_WEIGHT], weights[HEAD_BIAS])
+        return functional.normalize(features, dim=1)
+    if head.pooling is Pooling.POOLER:
+        dense = functional.linear(features, weights[POOLER_WEIGHT], weights[POOLER_BIAS])
+        features = dense.tanh()
+    return functional.linear(features, weights[HEAD_WEIGHT], weights[HEAD_BIAS])
+
+
+def reads_firsts(head: HeadSpec) -> bool:
+    """Whether a head reads each text's first token alone: nobody needs the last layer's others."""
+    return head.task is not Task.TOKEN_CLASSIFICATION and head.pooling is not Pooling.MEAN
 
 
 def pool(states: Tensor, packed: PackedTokens, pooling: Pooling) -> Tensor:

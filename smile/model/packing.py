@@ -51,12 +51,14 @@ class AttentionPlan:
             text's first token, which the mask hides.
         tokens: [tokens] int64: the slot of each packed token, so that
             `packed = padded.index_select(0, tokens)`.
+        rows: [texts] int64: the text of each row of all groups.
         in_order: Slots are the packed tokens themselves: nothing to move.
     """
 
     groups: tuple[LengthGroup, ...]
     slots: Tensor
     tokens: Tensor
+    rows: Tensor
     in_order: bool
 
     def to(self, device: torch.device) -> AttentionPlan:
@@ -65,6 +67,7 @@ class AttentionPlan:
             tuple(group.to(device) for group in self.groups),
             self.slots.to(device),
             self.tokens.to(device),
+            self.rows.to(device),
             self.in_order,
         )
 
@@ -149,7 +152,7 @@ def plan_attention(lengths: Sequence[int]) -> AttentionPlan:
         start += len(members) * length
     all_slots = torch.cat(slots)
     in_order = torch.equal(all_slots, torch.arange(len(all_slots)))
-    return AttentionPlan(tuple(groups), all_slots, tokens, in_order)
+    return AttentionPlan(tuple(groups), all_slots, tokens, torch.tensor(order), in_order)
 
 
 def _offsets(lengths: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from smile.errors import FailedPrecondition
 from smile.model import heads, stored
 from smile.model.backbone import Backbone, LayerOps
+from smile.model.entry import Entry, entered, entry_of, left
 from smile.model.initial import StoredArray
 from smile.model.layout import pet_layers
 from smile.model.masking import scores_of
@@ -23,8 +24,11 @@ class VplmModule(nn.Module):
 
     `parameters()` are the PET module's and the head's alone, in float32: of a mask its scores, of a
     sparse update its values; which entries those belong to is fixed. Layers below the first PET
-    layer are never differentiated: `boundary_states` computes them without autograd, so a trainer
-    may compute them once for a whole data set and call `forward_from` in every epoch.
+    layer are never differentiated: `boundary_states` computes them without autograd.
+
+    A trainer wants more of that, and less of what follows: `entry_states` reach to the first op
+    itself, so it may compute them once for a whole data set, and `forward_entered` in every epoch
+    goes on from there to what the head reads, and computes nothing else.
 
     Args:
         backbone: The frozen encoder, shared.
@@ -69,6 +73,37 @@ class VplmModule(nn.Module):
         states = self.backbone.forward_layers(
             states, packed, self.boundary, self.backbone.shape.layers, self._ops
         )
+        return heads.answer(self.spec.head, states, packed, self._weights)
+
+    @torch.no_grad()
+    def entry_states(self, packed: PackedTokens) -> Tensor:
+        """What `Entry` says is kept of each token in front of the first op: it depends on the texts
+        alone."""
+        states = self.boundary_states(packed)
+        if self.boundary == self.backbone.shape.layers:
+            return states
+        layer = self.backbone.layers[self.boundary]
+        return entered(entry_of(self.spec.pet.kind), layer, states, packed)
+
+    def forward_entered(self, states: Tensor, packed: PackedTokens) -> Tensor:
+        """The head's output for entry states; see `heads.answer` for its shape. Of the last layer,
+        a head that reads first tokens gets those alone."""
+        layers, entry = self.backbone.layers, entry_of(self.spec.pet.kind)
+        last, start = len(layers) - 1, self.boundary
+        if start > last:
+            return heads.answer(self.spec.head, states, packed, self._weights)
+        firsts = heads.reads_firsts(self.spec.head)
+        if entry is not Entry.LAYER:
+            if firsts and start == last:
+                states = states.index_select(0, packed.offsets[:-1])
+            states = left(entry, layers[start], states, self._ops[start])
+            start += 1
+        for index in range(start, len(layers)):
+            states = layers[index].forward(
+                states, packed, self._ops[index], firsts=firsts and index == last
+            )
+        if firsts:
+            return heads.answer_pooled(self.spec.head, states, self._weights)
         return heads.answer(self.spec.head, states, packed, self._weights)
 
     def forward(self, packed: PackedTokens) -> Tensor:

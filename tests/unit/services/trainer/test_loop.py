@@ -13,6 +13,7 @@ from services.trainer.examples import Example, LabeledText, LabeledWords, TextPa
 from services.trainer.loop import train
 from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
 from services.trainer.run import LossNotFinite, Trained, TrainingInput
+from services.trainer.states import StatesRoom
 from smile.model import weights
 from smile.model.backbone import Backbone
 from smile.model.specs import DType, HeadSpec, ModuleSpec, PetKind, PetSpec, Projection, Task
@@ -106,7 +107,7 @@ def test_kept_states_change_no_byte(backbone: Backbone) -> None:
     the rounding of other batch shapes."""
     run = given(backbone, texts(80))
     kept, _ = consumed(train(run))
-    none, trained = consumed(train(replace(run, states_bytes_max=0)))
+    none, trained = consumed(train(replace(run, room=StatesRoom(0))))
     assert next(e for e in kept if isinstance(e, Planned)).texts_kept > 0
     assert next(e for e in none if isinstance(e, Planned)).texts_kept == 0
     assert trained.metrics["validation_accuracy"] >= 0.9

@@ -11,6 +11,7 @@ from services.trainer.loop import Training
 from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
 from services.trainer.run import Trained, TrainingInput
 from services.trainer.snapshots import Checkpoint, decode, encode
+from services.trainer.states import StatesRoom
 from smile.errors import DataCorrupted
 from smile.model import weights
 from smile.model.backbone import Backbone
@@ -97,7 +98,7 @@ def test_accumulation_and_embeddings_go_on_too(backbone: Backbone) -> None:
 
 
 def test_states_that_are_not_kept_make_no_difference(backbone: Backbone) -> None:
-    same(replace(given(backbone, texts(80), EVERY), states_bytes_max=0), (3,))
+    same(replace(given(backbone, texts(80), EVERY), room=StatesRoom(0)), (3,))
 
 
 def test_a_snapshot_is_a_few_times_the_module(backbone: Backbone) -> None:

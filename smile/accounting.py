@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypeAlias
 
@@ -38,6 +38,7 @@ PER_DAY = (
     Limit.TOKENS_PER_DAY,
     Limit.TRAINING_SECONDS_PER_DAY,
 )
+Numbers: TypeAlias = tuple[int, int, int, int, int, int, int]
 Limits: TypeAlias = Mapping[Limit, int]  # one that is not in it is somebody else's to set
 DEFAULT_LIMITS: Limits = {
     Limit.STORED_BYTES: TENANT_BYTES_MAX,
@@ -66,12 +67,25 @@ class Counts:
     charged_us: int = 0
     jobs: int = 0
 
+    @property
+    def numbers(self) -> Numbers:
+        """In the order of the fields."""
+        return (
+            self.requests,
+            self.texts,
+            self.tokens,
+            self.compute_us,
+            self.training_us,
+            self.charged_us,
+            self.jobs,
+        )
+
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*map(int.__add__, astuple(self), astuple(other)))
+        return Counts(*map(int.__add__, self.numbers, other.numbers))
 
     def most(self, other: Counts) -> Counts:
         """Of each number the larger: what a grow-only counter is after both were seen."""
-        return Counts(*map(max, astuple(self), astuple(other)))
+        return Counts(*map(max, self.numbers, other.numbers))
 
     def used(self, limit: Limit) -> int:
         """How much of a limit of a day this is; training seconds are rounded up."""
@@ -87,7 +101,7 @@ class Counts:
         raise AssertionError(f"{limit} is not counted by day")
 
     def __bool__(self) -> bool:
-        return any(astuple(self))
+        return any(self.numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from smile.rpc.channel import acting_for
 from smile.rpc.status import calling
 from smile.v1 import accounting_pb2, accounting_pb2_grpc
 
-PART_ROWS_MAX = 500
+PART_ROWS_MAX = 200  # of a message: it is made between other requests
 REPORT_TIMEOUT_S = 20.0
 LIMITS_TIMEOUT_S = 10.0
 

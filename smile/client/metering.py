@@ -35,7 +35,7 @@ from smile.names import TenantId
 NOT_TOLD_APART = ""
 EVERY_S_DEFAULT = 10.0
 CLOSE_S_MAX = 3.0
-ROWS_AT_ONCE = 1_000  # of a report are put together before others get their turn
+ROWS_AT_ONCE = 200  # of a report are put together before others get their turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,9 @@ from typing import TypeAlias
 from services.storage import keys
 from services.storage.accounting.documents import (
     DayTotals,
-    Numbers,
     TenantDay,
     added,
     folded,
-    numbers,
 )
 from services.storage.accounting.journal import Journal
 from services.storage.documents import Documents, Stored
@@ -75,39 +73,43 @@ class Closer:
         return written
 
     async def _close(self, day: date) -> bool:
+        """Whether it had to be. Sums only grow: where some of what was reported is gone already,
+        what had been added up stays."""
         reports, digest = await self._journal.closed(day)
-        earlier = await self._documents.read(keys.usage_day(day), DayTotals)
-        if earlier is not None and (earlier.document.journal == digest or not reports):
+        stored = await self._documents.read(keys.usage_day(day), DayTotals)
+        earlier = stored.document if stored else None
+        if earlier is not None and (earlier.journal == digest or not reports):
             return False
-        stored = earlier.document.stored if earlier else await self._levels()
+        levels = earlier.stored if earlier else await self._levels()
         counts = folded(reports)
-        totals: dict[str, Numbers] = {}
-        for tenant in sorted({*counts, *stored}):
+        totals = dict(earlier.counts) if earlier else {}
+        for tenant in sorted({*counts, *levels}):
             rows = counts.get(tenant, {})
-            await self._write_tenant(TenantId(tenant), day, rows, stored.get(tenant, (0, 0)))
-            if rows:
-                totals[tenant] = numbers(added(rows.values()))
-        document = DayTotals(journal=digest, counts=totals, stored=stored)
-
-        def write(found: Stored[DayTotals] | None) -> DayTotals | None:
-            return None if found is not None and found.document == document else document
-
-        await self._documents.edit(keys.usage_day(day), DayTotals, write)
+            level = levels.get(tenant, (0, 0))
+            total = await self._close_tenant(keys.tenant_day(TenantId(tenant), day), rows, level)
+            if total:
+                totals[tenant] = total.numbers
+        document = DayTotals(journal=digest, counts=totals, stored=levels)
+        await self._documents.edit(keys.usage_day(day), DayTotals, lambda _: document)
         return True
 
-    async def _write_tenant(
-        self, tenant: TenantId, day: date, rows: Mapping[str, Counts], level: Level
-    ) -> None:
-        document = TenantDay(
-            rows={vplm: numbers(counts) for vplm, counts in rows.items()},
-            stored_bytes=level[0],
-            vplm_count=level[1],
-        )
+    async def _close_tenant(self, place: str, rows: Mapping[str, Counts], level: Level) -> Counts:
+        """The tenant's total."""
 
         def write(found: Stored[TenantDay] | None) -> TenantDay | None:
+            earlier = found.document.rows if found else {}
+            merged = {vplm: Counts(*kept) for vplm, kept in earlier.items()}
+            for vplm, counts in rows.items():
+                merged[vplm] = counts.most(merged.get(vplm, Counts()))
+            document = TenantDay(
+                rows={vplm: counts.numbers for vplm, counts in merged.items()},
+                stored_bytes=level[0],
+                vplm_count=level[1],
+            )
             return None if found is not None and found.document == document else document
 
-        await self._documents.edit(keys.tenant_day(tenant, day), TenantDay, write)
+        stored = await self._documents.edit(place, TenantDay, write)
+        return added(Counts(*kept) for kept in stored.document.rows.values())
 
     async def _levels(self) -> dict[str, Level]:
         """What every tenant stores now; those that store nothing are left out."""

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple
-from typing import TypeAlias
+from collections.abc import Iterable
 
 from pydantic import Field
 
 from services.storage.records import Document
-from smile.accounting import Counts, UsageRow
-
-Numbers: TypeAlias = tuple[int, int, int, int, int, int, int]
-Rows: TypeAlias = Mapping[str, Mapping[str, Counts]]  # by tenant, then by vPLM id
-
-
-def numbers(counts: Counts) -> Numbers:
-    return astuple(counts)
+from smile.accounting import Counts, Numbers, UsageRow
 
 
 class ReporterDay(Document):
@@ -35,7 +26,7 @@ class ReporterDay(Document):
             mine = tenants[row.tenant]
             kept = mine.get(row.vplm)
             counts = row.counts if kept is None else row.counts.most(Counts(*kept))
-            mine[row.vplm] = numbers(counts)
+            mine[row.vplm] = counts.numbers
         return ReporterDay.model_construct(schema_version=1, rows=tenants)
 
     def total(self, tenant: str) -> Counts:

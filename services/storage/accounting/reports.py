@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from services.storage import keys
-from services.storage.accounting.documents import DayTotals, TenantDay, added, folded, numbers
+from services.storage.accounting.documents import DayTotals, TenantDay, added, folded
 from services.storage.accounting.journal import Journal
 from services.storage.documents import Documents
 from smile import pages
@@ -104,7 +104,7 @@ class DayReports:
         for report in await self._journal.reported(day):
             for vplm, kept in report.rows.get(tenant, {}).items():
                 rows[vplm] = rows.get(vplm, Counts()) + Counts(*kept)
-        found = {vplm: numbers(counts) for vplm, counts in rows.items()}
+        found = {vplm: counts.numbers for vplm, counts in rows.items()}
         return TenantDay(rows=found)
 
     async def _all_of_day(self, day: date) -> _AllOfDay:

@@ -51,7 +51,10 @@ class StorageWorld:
         self.operator = operator
         self.service = service
         self.keys: dict[str, str] = {}
-        self._channel = grpc.aio.insecure_channel(address)
+        # its own connections: shared ones would hand on what another found of a server that died
+        self._channel = grpc.aio.insecure_channel(
+            address, options=[("grpc.use_local_subchannel_pool", 1)]
+        )
 
     async def close(self) -> None:
         await self._channel.close()

@@ -1,0 +1,134 @@
+"""Storage over an S3 server behind a network: either fails, in every way, at every request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from google.protobuf.message import Message
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+
+from smile.errors import Internal, SmileError
+from tests.faults.operations import ALL, Change
+from tests.faults.processes import Nursery
+from tests.faults.proxy import FaultyProxy, Mishap
+from tests.faults.storing import Storage, compared, repeated, storage
+from tests.faults.tally import Selection, Tally
+
+REMOTE = "with a bad object store requests end in time, tell the truth, and succeed once it is well"
+TIMEOUT_S = 1.0  # of one request to the object store
+ANSWER_S_MAX = 60.0  # generous: of one request to storage, on a busy machine
+ACCOUNT = "123456789012"
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class MotoBucket:
+    """A bucket of the S3 server in this process."""
+
+    name: str
+
+    @property
+    def _objects(self) -> Any:
+        return s3_backends[ACCOUNT]["global"].buckets[self.name].keys
+
+    def list(self) -> list[str]:
+        return sorted(self._objects)
+
+    def read(self, key: str) -> bytes:
+        found = self._objects.get(key)
+        if found is None:
+            raise FileNotFoundError(key)
+        return bytes(found.value)
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """The port of an S3 server."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        yield server.get_host_and_port()[1]
+    finally:
+        server.stop()
+
+
+@asynccontextmanager
+async def remote_storage(nursery: Nursery, port: int) -> AsyncIterator[tuple[Storage, FaultyProxy]]:
+    """Storage over a bucket of its own, and what is between them."""
+    bucket = f"faults-{next(_numbers)}"
+    with TemporaryDirectory(prefix="sf") as folder:
+        async with FaultyProxy(port).running() as proxy:
+            settings = {
+                "SMILE_STORAGE_URL": f"s3://{bucket}",
+                "SMILE_STORAGE_S3_ENDPOINT": proxy.address,
+                "SMILE_STORAGE_S3_ACCESS_KEY": "access",
+                "SMILE_STORAGE_S3_SECRET_KEY": "secret",
+                "SMILE_STORAGE_S3_TIMEOUT_S": str(TIMEOUT_S),
+            }
+            where = MotoBucket(bucket)
+            async with storage(nursery, Path(folder), where, **settings) as here:
+                yield here, proxy
+
+
+async def at_every_request(
+    nursery: Nursery, port: int, mishap: Mishap, selection: Selection, tally: Tally
+) -> None:
+    """One mishap at the selected requests of every operation, for once and from there on."""
+    began = time.monotonic()
+    for operation in selection.among(list(ALL), mishap):
+        async with remote_storage(nursery, port) as (here, proxy):
+            change = await here.fresh(operation)
+            proxy.harm(None)
+            await change.send(here.world)
+            for at in selection.of(proxy.count, f"{mishap} {operation}"):
+                for lasting in (False, True):
+                    await _befallen(here, proxy, operation, tally, (mishap, at, lasting))
+    tally.seconds += time.monotonic() - began
+
+
+async def _befallen(
+    here: Storage,
+    proxy: FaultyProxy,
+    operation: str,
+    tally: Tally,
+    blow: tuple[Mishap, int, bool],
+) -> None:
+    mishap, at, lasting = blow
+    change = await here.fresh(operation)
+    before = here.judged()
+    proxy.harm(mishap, at, lasting=lasting)
+    answer, failed, took_s = await _sent(here, change)
+    proxy.heal()
+    tally.faults += proxy.struck
+    kind = "lasting" if lasting else "once"
+    where = f"{operation}, {mishap} at request {at} ({kind}, {proxy.told[at - 1 : at]})"
+    if proxy.struck:
+        tally.steps[f"{operation}: {at} {kind}"] += 1
+    tally.whole(took_s < ANSWER_S_MAX, f"{where}: took {took_s:.1f} s")
+    tally.whole(not isinstance(failed, Internal), f"{where}: says {failed!r}")
+    if answer is not None:
+        tally.whole(change.right(answer), f"{where}: answers wrongly: {answer}")
+    harmed = here.judged()
+    await repeated(here, change, tally, where)
+    compared(tally, where, (before, harmed, here.judged()))
+
+
+async def _sent(
+    here: Storage, change: Change
+) -> tuple[Sequence[Message] | None, SmileError | None, float]:
+    began = time.monotonic()
+    try:
+        answer = await change.send(here.world)
+    except SmileError as error:
+        return None, error, time.monotonic() - began
+    return answer, None, time.monotonic() - began

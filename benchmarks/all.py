@@ -50,6 +50,7 @@ class Entry:
 ENTRIES = (
     Entry("eviction", 1.0, 0.3),
     Entry("forming", 1.0, 0.5),
+    Entry("index", 4.0, 1.5),
     Entry("storage", 2.0, 1.0),
     Entry("peers", 5.5, 2.0),
     Entry("rpc", 2.0, 1.0),

@@ -191,7 +191,28 @@ def storage(result: Mapping[str, Json], path: Path) -> None:
     _save(axes, path)
 
 
+def index(result: Mapping[str, Json], path: Path) -> None:
+    """Nanoseconds a look-up that finds its n-gram, by structure and number of keys."""
+    found = result.get("hit_ns")
+    assert isinstance(found, Mapping), "recorded with the result"
+    _, axes = plt.subplots(figsize=SIZE)
+    names = list(dict.fromkeys(key.partition(".")[2] for key in found))
+    for name in names:
+        values = {key: value for key, value in found.items() if key.endswith(f".{name}")}
+        sizes = [float(key.partition(".")[0]) for key in values]
+        colour, style = (OURS, "-") if name == "smile" else (None, "--")
+        times = [number(value) or 0.0 for value in values.values()]
+        axes.plot(sizes, times, style, color=colour, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("keys")
+    axes.set_ylabel("ns a look-up")
+    axes.legend(fontsize="small")
+    _save(axes, path)
+
+
 PLOTS: Mapping[str, Plot] = {
+    "index": index,
     "storage": storage,
     "density": density,
     "peers": peers,

@@ -64,6 +64,7 @@ TARGETS: Mapping[str, tuple[Target, ...]] = {
         at_least("saving", 0.99),
         at_least("create_per_second", 100),
     ),
+    "index": (at_most("open_s_1m", 1.0),),
     "eviction": (),
     "forming": (),
 }

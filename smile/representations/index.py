@@ -1,7 +1,7 @@
 """Which row an n-gram has: a whole batch is looked up at once.
 
 Open addressing over 64-bit keys in buckets of one cache line (`smile.model.kernels.ngrams`); why it
-and no other, with figures, is told in docs/adr/0013-ngram-index.md.
+and no other, with figures, is told in docs/adr/0014-ngram-index.md.
 """
 
 from __future__ import annotations

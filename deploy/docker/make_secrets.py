@@ -18,6 +18,7 @@ def main() -> None:
         f"# Operator key, for `smile tenants create`: smileop_{operator_secret}",
         f"SMILE_OPERATOR_KEY_SHA256={hashlib.sha256(operator_secret.encode()).hexdigest()}",
         f"SMILE_SERVICE_KEY=smilesvc_{secrets.token_urlsafe(32)}",
+        f"SMILE_SIGNING_KEYS=k1:{secrets.token_urlsafe(32)}",
         f"S3_ACCESS_KEY=smile-{secrets.token_hex(4)}",
         f"S3_SECRET_KEY={secrets.token_urlsafe(32)}",
     ]

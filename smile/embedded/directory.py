@@ -43,6 +43,15 @@ class DataDirectory:
         return self.root / "secrets.json"
 
     @property
+    def signing_keys(self) -> Path:
+        return self.root / "signing-keys"
+
+    @property
+    def unsigned_accepted(self) -> Path:
+        """There while records without a signature are read."""
+        return self.root / "unsigned-accepted"
+
+    @property
     def state_file(self) -> Path:
         return self.run / "platform.json"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from smile.embedded.directory import write_atomically
+from smile.embedded.directory import DataDirectory, write_atomically
 from smile.errors import DataCorrupted
 from smile.rpc.keys import KeyKind, KeyParts, new_key
 
@@ -55,6 +56,21 @@ def load_or_create_secrets(path: Path) -> PlatformSecrets:
         write_atomically(path, _ADAPTER.dump_json(made, indent=2), mode=0o600)
         return made
     return load_secrets(path)
+
+
+def make_signing_keys(directory: DataDirectory) -> None:
+    """The key that storage signs records with, if there is none yet, in a file of mode 0600.
+
+    Where records are older than that, they are accepted without a signature: `smile storage
+    rebuild` signs them, and then the file `unsigned-accepted` can go.
+    """
+    if directory.signing_keys.exists():
+        return
+    if any((directory.objects / folder).exists() for folder in ("identity", "tenants")):
+        why = b"records are older than the signing key; see docs/deployment.md\n"
+        write_atomically(directory.unsigned_accepted, why)
+    line = f"k{uuid.uuid4().hex[:8]}:{secrets.token_urlsafe(32)}\n"
+    write_atomically(directory.signing_keys, line.encode(), mode=0o600)
 
 
 def load_secrets(path: Path) -> PlatformSecrets:

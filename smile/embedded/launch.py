@@ -20,7 +20,7 @@ from smile.config import inherited_environment
 from smile.embedded import processes
 from smile.embedded.child import last_lines, leashed
 from smile.embedded.directory import DataDirectory, DirectoryLock, is_locked
-from smile.embedded.keys import load_or_create_secrets
+from smile.embedded.keys import load_or_create_secrets, make_signing_keys
 from smile.embedded.ports import assign_ports, check_ports
 from smile.embedded.redis_server import server_program
 from smile.embedded.services import NAMES, SUPERVISOR, PlatformConfig
@@ -96,6 +96,7 @@ def start(options: PlatformOptions, on_progress: Progress | None = None) -> Plat
         processes.end(processes.processes_of(directory.root), grace_s=LEFTOVER_GRACE_S)
         check_ports(ports)
         load_or_create_secrets(directory.secrets_file)
+        make_signing_keys(directory)
         directory.state_file.unlink(missing_ok=True)
         config = PlatformConfig(
             data=directory.root,

@@ -24,6 +24,9 @@ SUPERVISOR = "supervisor"
 _NOT_FOR_CHILDREN = ("SMILE_API_KEY", "SMILE_OPERATOR_KEY", "SMILE_ENDPOINTS")
 
 
+_SIGNING = {"SMILE_STORAGE_SIGNING_KEYS", "SMILE_STORAGE_SIGNING_KEYS_FILE"}
+
+
 @dataclass(frozen=True, slots=True)
 class PlatformConfig:
     """Everything a supervisor needs to know; it comes as JSON from who starts it.
@@ -84,9 +87,11 @@ def environment_of(
 ) -> dict[str, str]:
     """One environment for all: what was inherited, but for credentials, and then our settings."""
     kept = {name: value for name, value in inherited.items() if name not in _NOT_FOR_CHILDREN}
+    signing = {} if _SIGNING & kept.keys() else _signing(DataDirectory(config.data))
     ports = {f"SMILE_{name.upper()}_PORT": str(config.ports[name]) for name in SERVICES}
     hosts = {f"SMILE_{name.upper()}_HOST": HOST for name in SERVICES}
     return {
+        **signing,
         **kept,
         **ports,
         **hosts,
@@ -100,3 +105,11 @@ def environment_of(
         "SMILE_BACKBONES": config.backbones,
         "SMILE_TRAINER_WORKERS": str(config.workers),
     }
+
+
+def _signing(directory: DataDirectory) -> dict[str, str]:
+    """How records are signed, where the user has no keys of their own for that."""
+    settings = {"SMILE_STORAGE_SIGNING_KEYS_FILE": str(directory.signing_keys)}
+    if directory.unsigned_accepted.exists():
+        settings["SMILE_STORAGE_UNSIGNED"] = "accept"
+    return settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 from dataclasses import replace
@@ -16,7 +17,12 @@ from hypothesis import strategies as st
 
 from smile.embedded.child import bound_log, exit_text, last_lines
 from smile.embedded.directory import DataDirectory, DirectoryLock, is_locked, write_atomically
-from smile.embedded.keys import PlatformSecrets, load_or_create_secrets, load_secrets
+from smile.embedded.keys import (
+    PlatformSecrets,
+    load_or_create_secrets,
+    load_secrets,
+    make_signing_keys,
+)
 from smile.embedded.ports import HOST, assign_ports, check_ports
 from smile.embedded.processes import MARK
 from smile.embedded.restarts import RestartBudget
@@ -119,6 +125,36 @@ def test_secrets_are_made_once_and_only_the_owner_reads_them(tmp_path: Path) -> 
     assert KeyParts.parse(made.operator_key).kind is KeyKind.OPERATOR
     assert KeyParts.parse(made.service_key).kind is KeyKind.SERVICE
     assert made.operator_key not in repr(made)
+
+
+def test_a_new_platform_signs_from_the_start(tmp_path: Path) -> None:
+    directory = DataDirectory.at(tmp_path)
+    directory.prepare()
+    make_signing_keys(directory)
+    made = directory.signing_keys.read_text()
+    make_signing_keys(directory)
+    assert directory.signing_keys.read_text() == made
+    assert re.fullmatch(r"k[0-9a-f]{8}:[A-Za-z0-9_-]{43}\n", made)
+    assert stat.S_IMODE(directory.signing_keys.stat().st_mode) == 0o600
+    environment = environment_of(config(tmp_path), PlatformSecrets.new(), {})
+    assert environment["SMILE_STORAGE_SIGNING_KEYS_FILE"] == str(directory.signing_keys)
+    assert "SMILE_STORAGE_UNSIGNED" not in environment
+    own = {"SMILE_STORAGE_SIGNING_KEYS": "mine:x"}
+    environment = environment_of(config(tmp_path), PlatformSecrets.new(), own)
+    assert "SMILE_STORAGE_SIGNING_KEYS_FILE" not in environment
+
+
+def test_records_older_than_the_key_are_accepted_until_told_otherwise(tmp_path: Path) -> None:
+    directory = DataDirectory.at(tmp_path)
+    directory.prepare()
+    (directory.objects / "identity").mkdir()
+    make_signing_keys(directory)
+    environment = environment_of(config(tmp_path), PlatformSecrets.new(), {})
+    assert environment["SMILE_STORAGE_UNSIGNED"] == "accept"
+    directory.unsigned_accepted.unlink()
+    make_signing_keys(directory)
+    environment = environment_of(config(tmp_path), PlatformSecrets.new(), {})
+    assert "SMILE_STORAGE_UNSIGNED" not in environment
 
 
 def test_secrets_that_cannot_be_read_are_not_made_anew(tmp_path: Path) -> None:

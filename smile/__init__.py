@@ -20,6 +20,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from smile.accounting import (
+        NO_LIMIT,
+        Counts,
+        Limit,
+        LimitUse,
+        PlatformUsage,
+        TenantLimits,
+        TenantUsage,
+        UsageDay,
+    )
     from smile.client.account import NewApiKey, NewTenant
     from smile.client.client import AsyncClient
     from smile.client.options import (
@@ -186,6 +196,16 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Projection",
         "Task",
     ),
+    "smile.accounting": (
+        "NO_LIMIT",
+        "Counts",
+        "Limit",
+        "LimitUse",
+        "PlatformUsage",
+        "TenantLimits",
+        "TenantUsage",
+        "UsageDay",
+    ),
     "smile.processors": (
         "Processor",
         "ProcessorCounters",
@@ -241,6 +261,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "NO_LIMIT",
     "SERVING",
     "Aborted",
     "AlreadyExists",
@@ -257,6 +278,7 @@ __all__ = [
     "Classification",
     "Client",
     "ColumnMapping",
+    "Counts",
     "DType",
     "DataCorrupted",
     "Dataset",
@@ -291,6 +313,8 @@ __all__ = [
     "JobProgress",
     "JobState",
     "LabelScore",
+    "Limit",
+    "LimitUse",
     "LoRA",
     "MaskBert",
     "Materialization",
@@ -306,6 +330,7 @@ __all__ = [
     "PetKind",
     "PetSpec",
     "Pfeiffer",
+    "PlatformUsage",
     "Pooling",
     "Prediction",
     "Processor",
@@ -322,6 +347,8 @@ __all__ = [
     "SmileError",
     "Task",
     "Tenant",
+    "TenantLimits",
+    "TenantUsage",
     "TextEmpty",
     "TextTooLong",
     "Timings",
@@ -335,6 +362,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "UsageDay",
     "VersionOrigin",
     "Vplm",
     "VplmOptions",

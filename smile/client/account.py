@@ -93,7 +93,7 @@ class AccountCalls(Calls):
         with asking():
             request = accounting_pb2.SetLimitsRequest(
                 name=str(self._scope.parent(tenant)),
-                limits=codec.limits_to_pb(limits),
+                limits=codec.limit_values(limits),
                 request_id=new_request_id(),
             )
             response = await self._connection.accounts.SetLimits(

@@ -61,13 +61,13 @@ def limit_use_from_pb(message: pb.LimitUse) -> a.LimitUse:
     )
 
 
-def limits_to_pb(limits: Mapping[a.Limit, int | None]) -> list[pb.LimitValue]:
+def limit_values(limits: Mapping[a.Limit, int | None]) -> list[pb.LimitValue]:
     return [
         pb.LimitValue(limit=LIMITS.to_pb(limit), value=value) for limit, value in limits.items()
     ]
 
 
-def limits_from_pb(messages: Iterable[pb.LimitValue]) -> dict[a.Limit, int | None]:
+def limits_of(messages: Iterable[pb.LimitValue]) -> dict[a.Limit, int | None]:
     """By limit; None: back to the default."""
     return {
         LIMITS.from_pb(each.limit): each.value if each.HasField("value") else None

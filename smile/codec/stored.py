@@ -8,8 +8,8 @@ from smile.codec.accounting import (
     counts_to_pb,
     limit_use_from_pb,
     limit_use_to_pb,
-    limits_from_pb,
-    limits_to_pb,
+    limit_values,
+    limits_of,
     usage_day_from_pb,
     usage_day_to_pb,
 )
@@ -122,7 +122,7 @@ def tenant_to_pb(tenant: r.Tenant) -> identity_pb2.Tenant:
         display_name=tenant.display_name,
         create_time=time_to_pb(tenant.create_time),
         quota_bytes=tenant.quota_bytes,
-        limits=limits_to_pb(tenant.limits),
+        limits=limit_values(tenant.limits),
     )
 
 
@@ -132,11 +132,7 @@ def tenant_from_pb(message: identity_pb2.Tenant) -> r.Tenant:
         message.display_name,
         time_from_pb(message, "create_time"),
         message.quota_bytes,
-        {
-            limit: value
-            for limit, value in limits_from_pb(message.limits).items()
-            if value is not None
-        },
+        {limit: value for limit, value in limits_of(message.limits).items() if value is not None},
     )
 
 

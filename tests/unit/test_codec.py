@@ -28,6 +28,7 @@ from smile.model.specs import (
     Task,
 )
 from smile.v1 import resources_pb2, trainer_pb2
+from tests.unit.accounting_values import ACCOUNTING_PAIRS, COUNTS, DAYS, LIMITS, USES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COUNT = st.integers(0, 2**31 - 1)
@@ -214,8 +215,13 @@ USAGES = st.builds(
     BIG,
     BIG,
     BIG,
-    st.lists(st.builds(r.VplmUsage, TEXT, BIG, BIG, BIG, BIG), max_size=3).map(tuple),
+    st.lists(st.builds(r.VplmUsage, TEXT, BIG, BIG, BIG, BIG, COUNTS, TEXT, BIG), max_size=3).map(
+        tuple
+    ),
     TEXT,
+    st.lists(USES, max_size=3).map(tuple),
+    st.lists(TEXT, max_size=3).map(tuple),
+    st.lists(DAYS, max_size=3).map(tuple),
 )
 STATS = st.builds(
     r.ProcessorStats,
@@ -231,6 +237,7 @@ STATS = st.builds(
 )
 
 PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[..., Any]]] = {
+    **ACCOUNTING_PAIRS,
     "backbone": (
         st.builds(r.Backbone, TEXT, TEXT, TEXT, SHAPES),
         codec.backbone_to_pb,
@@ -253,7 +260,7 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[
     "version": (VERSIONS, codec.version_to_pb, codec.version_from_pb),
     "dataset": (DATASETS, codec.dataset_to_pb, codec.dataset_from_pb),
     "tenant": (
-        st.builds(r.Tenant, TEXT, TEXT, TIME, BIG),
+        st.builds(r.Tenant, TEXT, TEXT, TIME, BIG, LIMITS),
         codec.tenant_to_pb,
         codec.tenant_from_pb,
     ),

@@ -96,7 +96,7 @@ async def _gathered(
 
 
 def _wanted(request: accounting_pb2.SetLimitsRequest) -> dict[Limit, int | None]:
-    wanted = codec.limits_from_pb(request.limits)
+    wanted = codec.limits_of(request.limits)
     if len(wanted) < len(request.limits):
         raise InvalidArgument("a limit is set twice in one request", reason="LIMIT_REPEATED")
     return wanted

@@ -17,6 +17,7 @@ from tests.faults.proxy import Mishap
 from tests.faults.remote import REMOTE, at_every_request, remote_storage, s3_server
 from tests.faults.replicas import ONCE, stopped_replicas
 from tests.faults.storing import WHOLE, at_every_step, storage
+from tests.faults.sweeping import YOUNG, wrong_sweeps
 from tests.faults.tally import Selection, Tally
 from tests.faults.training import ONE_RESULT, Trouble
 
@@ -84,6 +85,10 @@ async def _killed_over_s3(on: Ground, selection: Selection, tally: Tally) -> Non
 
 async def _stopped_replicas(on: Ground, selection: Selection, tally: Tally) -> None:
     await stopped_replicas(on.nursery, on.port, selection, tally)
+
+
+async def _wrong_sweeps(on: Ground, selection: Selection, tally: Tally) -> None:
+    await wrong_sweeps(on.nursery, on.port, selection, tally)
 
 
 async def _full_disk(on: Ground, selection: Selection, tally: Tally) -> None:
@@ -155,5 +160,6 @@ SCENARIOS: dict[str, Scenario] = {
     "redis-wiped": Scenario(ONE_RESULT, "Redis loses all", _redis_wiped),
     "redis-full": Scenario(ONE_RESULT, "Redis is full (noeviction)", _redis_full),
     "redis-down": Scenario(ONE_RESULT, "Redis is down", _redis_down),
+    "sweeper-clock": Scenario(YOUNG, "a sweeping replica's clock is ahead", _wrong_sweeps),
     "clocks": Scenario(ONE_RESULT, "wall clocks jump by 2 days", _training(training.wrong_clocks)),
 }

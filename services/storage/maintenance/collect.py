@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from services.storage import keys
-from services.storage.maintenance.listing import info_of
+from services.storage.maintenance.listing import info_of, store_time
 from services.storage.maintenance.places import Place, PlaceKind, place_of
 from services.storage.maintenance.references import References
 from services.storage.maintenance.work import Work
 from services.storage.quota import every_object
-from services.storage.records import now
 from smile.errors import DataCorrupted, NotFound
 from smile.maintenance import Action, Finding, FindingKind, MaintenanceEvent, Severity
 from smile.names import TenantId, VplmName
@@ -61,10 +60,12 @@ class Collector:
         self._dry_run = dry_run
         self._thorough = thorough
         self._aside_prefix = f"{keys.QUARANTINE}{uuid.uuid4().hex}/"
+        self._began = datetime.min.replace(tzinfo=UTC)  # by the store's clock
 
     async def collect(self) -> AsyncIterator[MaintenanceEvent]:
         """Collect once; the last event is the summary."""
         work = Work()
+        self._began = await store_time(self._store)
         async for _ in self._aside(work):
             for event in work.drain():
                 yield event
@@ -171,7 +172,7 @@ class Collector:
         return found is not None and (found.modified, found.size) != (seen.modified, seen.size)
 
     def _old(self, info: ObjectInfo) -> bool:
-        return now() - info.modified >= self._grace
+        return self._began - info.modified >= self._grace
 
 
 def _place_before(key: str) -> str:

@@ -1,0 +1,88 @@
+"""A replica whose clock is days ahead sweeps while another is amid a request."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass
+
+from smile.errors import SmileError
+from tests.faults.failpoints import Blow
+from tests.faults.processes import Child, Nursery, until
+from tests.faults.remote import remote_storage
+from tests.faults.storing import Storage, compared, everything_told, kind_of, repeated, steps_of
+from tests.faults.tally import Selection, Tally
+
+YOUNG = "what is being stored is not swept away, however wrong a replica's clock is"
+AHEAD_S = 30 * 86_400.0  # more than any grace period
+MAKING = (
+    "create a vPLM",
+    "create over a deleted one",
+    "upload a version",
+    "upload a dataset",
+    "record a job",
+    "keep a checkpoint",
+)
+SWEPT = '"event": "swept"'
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeping:
+    """A replica that makes things, and one that sweeps, all the time, by a wrong clock."""
+
+    here: Storage
+    sweeper: Child
+
+    async def sweeps(self) -> None:
+        """Waits for a whole sweep that begins after this."""
+        seen = self._count()
+        await until(lambda: self._count() >= seen + 2, "a sweep")
+
+    def _count(self) -> int:
+        return self.sweeper.log.read_text().count(SWEPT)
+
+
+async def wrong_sweeps(nursery: Nursery, port: int, selection: Selection, tally: Tally) -> None:
+    """At the selected steps of everything that makes something."""
+    began = time.monotonic()
+    for operation in selection.among(list(MAKING), "sweeps"):
+        async with remote_storage(nursery, port) as (here, _):
+            sweeper = here.another()
+            sweeper.settings |= {"SMILE_STORAGE_SWEEP_EVERY_S": "1", "SMILE_LOG_LEVEL": "info"}
+            sweeper.points.clock_s = AHEAD_S
+            await sweeper.start()
+            try:
+                count = await steps_of(here, operation, Blow.COUNT)
+                for at in selection.of(count, f"sweep {operation}"):
+                    await _swept(Sweeping(here, sweeper), operation, tally, at)
+                await everything_told(here, tally)
+            finally:
+                await sweeper.close()
+    tally.seconds += time.monotonic() - began
+
+
+async def _swept(pair: Sweeping, operation: str, tally: Tally, at: int) -> None:
+    here, child = pair.here, pair.here.child
+    change = await here.fresh(operation)
+    before = here.judged()
+    child.points.arm(Blow.STOP, at)
+    first = asyncio.ensure_future(change.send(here.world))
+    await until(lambda: child.stopped or first.done(), "the replica to halt")
+    if first.done():
+        child.points.disarm()
+        await first
+        return
+    step = child.points.steps()[at - 1]
+    where = f"{operation}, swept at step {at} ({step})"
+    tally.faults += 1
+    tally.steps[f"{operation}: {kind_of(step)}"] += 1
+    await pair.sweeps()
+    halted = here.judged()
+    child.points.disarm()
+    child.send(signal.SIGCONT)
+    try:
+        await first
+    except SmileError:
+        await repeated(here, change, tally, where)
+    compared(tally, where, (before, halted, here.judged()))

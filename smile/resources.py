@@ -428,6 +428,11 @@ class ProcessorStats:
     loop_lag_seconds_max: float = 0.0
     prediction_ratio_mean: float = 0.0
     processors_rented: int = 0
+    ngrams_total: int = 0
+    ngrams_found_total: int = 0
+    ngram_rows_computed_total: int = 0
+    ngram_rows: int = 0
+    ngram_rows_bytes: int = 0
     requests_by_outcome: Mapping[str, int] = field(default_factory=dict)
     batches_by_close: Mapping[str, int] = field(default_factory=dict)
     latencies: tuple[ClassLatency, ...] = ()

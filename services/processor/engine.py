@@ -16,7 +16,8 @@ import torch
 
 from services.processor.lanes.trace import Facts, Lane, Trace
 from services.processor.materialize.learning import Heard, LiveRows
-from services.processor.materialize.standin import StandIn, StandInLevel
+from services.processor.materialize.level import StandInLevel
+from services.processor.materialize.standin import StandIn
 from services.processor.options import EngineOptions, Precision
 from services.processor.requests import Batch, Computed, FloatArray, Materialized, Track
 from smile.errors import DataCorrupted, FailedPrecondition, SmileError

@@ -23,6 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from services.processor.lanes.dispatch import TierLevel
+from services.processor.materialize.level import StandInLevel
 from services.processor.stats import Counters, Gauges, Histogram
 from smile.logs import get_logger
 from smile.rpc.freshness import Lookup
@@ -51,6 +52,7 @@ class ProcessorCollector(Collector):
         yield from _batches(counters)
         yield from _memory(counters, gauges)
         yield from _levels(counters, gauges)
+        yield from _stand_ins(gauges.stand_ins)
 
 
 def _requests(counters: Counters) -> Iterator[Metric]:
@@ -114,6 +116,14 @@ def _levels(counters: Counters, gauges: Gauges) -> Iterator[Metric]:
     lookups = {str(each): gauges.lookups.get(each, 0) for each in Lookup}
     yield _counts("lookups", help_, "lookup", lookups)
     yield _histogram("loop_lag_seconds", "The event loop was late.", {"": counters.lag})
+
+
+def _stand_ins(level: StandInLevel) -> Iterator[Metric]:
+    yield _counter("ngrams", "N-grams of materialised texts.", level.ngrams)
+    yield _counter("ngrams_found", "Those that had a row.", level.found)
+    yield _counter("ngram_rows_computed", "Rows computed for the others.", level.computed)
+    yield _gauge("ngram_rows", "Rows at hand.", level.rows)
+    yield _gauge("ngram_rows_bytes", "What they take.", level.table_bytes)
 
 
 def _counter(name: str, help_: str, value: float) -> Metric:

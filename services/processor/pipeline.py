@@ -24,6 +24,7 @@ from services.processor.lanes.gate import Gate
 from services.processor.lanes.gathering import Gathering
 from services.processor.lanes.sequence import Turnstile
 from services.processor.lanes.trace import Facts, Gauge, Lane, Trace
+from services.processor.materialize.level import StandInLevel
 from services.processor.memory.demand import Demand, LoadTime
 from services.processor.memory.loader import Loader
 from services.processor.metering import ProcessorMeter
@@ -84,6 +85,7 @@ class Engine(Protocol):
     def tokens_packed(self) -> int: ...
     def tokenizer(self, backbone: str) -> TextTokenizer: ...
     def check(self, spec: ModuleSpec, exactness: Exactness) -> None: ...
+    def level(self) -> StandInLevel: ...
     def shape(self, backbone: str) -> BackboneShape: ...
 
 
@@ -208,6 +210,7 @@ class Pipeline(Generic[Module]):
             padding_share=padding / max(engine.tokens_packed, 1),
             feed_live=self._parts.resolver.freshness.live,
             lookups=dict(self._parts.resolver.freshness.lookups),
+            stand_ins=engine.level(),
         )
 
     def stats(self) -> ProcessorStats:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from services.processor.lanes.device import Report
 from services.processor.lanes.dispatch import Level, TierLevel, Work
+from services.processor.materialize.level import StandInLevel
 from smile.errors import Internal, SmileError
 from smile.names import BackboneName
 from smile.resources import ClassLatency, ProcessorStats, Timings
@@ -99,6 +100,7 @@ class Gauges:
         refusals: The same by reason.
         feed_live: Whether storage tells of changes, so that answers are remembered for long.
         lookups: Names and keys looked up since start.
+        stand_ins: What was looked up in place of lower layers.
     """
 
     level: Level
@@ -111,6 +113,7 @@ class Gauges:
     padding_share: float
     feed_live: bool
     lookups: Mapping[Lookup, int]
+    stand_ins: StandInLevel
 
 
 @dataclass(slots=True)
@@ -222,6 +225,11 @@ class Counters:
             loop_lag_seconds_max=self.lag_s_max,
             prediction_ratio_mean=self.ratio.mean,
             processors_rented=gauges.rented,
+            ngrams_total=gauges.stand_ins.ngrams,
+            ngrams_found_total=gauges.stand_ins.found,
+            ngram_rows_computed_total=gauges.stand_ins.computed,
+            ngram_rows=gauges.stand_ins.rows,
+            ngram_rows_bytes=gauges.stand_ins.table_bytes,
             requests_by_outcome=dict(self.outcomes),
             batches_by_close=dict(self.closes),
             latencies=tuple(

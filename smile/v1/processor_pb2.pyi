@@ -948,6 +948,11 @@ class ProcessorStats(_message.Message):
     REQUESTS_BY_OUTCOME_FIELD_NUMBER: _builtins.int
     BATCHES_BY_CLOSE_FIELD_NUMBER: _builtins.int
     LATENCIES_FIELD_NUMBER: _builtins.int
+    NGRAMS_TOTAL_FIELD_NUMBER: _builtins.int
+    NGRAMS_FOUND_TOTAL_FIELD_NUMBER: _builtins.int
+    NGRAM_ROWS_COMPUTED_TOTAL_FIELD_NUMBER: _builtins.int
+    NGRAM_ROWS_FIELD_NUMBER: _builtins.int
+    NGRAM_ROWS_BYTES_FIELD_NUMBER: _builtins.int
     queue_texts: _builtins.int
     """Texts waiting now, and the limit."""
     queue_texts_max: _builtins.int
@@ -994,6 +999,13 @@ class ProcessorStats(_message.Message):
     """Mean of the seconds that batches took over those predicted."""
     processors_rented: _builtins.int
     """Processors that are rented now, of all tenants."""
+    ngrams_total: _builtins.int
+    """N-grams that materialised texts asked for since start, those that were found, and rows computed for the others."""
+    ngrams_found_total: _builtins.int
+    ngram_rows_computed_total: _builtins.int
+    ngram_rows: _builtins.int
+    """Rows of n-grams at hand now, and their bytes."""
+    ngram_rows_bytes: _builtins.int
     @_builtins.property
     def backbones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`backbones/{backbone}` this processor serves."""
@@ -1048,10 +1060,15 @@ class ProcessorStats(_message.Message):
         requests_by_outcome: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         batches_by_close: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         latencies: _abc.Iterable[Global___ClassLatency] | None = ...,
+        ngrams_total: _builtins.int = ...,
+        ngrams_found_total: _builtins.int = ...,
+        ngram_rows_computed_total: _builtins.int = ...,
+        ngram_rows: _builtins.int = ...,
+        ngram_rows_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbones", b"backbones", "batch_texts_mean", b"batch_texts_mean", "batch_tokens_mean", b"batch_tokens_mean", "batch_vplms_mean", b"batch_vplms_mean", "batches_by_close", b"batches_by_close", "batches_total", b"batches_total", "compute_seconds_total", b"compute_seconds_total", "device_bytes", b"device_bytes", "device_bytes_max", b"device_bytes_max", "device_evictions_total", b"device_evictions_total", "device_hits_total", b"device_hits_total", "device_loads_total", b"device_loads_total", "device_modules", b"device_modules", "latencies", b"latencies", "load_seconds_mean", b"load_seconds_mean", "loop_lag_seconds_max", b"loop_lag_seconds_max", "module_evictions_total", b"module_evictions_total", "module_hits_total", b"module_hits_total", "module_loads_total", b"module_loads_total", "module_misses_total", b"module_misses_total", "module_unloads_total", b"module_unloads_total", "modules_bytes", b"modules_bytes", "modules_bytes_max", b"modules_bytes_max", "modules_resident", b"modules_resident", "padding_share", b"padding_share", "prediction_ratio_mean", b"prediction_ratio_mean", "prepare_seconds_total", b"prepare_seconds_total", "processors_rented", b"processors_rented", "queue_seconds_mean", b"queue_seconds_mean", "queue_texts", b"queue_texts", "queue_texts_max", b"queue_texts_max", "requests_by_outcome", b"requests_by_outcome", "requests_refused_total", b"requests_refused_total", "requests_total", b"requests_total", "texts_total", b"texts_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbones", b"backbones", "batch_texts_mean", b"batch_texts_mean", "batch_tokens_mean", b"batch_tokens_mean", "batch_vplms_mean", b"batch_vplms_mean", "batches_by_close", b"batches_by_close", "batches_total", b"batches_total", "compute_seconds_total", b"compute_seconds_total", "device_bytes", b"device_bytes", "device_bytes_max", b"device_bytes_max", "device_evictions_total", b"device_evictions_total", "device_hits_total", b"device_hits_total", "device_loads_total", b"device_loads_total", "device_modules", b"device_modules", "latencies", b"latencies", "load_seconds_mean", b"load_seconds_mean", "loop_lag_seconds_max", b"loop_lag_seconds_max", "module_evictions_total", b"module_evictions_total", "module_hits_total", b"module_hits_total", "module_loads_total", b"module_loads_total", "module_misses_total", b"module_misses_total", "module_unloads_total", b"module_unloads_total", "modules_bytes", b"modules_bytes", "modules_bytes_max", b"modules_bytes_max", "modules_resident", b"modules_resident", "ngram_rows", b"ngram_rows", "ngram_rows_bytes", b"ngram_rows_bytes", "ngram_rows_computed_total", b"ngram_rows_computed_total", "ngrams_found_total", b"ngrams_found_total", "ngrams_total", b"ngrams_total", "padding_share", b"padding_share", "prediction_ratio_mean", b"prediction_ratio_mean", "prepare_seconds_total", b"prepare_seconds_total", "processors_rented", b"processors_rented", "queue_seconds_mean", b"queue_seconds_mean", "queue_texts", b"queue_texts", "queue_texts_max", b"queue_texts_max", "requests_by_outcome", b"requests_by_outcome", "requests_refused_total", b"requests_refused_total", "requests_total", b"requests_total", "texts_total", b"texts_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -176,3 +176,21 @@ async def test_a_table_that_cannot_be_used_costs_time_alone(
             assert result.materialization is not None and result.materialization.found == 0
             check(world, encoder, version.name, SEEN[0], result.predictions[0])
             assert (await world.infer("acme", name, [SEEN[0]])).exactness is Exactness.EXACT
+
+
+async def test_stats_tell_what_was_found(world: World) -> None:
+    world.add("acme", "counted")
+    before = world.stats
+    assert before.ngram_rows > 0 and before.ngram_rows_bytes > 0
+    name = "tenants/acme/vplms/counted"
+    seen = await world.infer("acme", name, [SEEN[0]], exactness=MATERIALIZED)
+    between = world.stats
+    tokens = seen.predictions[0].token_count
+    assert between.ngrams_total - before.ngrams_total == tokens
+    assert between.ngrams_found_total - before.ngrams_found_total == tokens
+    assert between.ngram_rows_computed_total == before.ngram_rows_computed_total
+    await world.infer("acme", name, [UNSEEN[0], UNSEEN[0]], exactness=MATERIALIZED)
+    after = world.stats
+    assert after.ngram_rows_computed_total > between.ngram_rows_computed_total
+    await world.infer("acme", name, [SEEN[0]])
+    assert world.stats.ngrams_total == after.ngrams_total

@@ -25,7 +25,8 @@ NAMES = {
     *("prediction_ratio", "module_hits", "module_misses", "module_loads", "module_loaded_bytes"),
     *("module_evictions", "modules", "modules_bytes", "modules_bytes_max", "module_unloads"),
     *("load_seconds", "admission_refusals", "queue_texts", "queue_texts_max", "rented"),
-    *("padding_share", "loop_lag_seconds", "feed_live", "lookups"),
+    *("padding_share", "loop_lag_seconds", "feed_live", "lookups", "ngrams", "ngrams_found"),
+    *("ngram_rows_computed", "ngram_rows", "ngram_rows_bytes"),
 }
 
 

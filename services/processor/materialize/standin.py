@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.processor.materialize.level import StandInLevel
 from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.kernels import Kernels
@@ -24,34 +25,6 @@ from smile.model.skip.serving import ServingEncoder
 from smile.model.specs import PetSpec
 from smile.representations.manifest import Origin
 from smile.resources import Materialization
-
-
-@dataclass(frozen=True, slots=True)
-class StandInLevel:
-    """What was looked up since start, and what there is to be found.
-
-    Attributes:
-        ngrams: Asked, equal texts of a batch once.
-        found: Those that had a row.
-        computed: Rows computed for the others, equal ones of a batch once.
-        rows: At hand now.
-        table_bytes: What they take.
-    """
-
-    ngrams: int = 0
-    found: int = 0
-    computed: int = 0
-    rows: int = 0
-    table_bytes: int = 0
-
-    def __add__(self, other: StandInLevel) -> StandInLevel:
-        return StandInLevel(
-            self.ngrams + other.ngrams,
-            self.found + other.found,
-            self.computed + other.computed,
-            self.rows + other.rows,
-            self.table_bytes + other.table_bytes,
-        )
 
 
 class RowSource(Protocol):

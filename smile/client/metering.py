@@ -196,7 +196,10 @@ class Meter:
             now = self._now()
             left_s = (day_end(now.date()) - now).total_seconds()
             await asyncio.sleep(min(self._options.every_s, max(left_s, 0.0) + 0.001))
-            await self.report()
+            try:
+                await self.report()
+            except Exception:  # a fault of ours must not end the counting
+                get_logger().exception("reporting usage failed")
 
     async def close(self) -> None:
         """Report what is left, if storage is there to take it."""

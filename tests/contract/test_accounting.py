@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -12,11 +14,11 @@ from typer.testing import CliRunner
 
 import smile
 from services.trainer.metering import Allowances
-from smile.accounting import NO_LIMIT, Limit
+from smile.accounting import NO_LIMIT, Limit, LimitUse
 from smile.cli.app import build
 from smile.client.bookkeeping import Books
-from smile.client.metering import Meter, MeterOptions
-from smile.errors import InvalidArgument, NotFound, PermissionDenied, QuotaExceeded
+from smile.client.metering import Meter, MeterOptions, UsageReport
+from smile.errors import InvalidArgument, NotFound, PermissionDenied, QuotaExceeded, Unavailable
 from smile.rpc.channel import ServiceCredential, build_channel
 from smile.v1 import accounting_pb2 as pb
 from smile.v1 import storage_pb2
@@ -139,6 +141,35 @@ async def test_a_long_report_goes_in_parts_and_counts_whole() -> None:
         (page,) = await world.call("AccountingService.ListUsage", request, world.operator)
         assert [tenant.counts.requests for tenant in page.tenants] == [40] * 60
         assert page.days[0].counts.requests == 2400
+
+
+async def test_a_storage_that_is_not_there_takes_nothing_and_nothing_is_lost() -> None:
+    async with storage_world() as world:
+        credentials = ServiceCredential(world.service)
+        async with (
+            build_channel("127.0.0.1:1", credentials=credentials) as nowhere,
+            build_channel(world.address, credentials=credentials) as channel,
+        ):
+            away = Books(nowhere)
+            with pytest.raises(Unavailable):
+                await away.report(UsageReport("c" * 32, date.fromisoformat(today()), [], ["acme"]))
+            books = Moving(away)
+            meter = Meter(books, OPTIONS)
+            meter.tally(meter.account("acme"), "topics").requests += 3
+            await meter.report()
+            books.where = Books(channel)
+            await meter.report()
+        assert (await usage(world, first_day=today())).days[0].counts.requests == 3
+
+
+@dataclass
+class Moving:
+    """Accounts that are first here and then there."""
+
+    where: Books
+
+    async def report(self, report: UsageReport) -> Mapping[str, tuple[LimitUse, ...]]:
+        return await self.where.report(report)
 
 
 async def _served(platform: Platform) -> None:

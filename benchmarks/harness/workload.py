@@ -30,7 +30,7 @@ def sentences() -> tuple[str, ...]:
     """
     news = load_news()
     found = itertools.chain.from_iterable(
-        _sentences(document.text) for document in (*news.train, *news.held_out)
+        sentences_of(document.text) for document in (*news.train, *news.held_out)
     )
     unique = list(dict.fromkeys(found))
     order = np.random.default_rng(0).permutation(len(unique))
@@ -43,7 +43,7 @@ def texts(count: int, *, start: int = 0) -> tuple[str, ...]:
     return tuple(corpus[(start + number) % len(corpus)] for number in range(count))
 
 
-def _sentences(text: str) -> list[str]:
+def sentences_of(text: str) -> list[str]:
     """The whole sentences of a text; what stands after the last full stop is cut off."""
     parts = re.split(r"(?<=[.!?])\s+(?=[A-Z\"'(])", text)
     return [part for part in parts if part[-1:] in ".!?" and len(part.split()) >= WORDS_MIN]

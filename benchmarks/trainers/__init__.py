@@ -1,0 +1,1 @@
+"""Programs that train one classifier each, for `benchmarks.training`."""

@@ -7,6 +7,7 @@ import importlib
 import typer
 
 MODULES = (
+    "smile.cli.backbones",
     "smile.cli.vplms",
     "smile.cli.datasets",
     "smile.cli.training",

@@ -78,7 +78,6 @@ class VplmTexts:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command("backbones")(command(backbones))
     app.command("create")(command(create))
     app.command("list")(command(list_))
     app.command("show")(command(show))

@@ -24,10 +24,11 @@ from smile.logs import get_logger
 from smile.model.kernels.build import Loaded, Places, load
 from smile.model.kernels.dense import DenseKernels, TorchDense
 from smile.model.kernels.grouped import GroupedKernels, TorchGrouped
+from smile.model.kernels.local_encoder import LocalKernels, NativeLocal, TorchLocal
 from smile.model.kernels.merge import MergeKernels, NativeMerge, TorchMerge
 from smile.model.kernels.native_dense import NativeDense
 from smile.model.kernels.native_grouped import NativeGrouped
-from smile.model.kernels.tape import AtOnce, Library, Tape
+from smile.model.kernels.tape import AtOnce, Calls, Library, Tape
 from smile.model.kernels.workspace import NO_ROOM, Room, Workspaces
 
 NICENESS = 10  # of threads that give way in Python, too: a tenth of what others want
@@ -58,6 +59,7 @@ class Kernels:
         dense: For every text.
         grouped: For the rows of many modules.
         merge: For rows of n-grams, in place of the lower layers.
+        local: For computing such rows, and states from them.
         room: Where results go that the pass alone reads.
         native: None where calls run at once and cannot wait.
     """
@@ -65,6 +67,7 @@ class Kernels:
     dense: DenseKernels
     grouped: GroupedKernels
     merge: MergeKernels
+    local: LocalKernels
     room: Room = NO_ROOM
     native: Native | None = None
 
@@ -83,7 +86,7 @@ class Kernels:
             return
         with self.native.workspaces.borrowed() as room:
             tape = Tape(self.native.entries)
-            yield Kernels(NativeDense(tape), NativeGrouped(tape), NativeMerge(tape), room)
+            yield _native(tape, room)
             tape.run()
 
     def give_way(self) -> None:
@@ -98,7 +101,7 @@ class Kernels:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-EAGER = Kernels(TorchDense(), TorchGrouped(), TorchMerge())
+EAGER = Kernels(TorchDense(), TorchGrouped(), TorchMerge(), TorchLocal())
 
 
 def kernels_for(
@@ -121,12 +124,24 @@ def kernels_for(
         library = Library(loaded.handle)
         calls = AtOnce(library)
         native = Native(library, Workspaces())
-        return Kernels(NativeDense(calls), NativeGrouped(calls), NativeMerge(calls), native=native)
+        return _native(calls, native=native)
     if choice is KernelChoice.NATIVE:
         raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
     if why is None:
         _log_once(loaded)
     return EAGER
+
+
+def _native(calls: Calls, room: Room = NO_ROOM, native: Native | None = None) -> Kernels:
+    """All kernels, putting their calls in one place."""
+    return Kernels(
+        NativeDense(calls),
+        NativeGrouped(calls),
+        NativeMerge(calls),
+        NativeLocal(calls),
+        room,
+        native,
+    )
 
 
 def _unsuited(device: torch.device, dtype: torch.dtype) -> str | None:

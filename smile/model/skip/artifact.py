@@ -39,6 +39,7 @@ class EncoderFacts:
         backbone: Name of the backbone it was distilled from.
         backbone_digest: Of the very backbone whose upper layers it feeds.
         corpus_digest: Of the texts it saw; empty if it saw none.
+        parent: Digest of the encoder that it began as; empty if it began with random numbers.
         texts, tokens: How many it saw once an epoch.
         seconds: How long distillation took.
         measures: How close it came, by name.
@@ -51,6 +52,7 @@ class EncoderFacts:
     epochs: int = 0
     corpus: str = ""
     corpus_digest: str = ""
+    parent: str = ""
     texts: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -166,7 +168,7 @@ def _facts(stated: object) -> EncoderFacts:
         form = EncoderForm(**{k: _whole(v) for k, v in dict(stated.pop("form")).items()})
         measures = {str(k): float(v) for k, v in dict(stated.pop("measures")).items()}
         facts = EncoderFacts(form=form, measures=measures, **stated)
-        for name in ("backbone", "backbone_digest", "corpus", "corpus_digest"):
+        for name in ("backbone", "backbone_digest", "corpus", "corpus_digest", "parent"):
             if not isinstance(getattr(facts, name), str):
                 raise TypeError(f"{name} must be a text")
         for name in ("seed", "epochs", "texts", "tokens"):

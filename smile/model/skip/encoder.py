@@ -5,7 +5,8 @@
     last    row = L m + c                                          three views of H numbers
 
     merge   x[i] = LayerNorm(centre(i) + left(i + 1) + right(i - 1) + position[i] + segment)
-    after   state[i] = LayerNorm(x[i] + O gelu(I x[i] + d) + f)
+    after   g[i] = gelu(I x[i] + d), whose last `context` numbers become their mean over the text
+            state[i] = LayerNorm(x[i] + O g[i] + f)
 
 where centre(i) is what the trigram around token i says of token i, left(i + 1) what the trigram
 around the next token says of its left one, and so on; neighbours outside a text say nothing. Merge
@@ -52,8 +53,8 @@ class LocalEncoder(nn.Module):
         self.last = nn.Linear(form.middle, form.row)
         epsilon = backbone.embeddings.norm.epsilon
         self.merge_norm = nn.LayerNorm(form.hidden, epsilon)
-        self.after_in = nn.Linear(form.hidden, form.after)
-        self.after_out = nn.Linear(form.after, form.hidden)
+        self.after_in = nn.Linear(form.hidden, form.inner)
+        self.after_out = nn.Linear(form.inner, form.hidden)
         self.after_norm = nn.LayerNorm(form.hidden, epsilon)
 
     @classmethod
@@ -93,7 +94,7 @@ class LocalEncoder(nn.Module):
 
     def merge(self, rows: Tensor, packed: PackedTokens) -> Tensor:
         """Every token's own row [tokens, 3 H] to states at the boundary [tokens, H]."""
-        return self.after(self.merged(rows, packed))
+        return self.after(self.merged(rows, packed), packed)
 
     def merged(self, rows: Tensor, packed: PackedTokens) -> Tensor:
         """Every token's own row [tokens, 3 H] to [tokens, H]; see x in the module's docstring."""
@@ -108,9 +109,15 @@ class LocalEncoder(nn.Module):
         normed: Tensor = self.merge_norm(centre + from_next + from_last + place + tables.segment[0])
         return normed
 
-    def after(self, x: Tensor) -> Tensor:
-        """[tokens, H] to [tokens, H], each token by itself."""
-        states: Tensor = self.after_norm(x + self.after_out(functional.gelu(self.after_in(x))))
+    def after(self, x: Tensor, packed: PackedTokens) -> Tensor:
+        """Merged and normed views [tokens, H] to states at the boundary [tokens, H]."""
+        inner = functional.gelu(self.after_in(x))
+        own, shared = inner.split([self.form.after, self.form.context], dim=1)
+        lengths = (packed.offsets[1:] - packed.offsets[:-1]).float()
+        sums = x.new_zeros(len(packed.lengths), self.form.context)
+        means = sums.index_add(0, packed.texts, shared.float()) / lengths[:, None]
+        inner = torch.cat([own, means.to(inner.dtype).index_select(0, packed.texts)], dim=1)
+        states: Tensor = self.after_norm(x + self.after_out(inner))
         return states
 
     def forward(self, packed: PackedTokens) -> Tensor:

@@ -31,6 +31,7 @@ class EncoderForm:
         first: Width of the sum of the three words' own parts.
         middle: Width of the layer after it.
         after: Inner width of the network that each merged token goes through.
+        context: So much of that inner layer comes besides as a mean over the text's tokens.
 
     Raises:
         InvalidArgument: a number is out of range.
@@ -41,19 +42,27 @@ class EncoderForm:
     first: int
     middle: int
     after: int
+    context: int = 0
 
     def __post_init__(self) -> None:
         if self.boundary < 1:
             raise InvalidArgument(f"boundary must be at least 1, got {self.boundary}")
-        for name in ("hidden", "first", "middle", "after"):
-            width = getattr(self, name)
-            if not 1 <= width <= WIDTH_MAX:
-                raise InvalidArgument(f"{name} must be between 1 and {WIDTH_MAX}, got {width}")
+        for name in ("hidden", "first", "middle", "after", "context"):
+            width, least = getattr(self, name), 0 if name == "context" else 1
+            if not least <= width <= WIDTH_MAX:
+                raise InvalidArgument(
+                    f"{name} must be between {least} and {WIDTH_MAX}, got {width}"
+                )
 
     @property
     def row(self) -> int:
         """Numbers in a row: three views of H."""
         return VIEWS * self.hidden
+
+    @property
+    def inner(self) -> int:
+        """Width of the inner layer of the network behind the merge."""
+        return self.after + self.context
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name; a matrix is [outputs, inputs].
@@ -66,8 +75,8 @@ class EncoderForm:
             **_dense(MIDDLE, self.middle, self.first),
             **_dense(LAST, self.row, self.middle),
             **_norm(MERGE_NORM, hidden),
-            **_dense(AFTER_IN, self.after, hidden),
-            **_dense(AFTER_OUT, hidden, self.after),
+            **_dense(AFTER_IN, self.inner, hidden),
+            **_dense(AFTER_OUT, hidden, self.inner),
             **_norm(AFTER_NORM, hidden),
         }
 

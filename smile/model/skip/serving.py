@@ -3,6 +3,9 @@
 Weights are float32 or bfloat16, sums are always float32. A row depends on its trigram alone to the
 bit, whatever it is computed beside: kernels take every row's sums in one order. So a row that was
 looked up is the row that would have been computed, given the same precision and kernels.
+
+The first layer is a sum of what each of three words adds by itself. That is computed for the whole
+vocabulary at load, unless it is too large, so a row costs the two other layers.
 """
 
 from __future__ import annotations
@@ -17,9 +20,14 @@ from smile.model.kernels import Kernels
 from smile.model.kernels.activation import Activation
 from smile.model.kernels.dense import NormWeights
 from smile.model.kernels.linear import Linear
+from smile.model.kernels.workspace import Slot
+from smile.model.packing import PackedTokens
 from smile.model.skip import form as names
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import VIEWS, EncoderForm
+
+PARTS_MAX = 128 * 1024 * 1024  # numbers in the words' parts; beyond, they are computed for each row
+PARTS_BATCH = 2_048  # words
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,9 @@ class ServingEncoder:
         position_offset: The row of a text's first position.
         merge_norm: LayerNorm of the merged views, in float32.
         outside: The token id of neighbours outside a text.
+        parts: [vocab, 3 W], what each word adds to the first layer as left, centre and right word;
+            None: `first` is a product of the three words side by side.
+        first_bias: [W] float32.
     """
 
     form: EncoderForm
@@ -43,6 +54,8 @@ class ServingEncoder:
     outside: int
     merge_norm: NormWeights
     first: Linear
+    parts: Tensor | None
+    first_bias: Tensor
     middle: Linear
     last: Linear
     after_in: Linear
@@ -67,15 +80,18 @@ class ServingEncoder:
             return LayerNorm(weight.to(device, copy=True), bias.to(device, copy=True), epsilon)
 
         tables = encoder.embeddings
+        words = tables.word.to(device, dtype)
         return cls(
             form=encoder.form,
-            words=tables.word.to(device, dtype),
+            words=words,
             position=tables.position.to(device, dtype),
             segment=tables.segment.to(device, dtype),
             position_offset=tables.position_offset,
             outside=encoder.outside,
             merge_norm=norm(names.MERGE_NORM),
             first=packed(names.FIRST),
+            parts=_parts(tensors[f"{names.FIRST}.weight"], words, kernels),
+            first_bias=tensors[f"{names.FIRST}.bias"].to(device, copy=True),
             middle=packed(names.MIDDLE),
             last=packed(names.LAST),
             after_in=packed(names.AFTER_IN),
@@ -98,17 +114,43 @@ class ServingEncoder:
 
         Each is three views of H: what the trigram says of its left, centre and right token.
         """
-        dense = self.kernels.dense
-        tokens = ngrams.reshape(-1).contiguous()
-        words = dense.select(self.words, tokens)  # [3 n, H], which lie as [n, 3 H]
-        x = words.view(ngrams.shape[0], VIEWS * self.form.hidden)
-        x = dense.linear(x, self.first, Activation.GELU)
-        x = dense.linear(x, self.middle, Activation.GELU)
-        return dense.linear(x, self.last)
+        dense, room = self.kernels.dense, self.kernels.room
+        ngrams = ngrams.contiguous()
+        count = ngrams.shape[0]
+        wide = room.take(Slot.WIDE, count, self.form.first, self.dtype)
+        if self.parts is None:
+            words = dense.select(self.words, ngrams.view(-1))  # [3 n, H], which lie as [n, 3 H]
+            x = words.view(count, VIEWS * self.form.hidden)
+            x = dense.linear(x, self.first, Activation.GELU, wide)
+        else:
+            local = self.kernels.local
+            x = local.sum_words(ngrams, self.parts, self.first_bias, Activation.GELU, wide)
+        middle = room.take(Slot.QKV, count, self.form.middle, self.dtype)
+        return dense.linear(dense.linear(x, self.middle, Activation.GELU, middle), self.last)
 
-    def after(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def after(self, x: Tensor, packed: PackedTokens, out: Tensor | None = None) -> Tensor:
         """Merged and normed views [tokens, H] to states at the boundary [tokens, H]."""
-        dense = self.kernels.dense
-        y = dense.linear(x, self.after_in, Activation.GELU)
-        y = dense.linear(y, self.after_out)
+        dense, room, form = self.kernels.dense, self.kernels.room, self.form
+        wide = room.take(Slot.WIDE, packed.tokens, form.inner, self.dtype)
+        inner = dense.linear(x, self.after_in, Activation.GELU, wide)
+        if form.context:
+            self.kernels.local.mean_texts_(inner[:, form.after :], packed)
+        y = room.take(Slot.OUTPUT, packed.tokens, form.hidden, self.dtype)
+        y = dense.linear(inner, self.after_out, out=y)
         return dense.add_norm(y, x, self.after_norm, out)
+
+
+def _parts(weight: Tensor, words: Tensor, kernels: Kernels) -> Tensor | None:
+    """What each word adds, from the first layer's weight [W, 3 H]: [vocab, 3 W] of the words' type;
+    None where that is too large. Decided by sizes alone, so by all processes alike."""
+    width = VIEWS * weight.shape[0]
+    if words.shape[0] * width > PARTS_MAX:
+        return None
+    stacked = torch.cat(weight.to(words.device, words.dtype).chunk(VIEWS, dim=1))  # [3 W, H]
+    product = kernels.dense.pack(stacked, stacked.new_zeros(width))
+    parts = words.new_empty(words.shape[0], width)
+    for some, out in zip(words.split(PARTS_BATCH), parts.split(PARTS_BATCH), strict=True):
+        made = kernels.dense.linear(some, product, out=out)
+        if made is not out:
+            out.copy_(made)
+    return parts

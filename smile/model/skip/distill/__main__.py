@@ -7,25 +7,32 @@ output, of progress while it runs and of the result or the error at its end.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from smile.errors import SmileError
+from smile.errors import FailedPrecondition, SmileError
+from smile.logs import LogFormat, LogLevel, configure
 from smile.model.backbone import Backbone
-from smile.model.skip.distill.checkpoint import Point
+from smile.model.skip import artifact
 from smile.model.skip.distill.corpus import Pieces, cut
 from smile.model.skip.distill.documents import TextFiles, read_documents, split_documents
-from smile.model.skip.distill.run import Distillation, Distilled, Event, Job
+from smile.model.skip.distill.run import Distillation, Distilled, Job
 from smile.model.skip.distill.settings import DistillSettings
 from smile.model.sources import BackboneSource
 
 SAY_EVERY_S = 0.5
+LOCK_WAIT_S = 5.0  # for one that was told to end and has not yet
+LOCK_LOOK_S = 0.1
+LOCK_FILE = "lock"
 WORK_SUFFIX = ".work"
 CURVE_SUFFIX = ".curve.json"
 
@@ -33,10 +40,20 @@ CURVE_SUFFIX = ".curve.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the process's exit code: 1 where it was refused."""
     asked = _parser().parse_args(arguments)
+    configure("distill", LogLevel.WARNING, LogFormat.CONSOLE)
     try:
         _distil(asked)
     except SmileError as error:
-        _say({"error": {"reason": error.reason, "message": error.message}})
+        _say(
+            {
+                "error": {
+                    "class": type(error).__name__,
+                    "reason": error.reason,
+                    "message": error.message,
+                    "metadata": error.metadata,
+                }
+            }
+        )
         return 1
     return 0
 
@@ -47,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", type=Path, nargs="+", required=True)
     parser.add_argument("--test", type=Path, nargs="*", default=[])
     parser.add_argument("--text-files", type=TextFiles, default=TextFiles.LINES)
+    parser.add_argument("--parent", type=Path, help="an encoder to begin as")
     parser.add_argument("--output", type=Path, required=True)
     for one in fields(DistillSettings):
         if one.name == "threads":
@@ -62,21 +80,49 @@ def _distil(asked: argparse.Namespace) -> None:
     source = BackboneSource.parse(asked.backbone)
     backbone = Backbone.load(source.locate(), source.name)
     learned, held_out = _corpus(asked, settings, backbone)
+    parent = None if asked.parent is None else artifact.read(asked.parent)
     output: Path = asked.output
     work = output.with_name(output.name + WORK_SUFFIX)
     work.mkdir(parents=True, exist_ok=True)
     corpus = ", ".join(path.name for path in asked.corpus)
+    job = Job(backbone, settings, learned, held_out, corpus, work, parent)
     _say({"texts": len(learned.ids), "tokens": learned.tokens, "held_out": len(held_out.ids)})
-    running = Distillation(Job(backbone, settings, learned, held_out, corpus, work))
+    with _alone(work):
+        done = _run(Distillation(job))
+        _publish(output, done)
+        shutil.rmtree(work)
+    _say({"result": _of_result(output, done)})
+
+
+def _run(running: Distillation) -> Distilled:
     said = 0.0
     for event in running.events():
         if time.monotonic() - said >= SAY_EVERY_S or event.done == event.total:
-            _say({"event": _of_event(event)})
+            _say({"event": asdict(event)})
             said = time.monotonic()
-    done = running.result()
-    _publish(output, done)
-    shutil.rmtree(work)
-    _say({"result": _of_result(output, done)})
+    return running.result()
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system takes back from a process that ends.
+
+    Raises:
+        FailedPrecondition: another process keeps it.
+    """
+    with (work / LOCK_FILE).open("w") as file:
+        until = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise FailedPrecondition(
+                        f"another process distils in {work}", reason="DISTILLATION_RUNS"
+                    ) from None
+                time.sleep(LOCK_LOOK_S)
+        yield
 
 
 def _corpus(
@@ -98,21 +144,13 @@ def _corpus(
 def _publish(output: Path, done: Distilled) -> None:
     """The curve, then the file: whoever finds the file finds its curve."""
     curve = output.with_name(output.name + CURVE_SUFFIX)
-    curve.write_text(json.dumps([_of_point(point) for point in done.curve]) + "\n")
+    curve.write_text(json.dumps([asdict(point) for point in done.curve]) + "\n")
     part = output.with_name(output.name + ".part")
     with part.open("wb") as file:
         file.write(done.data)
         file.flush()
         os.fsync(file.fileno())
     part.replace(output)
-
-
-def _of_event(event: Event) -> dict[str, object]:
-    return asdict(event)
-
-
-def _of_point(point: Point) -> dict[str, object]:
-    return asdict(point)
 
 
 def _of_result(output: Path, done: Distilled) -> dict[str, object]:
@@ -133,4 +171,5 @@ def _say(what: Mapping[str, object]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it goes on from its checkpoint next time
     sys.exit(main())

@@ -18,15 +18,23 @@ from smile.model.skip.distill.documents import Document
 from smile.model.tokenizer import TextTokenizer
 
 SPECIAL_TOKENS = 2  # around a text
+PASSAGE_LENGTHS = 3  # each half of the one before
+PASSAGE_TOKENS_MIN = 16
 LENGTH_JITTER_TOKENS = 1.5  # texts of nearly one length meet others each epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Texts as token ids, special tokens included, and their document's label."""
+    """Texts as token ids, special tokens included.
+
+    Attributes:
+        labels: Of each text's document.
+        documents: Each text's document, by number.
+    """
 
     ids: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...]
+    documents: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
@@ -42,26 +50,28 @@ class Pieces:
 
 
 def cut(documents: Sequence[Document], tokenizer: TextTokenizer, tokens_max: int) -> Pieces:
-    """Sentences, and passages of at least two, of at most so many tokens.
+    """Sentences, and passages of at least two, of at most so many tokens; of some documents half as
+    many and of some a quarter, so that texts of all lengths are met.
 
     Raises:
         InvalidArgument: no document has a sentence.
     """
     ids: list[tuple[int, ...]] = []
-    labels: list[str] = []
-    for document in documents:
+    numbers: list[int] = []
+    for number, document in enumerate(documents):
         sentences = document.sentences()
         if not sentences:
             continue
         alone = tokenizer.encode(sentences, truncate=True)
-        passages = list(_passages(sentences, [len(text) for text in alone], tokens_max))
+        most = max(PASSAGE_TOKENS_MIN, tokens_max >> number % PASSAGE_LENGTHS)
+        passages = list(_passages(sentences, [len(text) for text in alone], most))
         together = tokenizer.encode(passages, truncate=True) if passages else []
-        found = [tuple(text.ids) for text in (*alone, *together)]
-        ids += [_cut_off(one, tokens_max) for one in found]
-        labels += [document.label] * len(found)
+        found = [_cut_off(text.ids, tokens_max) for text in (*alone, *together)]
+        ids += found
+        numbers += [number] * len(found)
     if not ids:
         raise InvalidArgument("a corpus must have at least 1 sentence of 3 words, got 0")
-    return Pieces(tuple(ids), tuple(labels))
+    return Pieces(tuple(ids), tuple(documents[one].label for one in numbers), tuple(numbers))
 
 
 def batches(pieces: Pieces, tokens: int, seed: int, epoch: int) -> list[list[int]]:
@@ -96,6 +106,6 @@ def _passages(sentences: Sequence[str], lengths: Sequence[int], most: int) -> It
         yield " ".join(taken)
 
 
-def _cut_off(ids: tuple[int, ...], most: int) -> tuple[int, ...]:
+def _cut_off(ids: Sequence[int], most: int) -> tuple[int, ...]:
     """The text's first tokens and its last, which ends it."""
-    return ids if len(ids) <= most else (*ids[: most - 1], ids[-1])
+    return tuple(ids) if len(ids) <= most else (*ids[: most - 1], ids[-1])

@@ -2,7 +2,7 @@
 
 By layer: the squared error of each layer's output over that output's variance, and its cosine, both
 a mean over tokens. Where texts have labels: a linear probe, trained on the ordinary backbone's mean
-states of one half of the texts and asked of the other half, once as the ordinary backbone has
+states of one half of the documents and asked of the other half, once as the ordinary backbone has
 them and once as they come out of the encoder. That is how serving uses it: modules and heads are
 trained on the one and answer on the other.
 """
@@ -10,7 +10,6 @@ trained on the one and answer on the other.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,43 +52,43 @@ def measure(encoder: LocalEncoder, teacher: Teacher, pieces: Pieces, seed: int) 
         measures[f"error_layer_{layer}"] = float(squares[output] / tokens / variances[output])
         measures[f"cosine_layer_{layer}"] = float(cosines[output] / tokens)
     measures["cosine_text"] = float(functional.cosine_similarity(ordinary, local).mean())
-    measures |= probes(ordinary, local, pieces.labels, seed)
+    measures |= probes(ordinary, local, pieces, seed)
     return {name: round(value, 6) for name, value in measures.items()}
 
 
-def probes(ordinary: Tensor, local: Tensor, labels: Sequence[str], seed: int) -> dict[str, float]:
+def probes(ordinary: Tensor, local: Tensor, pieces: Pieces, seed: int) -> dict[str, float]:
     """Accuracies of linear probes; none without two labels at least.
 
     Args:
-        ordinary, local: [texts, H] of the same texts.
+        ordinary, local: [texts, H] of the pieces.
     """
-    names = sorted(set(labels))
+    names = sorted(set(pieces.labels))
     if len(names) < 2:
         return {}
-    classes = torch.tensor([names.index(label) for label in labels])
-    order = list(range(len(labels)))
-    random.Random(seed).shuffle(order)  # noqa: S311 -- a split, not a secret
-    half = len(order) // 2
-    seen, asked = order[:half], order[half:]
-    found = _accuracies(ordinary, local, classes, seen, asked)
+    classes = torch.tensor([names.index(label) for label in pieces.labels])
+    numbers = sorted(set(pieces.documents))
+    random.Random(seed).shuffle(numbers)  # noqa: S311 -- a split, not a secret
+    first = set(numbers[: len(numbers) // 2])
+    half = torch.tensor([number in first for number in pieces.documents])
+    found = _accuracies(ordinary, local, classes, half)
     measures = {"probe_exact": found[0], "probe_materialized": found[1]}
     for index, name in enumerate(names if len(names) > 2 else []):
-        one = _accuracies(ordinary, local, (classes == index).long(), seen, asked)
+        one = _accuracies(ordinary, local, (classes == index).long(), half)
         measures |= {f"probe_exact_{name}": one[0], f"probe_materialized_{name}": one[1]}
     return measures
 
 
 def _accuracies(
-    ordinary: Tensor, local: Tensor, classes: Tensor, seen: list[int], asked: list[int]
+    ordinary: Tensor, local: Tensor, classes: Tensor, half: Tensor
 ) -> tuple[float, float]:
-    """Of a probe trained on `ordinary`: asked of it, and of `local`."""
-    mean, spread = ordinary[seen].mean(dim=0), ordinary[seen].std(dim=0).clamp(min=SPREAD_MIN)
-    weight, bias = _fit((ordinary[seen] - mean) / spread, classes[seen])
+    """Of a probe trained on `half` of `ordinary`: asked of the rest of it, and of `local`."""
+    mean, spread = ordinary[half].mean(dim=0), ordinary[half].std(dim=0).clamp(min=SPREAD_MIN)
+    weight, bias = _fit((ordinary[half] - mean) / spread, classes[half])
     answers = [
-        functional.linear((states[asked] - mean) / spread, weight, bias).argmax(dim=1)
+        functional.linear((states[~half] - mean) / spread, weight, bias).argmax(dim=1)
         for states in (ordinary, local)
     ]
-    right = [float((answer == classes[asked]).float().mean()) for answer in answers]
+    right = [float((answer == classes[~half]).float().mean()) for answer in answers]
     return right[0], right[1]
 
 

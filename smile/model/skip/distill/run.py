@@ -72,6 +72,7 @@ class Job:
     Attributes:
         corpus: Its name, for people.
         work: A folder for checkpoint and teacher's states.
+        parent: The encoder to begin as; None begins with random numbers.
     """
 
     backbone: Backbone
@@ -80,11 +81,17 @@ class Job:
     held_out: Pieces
     corpus: str
     work: Path
+    parent: EncoderFile | None = None
+
+    @property
+    def parent_digest(self) -> str:
+        """Of the encoder to begin as; empty without one."""
+        return "" if self.parent is None else self.parent.digest
 
     @property
     def digest(self) -> str:
         """Of all that decides the result."""
-        return self.settings.digest(self.backbone.digest, self.learned.digest)
+        return self.settings.digest(self.backbone.digest, self.learned.digest, self.parent_digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +143,7 @@ class Distillation:
         torch.manual_seed(job.settings.seed)
         self._job = job
         self._settings = job.settings
-        self._encoder = LocalEncoder(job.settings.form(job.backbone.shape.hidden), job.backbone)
-        self._encoder.start_from_embeddings()
+        self._encoder = _begun(job)
         self._optimizer = _optimizer(self._encoder, job.settings.rate)
         self._teacher = Teacher.of(job.backbone, job.settings.boundary)
         self._targets = Targets(self._teacher, job.learned, job.work)
@@ -272,6 +278,7 @@ class Distillation:
             epochs=job.settings.epochs,
             corpus=job.corpus,
             corpus_digest=job.learned.digest,
+            parent=job.parent_digest,
             texts=len(job.learned.ids),
             tokens=job.learned.tokens,
             seconds=round(self._place.seconds, 1),
@@ -280,6 +287,21 @@ class Distillation:
 
     def _arrays(self) -> dict[str, artifact.Numbers]:
         return {name: tensor.numpy() for name, tensor in self._encoder.tensors().items()}
+
+
+def _begun(job: Job) -> LocalEncoder:
+    """Before its first step."""
+    form = job.settings.form(job.backbone.shape.hidden)
+    if job.parent is None:
+        encoder = LocalEncoder(form, job.backbone)
+        encoder.start_from_embeddings()
+        return encoder
+    if job.parent.facts.form != form:
+        raise FailedPrecondition(
+            f"the encoder to begin as is {job.parent.facts.form}, not {form}",
+            reason="BOUNDARY_MISMATCH",
+        )
+    return LocalEncoder.of(job.parent, job.backbone)
 
 
 def _optimizer(encoder: LocalEncoder, rate: float) -> torch.optim.AdamW:

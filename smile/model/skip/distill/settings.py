@@ -12,7 +12,7 @@ from smile.model.skip.form import WIDTH_MAX, EncoderForm
 
 EPOCHS_MAX = 1_000
 BATCH_TOKENS_MAX = 65_536
-PASSAGE_TOKENS_DEFAULT = 128
+PASSAGE_TOKENS_DEFAULT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class DistillSettings:
 
     Attributes:
         boundary: First layer that is still computed.
-        first, middle, after: Widths of the encoder; see `EncoderForm`.
+        first, middle, after, context: Widths of the encoder; see `EncoderForm`.
         epochs: Passes over the corpus.
         near_share: Share of the epochs, the first, that look at the boundary alone, through a
             fixed measure of what the layers above make of an error; the others look through the
@@ -29,7 +29,8 @@ class DistillSettings:
         scores_weight: Of the attention scores' error beside that of the states.
         rate: Peak learning rate.
         batch_tokens: Tokens a step.
-        passage_tokens: Texts are sentences, and whole sentences up to so many tokens.
+        passage_tokens: Texts are sentences, and whole sentences up to so many tokens, half of
+            that and a quarter.
         held_out_share: Of the documents, those never learned from, unless others are given.
         threads: The machine's; sums are taken in another order by another number.
 
@@ -38,11 +39,12 @@ class DistillSettings:
     """
 
     boundary: int
-    first: int = 768
+    first: int = 1_024
     middle: int = 768
-    after: int = 384
-    epochs: int = 10
-    near_share: float = 0.6
+    after: int = 320
+    context: int = 64
+    epochs: int = 8
+    near_share: float = 0.2
     scores_weight: float = 0.3
     rate: float = 2e-3
     batch_tokens: int = 4_096
@@ -57,6 +59,7 @@ class DistillSettings:
             ("first", 1, WIDTH_MAX),
             ("middle", 1, WIDTH_MAX),
             ("after", 1, WIDTH_MAX),
+            ("context", 0, WIDTH_MAX),
             ("epochs", 1, EPOCHS_MAX),
             ("near_share", 0, 1),
             ("scores_weight", 0, 100),
@@ -74,9 +77,9 @@ class DistillSettings:
 
     def form(self, hidden: int) -> EncoderForm:
         """The encoder's form on a backbone of that hidden width."""
-        return EncoderForm(self.boundary, hidden, self.first, self.middle, self.after)
+        return EncoderForm(self.boundary, hidden, self.first, self.middle, self.after, self.context)
 
-    def digest(self, backbone_digest: str, corpus_digest: str) -> str:
-        """SHA-256 of all that decides the result, in hex."""
-        stated = json.dumps([dataclasses.asdict(self), backbone_digest, corpus_digest])
+    def digest(self, *inputs: str) -> str:
+        """SHA-256 of all that decides the result, in hex: of these, and the inputs' digests."""
+        stated = json.dumps([dataclasses.asdict(self), *inputs])
         return hashlib.sha256(stated.encode()).hexdigest()

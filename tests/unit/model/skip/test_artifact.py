@@ -17,7 +17,7 @@ from smile.model.skip.artifact import FORMAT, EncoderFacts, decode, encode, read
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import EncoderForm
 
-FORM = EncoderForm(boundary=2, hidden=32, first=12, middle=10, after=8)
+FORM = EncoderForm(boundary=2, hidden=32, first=12, middle=10, after=8, context=4)
 
 
 @pytest.fixture

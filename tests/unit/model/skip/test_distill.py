@@ -31,7 +31,15 @@ from smile.model.skip.encoder import LocalEncoder
 from smile.model.toy import WORDS
 
 SETTINGS = DistillSettings(
-    boundary=2, first=48, middle=48, after=24, epochs=4, near_share=0.5, batch_tokens=256, rate=5e-3
+    boundary=2,
+    first=48,
+    middle=48,
+    after=20,
+    context=4,
+    epochs=4,
+    near_share=0.5,
+    batch_tokens=256,
+    rate=5e-3,
 )
 
 
@@ -114,6 +122,24 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert [p.loss for p in again.result().curve] == [p.loss for p in whole.result().curve]
 
 
+def test_it_can_begin_as_another_encoder(
+    toy: Backbone, pieces: tuple[Pieces, Pieces], tmp_path: Path
+) -> None:
+    first = job(toy, pieces, tmp_path / "first")
+    running = Distillation(first)
+    list(running.events())
+    parent = running.result().file
+    on = replace(job(toy, pieces, tmp_path / "on"), parent=parent)
+    further = Distillation(replace(on, settings=replace(SETTINGS, epochs=2)))
+    list(further.events())
+    done = further.result().file
+    assert done.facts.parent == parent.digest
+    assert done.facts.measures["error_layer_4"] < parent.facts.measures["error_layer_4"]
+    other = replace(on, settings=replace(SETTINGS, middle=12), work=tmp_path)
+    with pytest.raises(FailedPrecondition, match="middle=12"):
+        Distillation(other)
+
+
 def test_another_job_in_the_same_folder_is_refused(
     toy: Backbone, pieces: tuple[Pieces, Pieces], tmp_path: Path
 ) -> None:
@@ -149,7 +175,7 @@ def test_the_command_makes_a_file(
     output = tmp_path / "encoder.safetensors"
     arguments = [
         f"toy=dir:{toy_path}", "--corpus", str(corpus), "--boundary", "2", "--first", "16",
-        "--middle", "16", "--after", "8", "--epochs", "1", "--threads", "1",
+        "--middle", "16", "--after", "8", "--context", "4", "--epochs", "1", "--threads", "1",
         "--output", str(output),
     ]  # fmt: skip
     assert main(arguments) == 0

@@ -32,7 +32,8 @@ def packed_of(backbone: Backbone, texts: list[str]) -> PackedTokens:
 @pytest.fixture(scope="module")
 def encoder(toy: Backbone) -> LocalEncoder:
     torch.manual_seed(3)
-    return LocalEncoder(EncoderForm(boundary=2, hidden=32, first=48, middle=40, after=24), toy)
+    form = EncoderForm(boundary=2, hidden=32, first=48, middle=40, after=24, context=8)
+    return LocalEncoder(form, toy)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
@@ -69,8 +70,8 @@ def test_serving_is_training(
     torch.testing.assert_close(rows.float(), expected, atol=TOLERANCE[dtype], rtol=0)
     merged = encoder.merged(expected, packed)
     torch.testing.assert_close(
-        serving.after(merged.to(dtype)).float(),
-        encoder.after(merged),
+        serving.after(merged.to(dtype), packed).float(),
+        encoder.after(merged, packed),
         atol=TOLERANCE[dtype],
         rtol=0,
     )
@@ -93,6 +94,39 @@ def test_a_row_alone_is_the_row_in_any_batch(
 
 
 @torch.no_grad()
+def test_a_large_vocabulary_is_multiplied_row_by_row(
+    toy: Backbone, encoder: LocalEncoder, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed = ServingEncoder.of(encoder, kernels, CPU, torch.float32)
+    monkeypatch.setattr("smile.model.skip.serving.PARTS_MAX", 0)
+    multiplied = ServingEncoder.of(encoder, kernels, CPU, torch.float32)
+    assert summed.parts is not None and multiplied.parts is None
+    ngrams = ngrams_of(packed_of(toy, TEXTS), summed.outside)
+    torch.testing.assert_close(summed.rows(ngrams), multiplied.rows(ngrams), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_a_text_alone_is_served_as_in_any_batch(
+    toy: Backbone, encoder: LocalEncoder, dtype: torch.dtype
+) -> None:
+    serving = ServingEncoder.of(encoder, kernels_for(CPU, dtype), CPU, dtype)
+    if serving.kernels.native is None:
+        pytest.skip("torch's own products give no such promise")
+    packed = packed_of(toy, TEXTS)
+    x = torch.randn(packed.tokens, 32).to(dtype)
+    whole = serving.after(x, packed).split(packed.lengths)
+    for text, part, states in zip(TEXTS, x.split(packed.lengths), whole, strict=True):
+        assert torch.equal(serving.after(part, packed_of(toy, [text])), states)
+
+
+@torch.no_grad()
+def test_words_outside_the_vocabulary_are_refused(toy: Backbone, encoder: LocalEncoder) -> None:
+    serving = ServingEncoder.of(encoder, kernels_for(CPU, torch.float32), CPU, torch.float32)
+    with pytest.raises(IndexError):
+        serving.rows(torch.tensor([[0, toy.info.vocab, 0]]))
+
+
+@torch.no_grad()
 def test_a_text_alone_is_the_text_in_any_batch(toy: Backbone, encoder: LocalEncoder) -> None:
     whole = encoder(packed_of(toy, TEXTS)).split(packed_of(toy, TEXTS).lengths)
     for text, states in zip(TEXTS, whole, strict=True):
@@ -100,7 +134,9 @@ def test_a_text_alone_is_the_text_in_any_batch(toy: Backbone, encoder: LocalEnco
 
 
 @torch.no_grad()
-def test_words_reach_two_places(toy: Backbone, encoder: LocalEncoder) -> None:
+def test_words_reach_two_places_but_for_context(toy: Backbone) -> None:
+    form = EncoderForm(boundary=2, hidden=32, first=48, middle=40, after=24)
+    encoder = LocalEncoder(form, toy)
     before, after = (encoder(pack([[2, 50, 51, 52, last, 54, 3]])) for last in (53, 60))
     changed = (before - after).abs().amax(1) > 0
     assert changed.tolist() == [False, False, True, True, True, True, True]

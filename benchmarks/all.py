@@ -50,10 +50,10 @@ class Entry:
 ENTRIES = (
     Entry("eviction", 1.0, 0.3),
     Entry("forming", 1.0, 0.5),
-    Entry("training", 19.0, 3.0),
     Entry("index", 4.0, 1.5),
     Entry("storage", 2.0, 1.0),
     Entry("peers", 5.5, 2.0),
+    Entry("materialized", 8.0, 3.0),
     Entry("rpc", 2.0, 1.0),
     Entry("fairness", 4.5, 2.0),
     Entry("density", 6.0, 1.5),

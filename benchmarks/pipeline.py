@@ -30,6 +30,8 @@ from benchmarks.harness.json_types import Figures, Json
 from benchmarks.harness.platforms import ROOMY, Platform, ProcessorProcess, platform_of
 from benchmarks.harness.relay import relayed
 from benchmarks.harness.repeat import interleaved_async, paired_ratio
+from benchmarks.harness.standin import stood_in
+from smile.resources import Exactness
 
 MODES = ("pipelined", "sequential")
 STORE_MS = 15.0
@@ -41,21 +43,25 @@ TURN_S_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is compared: how far storage is, and how many texts a request has."""
+    """What is compared: how far storage is, texts of a request, and how they are answered."""
 
     store: str
     texts: int
+    exactness: Exactness = Exactness.EXACT
 
     @property
     def name(self) -> str:
-        return f"{self.store}_{self.texts}"
+        exact = self.exactness is Exactness.EXACT
+        return f"{self.store}_{self.texts}" + ("" if exact else f"_{self.exactness}")
 
 
 HEADLINE = Case(FAR, 4)
 CASES = (HEADLINE, Case(FAR, 1), Case(NEAR, 4))
-SETS = max(sum(case.store == store for case in CASES) for store in (NEAR, FAR))
+LOOKED_UP = Case(FAR, 4, Exactness.MATERIALIZED)  # where a local encoder is named
+SETS = max(sum(case.store == store for case in (*CASES, LOOKED_UP)) for store in (NEAR, FAR))
 
 Processors = Mapping[tuple[str, str], ProcessorProcess]  # by store and mode
+Key = tuple[str, str, Exactness]
 
 
 def measure(run: Run) -> Figures:
@@ -63,35 +69,43 @@ def measure(run: Run) -> Figures:
     with platform_of(run) as platform, ExitStack() as stack:
         far = stack.enter_context(relayed(platform.state.addresses["storage"], STORE_MS / 1e3))
         stores = {NEAR: {}, FAR: {"SMILE_STORAGE_ADDRESS": far}}
+        looked_up = stack.enter_context(stood_in())
         processors = {
             (store, mode): stack.enter_context(
                 platform.another_processor(
-                    f"{mode}-{store}", {**ROOMY, **settings, "SMILE_PROCESSOR_EXECUTION": mode}
+                    f"{mode}-{store}",
+                    {**ROOMY, **(looked_up or {}), **settings, "SMILE_PROCESSOR_EXECUTION": mode},
                 )
             )
             for store, settings in stores.items()
             for mode in MODES
         }
-        return asyncio.run(_measure(run, platform, processors))
+        cases = CASES if looked_up is None else (*CASES, LOOKED_UP)
+        return asyncio.run(_measure(run, platform, processors, cases))
 
 
-async def _measure(run: Run, platform: Platform, processors: Processors) -> Figures:
+async def _measure(
+    run: Run, platform: Platform, processors: Processors, cases: Sequence[Case]
+) -> Figures:
     repetitions, per_set = run.choose(5, 3), run.choose(160, 80)
     fleet = await _fleet(run, platform, WARM_UP + per_set * repetitions * SETS)
     rates: dict[str, dict[str, list[float]]] = {}
     taken = {NEAR: WARM_UP, FAR: WARM_UP}
-    turns = 2 * repetitions * len(CASES)
+    turns = 2 * repetitions * len(cases)
     async with AllCallers(fleet, processors) as callers:
-        for there in callers.values():
-            await _rate(there, fleet.members[:WARM_UP], 1)
+        for (_, _, exactness), there in callers.items():
+            if any(case.exactness is exactness for case in cases):
+                await _rate(there, fleet.members[:WARM_UP], 1)
         async with run.phase("both in turns", turns, TURN_S_MAX * turns) as done:
-            for case in CASES:
+            for case in cases:
                 start = taken[case.store]
                 taken[case.store] += per_set * repetitions
                 sets = _sets(fleet.members[start : taken[case.store]], per_set)
                 rates[case.name] = await interleaved_async(
                     {
-                        mode: partial(_turn, callers[case.store, mode], sets, case.texts)
+                        mode: partial(
+                            _turn, callers[case.store, mode, case.exactness], sets, case.texts
+                        )
                         for mode in MODES
                     },
                     repetitions,
@@ -136,9 +150,13 @@ class AllCallers:
     """Callers of every processor, closed together."""
 
     def __init__(self, fleet: Fleet, processors: Processors) -> None:
-        self._callers = {key: Callers(fleet, there) for key, there in processors.items()}
+        self._callers: dict[Key, Callers] = {
+            (*key, exactness): Callers(fleet, there, exactness)
+            for key, there in processors.items()
+            for exactness in Exactness
+        }
 
-    async def __aenter__(self) -> dict[tuple[str, str], Callers]:
+    async def __aenter__(self) -> dict[Key, Callers]:
         return self._callers
 
     async def __aexit__(self, *_: object) -> None:
@@ -149,17 +167,20 @@ class AllCallers:
 def _figures(rates: dict[str, dict[str, list[float]]], per_set: int) -> Figures:
     speedups = {
         case.name: paired_ratio(rates[case.name]["pipelined"], rates[case.name]["sequential"])
-        for case in CASES
+        for case in (*CASES, LOOKED_UP)
+        if case.name in rates
     }
     medians: dict[str, Json] = {
         f"{mode}_requests_per_s_{case.name}": median(rates[case.name][mode])
-        for case in CASES
+        for case in (*CASES, LOOKED_UP)
+        if case.name in rates
         for mode in MODES
     }
     return {
         "speedup": speedups[HEADLINE.name],
         "speedup_one_text": speedups[Case(FAR, 1).name],
         "speedup_near": speedups[Case(NEAR, 4).name],
+        "speedup_materialized": speedups.get(LOOKED_UP.name),
         "store_ms": STORE_MS,
         **medians,
         "vplms_per_set": per_set,

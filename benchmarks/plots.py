@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
@@ -212,27 +211,34 @@ def index(result: Mapping[str, Json], path: Path) -> None:
     _save(axes, path)
 
 
-def training(result: Mapping[str, Json], path: Path) -> None:
-    """Held-out accuracy over time, of each way to train."""
-    found = result.get("trainings")
-    assert isinstance(found, Mapping), "recorded with the result"
-    _, panels = plt.subplots(1, len(found), figsize=SIZE, sharey=True)
-    for axes, (name, trained) in zip(panels, found.items(), strict=True):
-        assert isinstance(trained, Mapping)
-        for (who, runs), colour in zip(trained.items(), (THEIRS, BOUND, OURS), strict=True):
-            for number_of, run in enumerate(cast("Sequence[Mapping[str, Json]]", runs)):
-                epochs = cast("Sequence[tuple[float, float]]", run["epochs"])
-                label = None if number_of else who
-                axes.plot(*zip(*epochs, strict=True), marker="o", color=colour, label=label)
-        axes.set_xlabel(f"seconds, {name}")
-        axes.set_xlim(left=0)
-    panels[0].set_ylabel("held-out accuracy")
-    panels[0].legend()
-    _save(panels[0], path)
+def materialized(result: Mapping[str, Json], path: Path) -> None:
+    """Texts a second of each mode, and the speed-up by size of the table."""
+    _, (left, right) = plt.subplots(1, 2, figsize=SIZE)
+    names = ("texts_per_s_exact", "texts_per_s", "texts_per_s_warm")
+    rates = [number(result.get(name)) or 0.0 for name in names]
+    bars = left.bar(["exact", "looked up", "all found"], rates, color=[THEIRS, OURS, OURS])
+    left.bar_label(bars, fmt="%.0f")
+    left.set_ylabel("texts a second")
+    sizes = result.get("sizes")
+    rows = [one for one in sizes if isinstance(one, Mapping)] if isinstance(sizes, list) else []
+    for dtype, colour in (("float16", OURS), ("int8", THEIRS)):
+        of_it = [one for one in rows if one.get("dtype") == dtype]
+        right.plot(
+            [100 * (number(one.get("found")) or 0.0) for one in of_it],
+            [number(one.get("speedup")) or 0.0 for one in of_it],
+            marker="o",
+            color=colour,
+            label=dtype,
+        )
+    right.set_xlabel("% of n-grams found, by size of the table")
+    right.set_ylabel("speed-up")
+    right.set_ylim(bottom=1.0)
+    right.legend()
+    _save(left, path)
 
 
 PLOTS: Mapping[str, Plot] = {
-    "training": training,
+    "materialized": materialized,
     "index": index,
     "storage": storage,
     "density": density,

@@ -3,7 +3,7 @@
 1,000 tenants with ten vPLMs each: 167 requests a second (Zhu et al., "SMILE", SIGMOD-Companion
 2023). Every vPLM asks once in every minute at a random time in it, by its tenant's key over its
 tenant's connection. The headline is float32; the same load in bfloat16, by another processor, is
-beside it.
+beside it, and so is, where a local encoder is named, the same load materialised.
 
 One client process asks for all tenants, on the cores that serve them; what it takes is told
 (`client_cores_busy`). It keeps a connection for each tenant, as tenants do: one connection for all
@@ -25,6 +25,8 @@ from benchmarks.harness.fleet import Callers, Fleet, Plan, asking, warm
 from benchmarks.harness.json_types import Figures, Json
 from benchmarks.harness.latency import Latencies, open_loop
 from benchmarks.harness.platforms import ROOMY, Platform, ProcessorProcess, platform_of
+from benchmarks.harness.standin import stood_in
+from smile.resources import Exactness
 
 VPLMS = 10_000
 PERIOD_S = 60.0
@@ -72,6 +74,7 @@ async def _measure(run: Run, platform: Platform) -> Figures:
     rss_gib = platform.rss_bytes / 2**30
     with platform.another_processor("bfloat16", BFLOAT16) as other:
         bfloat16 = await asked.of(other, "bfloat16", float(run.choose(60, 12)))
+    materialized = await _materialized(asked, float(run.choose(60, 12)))
     return {
         "vplms": len(fleet.members),
         "tenants": len(fleet.keys),
@@ -79,7 +82,18 @@ async def _measure(run: Run, platform: Platform) -> Figures:
         **float32,
         "rss_gib": rss_gib,
         "bfloat16": bfloat16,
+        "materialized": materialized,
     }
+
+
+async def _materialized(asked: Asked, duration_s: float) -> dict[str, Json] | None:
+    """The same load with lower layers looked up; None where no local encoder is named."""
+    with stood_in() as settings:
+        if settings is None:
+            asked.run.say("no local encoder is named: materialised answers are left out")
+            return None
+        with asked.platform.another_processor("materialized", {**ROOMY, **settings}) as other:
+            return await asked.of(other, "materialised", duration_s, Exactness.MATERIALIZED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +106,17 @@ class Asked:
     period_s: float
 
     async def of(
-        self, processor: ProcessorProcess, precision: str, duration_s: float
+        self,
+        processor: ProcessorProcess,
+        precision: str,
+        duration_s: float,
+        exactness: Exactness = Exactness.EXACT,
     ) -> dict[str, Json]:
         """What a processor makes of it, everybody in its memory before."""
         run, members = self.run, self.fleet.members
         times, who = workload.once_a_period(len(members), self.period_s, duration_s, seed=29)
         picks = [int(pick) for pick in who]
-        async with Callers(self.fleet, processor) as callers:
+        async with Callers(self.fleet, processor, exactness) as callers:
             about = f"{precision}: bringing all into memory"
             async with run.phase(about, len(members), WARM_S_MAX) as done:
                 await warm(callers, members, WARMERS, done)
@@ -121,6 +139,7 @@ class Asked:
             **spent,
             "batch_texts_mean": stats.batch_texts_mean,
             "batch_vplms_mean": stats.batch_vplms_mean,
+            "found_share": stats.ngrams_found_total / max(stats.ngrams_total, 1),
         }
 
 

@@ -20,8 +20,9 @@ import smile
 from benchmarks.harness.latency import Send
 from benchmarks.harness.platforms import Platform, ProcessorProcess
 from smile import AsyncClient, PetSpec
+from smile.client.options import InferOptions
 from smile.errors import DataCorrupted
-from smile.resources import InferResult
+from smile.resources import Exactness, InferResult
 
 BACKBONE = "minilm"
 KINDS = ("pfeiffer", "lora", "pfeiffer", "bitfit", "pfeiffer", "lora", "houlsby", "pfeiffer",
@@ -151,9 +152,15 @@ def _labels(number: int) -> tuple[str, ...]:
 class Callers:
     """A client per tenant, each with connections of its own, opened when it first asks."""
 
-    def __init__(self, fleet: Fleet, processor: ProcessorProcess) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        processor: ProcessorProcess,
+        exactness: Exactness = Exactness.EXACT,
+    ) -> None:
         self._fleet = fleet
         self._processor = processor
+        self._exactness = exactness
         self._clients: dict[int, AsyncClient] = {}
 
     def client(self, tenant: int) -> AsyncClient:
@@ -169,7 +176,10 @@ class Callers:
             DataCorrupted: another vPLM's version answered.
         """
         client = self.client(member.tenant)
-        result = await client.infer(member.vplm, texts, truncate=True, patient=False)
+        options = InferOptions(truncate=True, patient=False)
+        if self._exactness is not Exactness.EXACT:
+            options["exactness"] = self._exactness
+        result = await client.infer(member.vplm, texts, **options)
         if f"/vplms/{member.vplm}/versions/" not in result.version:
             raise AssertionError(f"{member} was asked and {result.version} answered")
         if len(result.predictions) != len(texts):

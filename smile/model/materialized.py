@@ -108,7 +108,7 @@ class LookedUp:
         width, dtype, room = stores.format.width, encoder.dtype, kernels.room
         merged = room.take(Slot.MIDDLE, packed.tokens, width, dtype)
         x = kernels.merge.merge(self.numbers, packed, stores, _tables(encoder), merged)
-        return encoder.after(x, room.take(Slot.STATES, packed.tokens, width, dtype))
+        return encoder.after(x, packed, room.take(Slot.STATES, packed.tokens, width, dtype))
 
 
 def _as_given(mixed: MixedBatch, by_row: NDArray[np.int64]) -> NDArray[np.int64]:

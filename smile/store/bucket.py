@@ -93,7 +93,7 @@ class S3Bucket:
 
     def _send(self, method: str, query: str, body: bytes) -> _Answer:
         url = f"{self._options.endpoint}/{self._name}{'?' if query else ''}{query}"
-        headers = self._headers(method, query, body)
+        headers = {**self._headers(method, query, body), "content-type": "application/xml"}
         request = urllib.request.Request(  # noqa: S310
             url, data=body if method == "PUT" else None, headers=headers, method=method
         )

@@ -16,6 +16,7 @@ from services.trainer.loop import Training
 from services.trainer.loop_events import EpochDone, Planned, StepDone
 from services.trainer.memory import release_free_memory
 from services.trainer.patience import patiently
+from services.trainer.precision import Precision
 from services.trainer.provenance import RunSpec, environment
 from services.trainer.report import Report, Stopped
 from services.trainer.rows import ReadDataset, RowSchema, read_dataset
@@ -44,6 +45,7 @@ class Workshop:
         states_bytes_max: Memory for texts' states kept between epochs.
         checkpoint_s: How often a job's place is kept.
         states_disk_bytes_max: Disk for those that memory does not hold, in `folder`.
+        precision: In what the frozen weights compute.
     """
 
     storage: Storage
@@ -52,6 +54,7 @@ class Workshop:
     states_bytes_max: int
     checkpoint_s: float = 30.0
     states_disk_bytes_max: int = 0
+    precision: Precision = Precision.FLOAT32
 
     @property
     def room(self) -> StatesRoom:
@@ -105,6 +108,7 @@ class Attempt:
             validation=None if rows.validation is None else rows.validation.examples,
             tensors=None if base is None else weights.decode(base, vplm.spec, backbone.shape),
             room=self._shop.room,
+            precision=self._shop.precision,
         )
         found = await patiently(lambda: self._bookmark.find(spec.digest))
         if found is not None:
@@ -117,7 +121,7 @@ class Attempt:
             summary=replace(
                 trained.summary,
                 spec_digest=spec.digest,
-                environment=environment(self._shop.states_bytes_max),
+                environment=environment(self._shop.states_bytes_max, self._shop.precision),
             ),
         )
 

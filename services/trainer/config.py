@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.trainer.metering import PEAK_FACTOR_DEFAULT
+from services.trainer.precision import Precision
 from services.trainer.queue import QueueSettings
 from services.trainer.turns import Share, Shares
 from services.trainer.windows import Windows
@@ -35,6 +36,7 @@ class TrainerSettings(BackboneServiceSettings):
         time_zone: Where those hours are told.
         states_bytes_max: Memory of a worker for texts' states kept between epochs.
         states_disk_bytes_max: Disk of a worker, in `folder`, for those that memory does not hold.
+        precision: In what frozen weights compute; what is trained is float32 either way.
         validate_bytes_max: Largest dataset that ValidateDataset reads.
         validations_max: Datasets read by ValidateDataset at a time.
         checkpoint_s: How often a running job's place is kept, from which another worker goes on.
@@ -63,6 +65,7 @@ class TrainerSettings(BackboneServiceSettings):
     time_zone: str = Field(default="UTC")
     states_bytes_max: int = Field(default=32 * limits.MIB, ge=0)
     states_disk_bytes_max: int = Field(default=16 * limits.GIB, ge=0)
+    precision: Precision = Field(default=Precision.FLOAT32)
     validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
     validations_max: int = Field(default=2, ge=1, le=64)
     checkpoint_s: float = Field(default=30.0, ge=0.0, le=3600.0)

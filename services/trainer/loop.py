@@ -72,7 +72,7 @@ def _prepare(given: TrainingInput, stack: ExitStack) -> Generator[LoopEvent, Non
         rows = Rows(training, tuple(validation))
     elif given.values.validation_ratio > 0:
         rows = _drawn(given, training)
-    states = EntryStates(module, corpus.texts, given.room)
+    states = EntryStates(module, corpus.texts, given.room, given.precision)
     stack.callback(states.close)
     for done in states.fill():
         yield Encoding(done, len(corpus.texts), states.bytes_kept)

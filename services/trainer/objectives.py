@@ -60,7 +60,9 @@ class Data:
     def outputs(self, module: VplmModule, texts: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """The module's answers for texts, and the texts' lengths in tokens."""
         states, packed = self.states.of(texts)
-        return module.forward_entered(states, packed), packed.lengths
+        with torch.autocast("cpu", torch.bfloat16, enabled=states.dtype is torch.bfloat16):
+            output = module.forward_entered(states, packed)
+        return output.to(torch.float32), packed.lengths
 
 
 class Objective(Protocol):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from services.trainer.precision import Precision
 from smile import __version__
 from smile.model.specs import ModuleSpec
 from smile.resources import ColumnMapping, HyperParameters
@@ -44,7 +45,9 @@ class RunSpec:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def environment(states_bytes_max: int) -> Mapping[str, str]:
+def environment(
+    states_bytes_max: int, precision: Precision = Precision.FLOAT32
+) -> Mapping[str, str]:
     """What the last bits of a result depend on besides the spec."""
     return {
         "smile": __version__,
@@ -55,4 +58,5 @@ def environment(states_bytes_max: int) -> Mapping[str, str]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "states_bytes_max": str(states_bytes_max),
+        "precision": str(precision),
     }

@@ -17,6 +17,7 @@ from services.trainer.corpus import CorpusRow, epoch_batches
 from services.trainer.examples import Example
 from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
 from services.trainer.objectives import Data, NothingFinite, Score, objective
+from services.trainer.precision import Precision
 from services.trainer.schedule import build_optimizer, learning_rate, optimizer_state, restore
 from services.trainer.selection import Selector, selectable
 from services.trainer.snapshots import BestEpoch, Gain, Snapshot
@@ -41,6 +42,7 @@ class TrainingInput:
         tensors: Weights to start from; None for fresh ones, drawn from the seed.
         validation: Rows to validate on; None draws a share of `examples`.
         room: Where texts' states are kept between epochs.
+        precision: In what the frozen weights compute.
         resume: Where an earlier run with the same input was; None starts anew.
     """
 
@@ -51,6 +53,7 @@ class TrainingInput:
     validation: Sequence[Example] | None = None
     tensors: Mapping[str, StoredArray] | None = None
     room: StatesRoom = field(default_factory=StatesRoom)
+    precision: Precision = Precision.FLOAT32
     resume: Snapshot | None = None
 
 

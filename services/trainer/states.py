@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -17,11 +17,18 @@ import torch
 from torch import Tensor
 
 from services.trainer.corpus import TokenIds, token_batches
+from services.trainer.precision import Precision
 from smile.model.frozen import FrozenPart
 from smile.model.packing import PackedTokens, pack
 from smile.model.reference import VplmModule
 
 ENCODED_TOKENS_MAX = 1024  # tokens of one pass through the frozen layers; more are not faster
+
+
+DTYPES: Mapping[Precision, torch.dtype] = {
+    Precision.FLOAT32: torch.float32,
+    Precision.BFLOAT16: torch.bfloat16,
+}
 
 
 class DiskFull(Exception):
@@ -53,8 +60,8 @@ class EntryStates:
     module: VplmModule
     texts: Sequence[TokenIds]
     room: StatesRoom
+    precision: Precision = Precision.FLOAT32
     bytes_kept: int = 0
-    _dtype: torch.dtype = torch.float32
     _frozen: FrozenPart | None = None  # its weights are copies: only as long as they are needed
     _width: int = 0
     _memory: dict[int, Tensor] = field(default_factory=dict)  # text to [tokens, width]
@@ -74,8 +81,7 @@ class EntryStates:
         """
         if not self.texts or self.frozen.cheap:
             return
-        sample = self.frozen.states(pack([self.texts[0]]))
-        self._width, self._dtype = sample.shape[1], sample.dtype
+        self._width = self.frozen.states(pack([self.texts[0]])).shape[1]
         lengths = [len(ids) for ids in self.texts]
         batches = token_batches(lengths, ENCODED_TOKENS_MAX)
         sizes = [sum(lengths[text] for text in batch) * self._token_bytes for batch in batches]
@@ -117,8 +123,12 @@ class EntryStates:
     def frozen(self) -> FrozenPart:
         """What computes states."""
         if self._frozen is None:
-            self._frozen = FrozenPart.of(self.module)
+            self._frozen = FrozenPart.of(self.module, dtype=self._dtype)
         return self._frozen
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
 
     @property
     def _token_bytes(self) -> int:

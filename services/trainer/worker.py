@@ -53,6 +53,7 @@ async def main(settings: TrainerSettings, parent: int | None) -> None:
             states_bytes_max=settings.states_bytes_max,
             checkpoint_s=settings.checkpoint_s,
             states_disk_bytes_max=settings.states_disk_bytes_max,
+            precision=settings.precision,
         )
         books = Books(channel)
         tariff = Tariff(settings.peak_factor, lambda: queue.off_peak)

@@ -9,6 +9,7 @@ from benchmarks.harness.command import Run
 from benchmarks.harness.json_types import Json
 from benchmarks.harness.targets import TARGETS
 from benchmarks.trainers.protocol import Clock
+from smile.errors import FailedPrecondition
 from benchmarks.training import Trained, figures, texts_of
 
 
@@ -55,7 +56,7 @@ def test_a_trainer_that_fails_says_why(tmp_path: object) -> None:
     broken = training.Contender("smile", training.OURS, "no_such_program", (), 1, 1e-3)
     quick = Run(quick=True)
     lesson = training.lesson_of(broken, texts_of(quick)[0], quick)
-    with pytest.raises(training.FailedPrecondition, match="no_such_program"):
+    with pytest.raises(FailedPrecondition, match="no_such_program"):
         training.train(broken, lesson, tmp_path)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,8 @@ import torch
 
 from services.trainer import states as states_file
 from services.trainer.loop import train
-from services.trainer.loop_events import Planned
+from services.trainer.loop_events import Encoding, Planned, StepDone
+from services.trainer.precision import Precision
 from services.trainer.states import DiskFull, EntryStates, StatesRoom
 from smile.model.backbone import Backbone
 from smile.model.initial import initial_tensors
@@ -137,3 +138,20 @@ def test_a_training_that_is_dropped_closes_its_file(backbone: Backbone, tmp_path
     assert len(os.listdir("/proc/self/fd")) == before + 1
     run.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_bfloat16_halves_what_is_kept_and_learns_as_well(backbone: Backbone) -> None:
+    float32 = given(backbone, texts(80))
+    bfloat16 = replace(float32, precision=Precision.BFLOAT16)
+    events, trained = consumed(train(bfloat16))
+    same, _ = consumed(train(float32))
+    kept = [
+        max(event.bytes_kept for event in found if isinstance(event, Encoding))
+        for found in (events, same)
+    ]
+    assert kept[0] * 2 == kept[1]
+    first = [next(e.loss for e in found if isinstance(e, StepDone)) for found in (events, same)]
+    assert first[0] == pytest.approx(first[1], rel=0.02)
+    assert first[0] != first[1]
+    assert trained.metrics["validation_accuracy"] >= 0.9
+    assert digest(bfloat16) == digest(bfloat16)

@@ -194,3 +194,39 @@ async def test_stats_tell_what_was_found(world: World) -> None:
     assert after.ngram_rows_computed_total > between.ngram_rows_computed_total
     await world.infer("acme", name, [SEEN[0]])
     assert world.stats.ngrams_total == after.ngrams_total
+
+
+async def test_answers_hold_while_tables_are_swapped_and_traffic_is_learned(
+    folder: Path, encoder: Encoder, table: Path, tmp_path: Path
+) -> None:
+    other = encoder.table(tmp_path / "other", UNSEEN[:1])
+    place, beside = tmp_path / "current", tmp_path / "next"
+    place.symlink_to(table)
+    settings: dict[str, Any] = {
+        "skip": f"toy={encoder.path}",
+        "tables": f"toy={place}",
+        "learn_s": 0.05,
+        "learn_tenants_min": 2,
+        "learn_count_min": 2.0,
+    }
+    async with processor_world(folder, **settings) as world:
+        await world.ready()
+        tenants = ("acme", "globex")
+        versions = {tenant: world.add(tenant, "swapped").name for tenant in tenants}
+
+        async def ask(tenant: str, text: str) -> int:
+            name = f"tenants/{tenant}/vplms/swapped"
+            result = await world.infer(tenant, name, [text], exactness=MATERIALIZED)
+            check(world, encoder, versions[tenant], text, result.predictions[0])
+            assert result.materialization is not None
+            return result.materialization.ngrams - result.materialization.found
+
+        for number in range(6):
+            beside.symlink_to(other if number % 2 == 0 else table)
+            beside.replace(place)
+            await asyncio.gather(*(ask(t, text) for t in tenants for text in (*SEEN, *UNSEEN)))
+        async with asyncio.timeout(60):
+            while sum([await ask(tenants[0], text) for text in (*SEEN, *UNSEEN)]):
+                await ask(tenants[1], UNSEEN[1])
+                await ask(tenants[1], SEEN[0])
+        assert world.stats.ngrams_found_total

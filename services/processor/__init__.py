@@ -15,4 +15,9 @@ Modules that are not in memory (`memory.residency`) come through `memory.loader`
 requests wait (`memory.demand`). Memory is two tiers of rows (`memory.tiers`), host and device, each
 a budget of slots (`memory.space`) with memory behind them (`memory.arena`); `memory.policy` says
 who leaves first. `renting` keeps the terms on which vPLMs are served.
+
+A request may be answered materialised: rows of n-grams stand in for lower layers
+(`materialize.standin`), looked up while a batch is prepared, computed with it where none is at
+hand. `materialize.learning` keeps the rows that traffic asks for, `materialize.keeping` runs that
+in the background, and `materialize.sharing` tells other processors.
 """

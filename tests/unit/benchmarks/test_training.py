@@ -9,8 +9,8 @@ from benchmarks.harness.command import Run
 from benchmarks.harness.json_types import Json
 from benchmarks.harness.targets import TARGETS
 from benchmarks.trainers.protocol import Clock
-from smile.errors import FailedPrecondition
 from benchmarks.training import Trained, figures, texts_of
+from smile.errors import FailedPrecondition
 
 
 def told(*epochs: tuple[float, float], peak: int, **more: Json) -> dict[str, Json]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -211,6 +213,21 @@ async def test_an_infinite_loss_comes_with_advice(stage: Stage) -> None:
     job = await stage.run(hyper_parameters=values)
     assert job.error is not None and job.error.reason == "LOSS_NOT_FINITE"
     assert "learning_rate ten times smaller" in job.error.message
+
+
+async def test_a_full_disk_tells_the_operator_what_to_do(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    shop = replace(stage.shop, states_bytes_max=0, states_disk_bytes_max=1 << 20)
+    stage.runner = Runner(shop, stage.queue, stage.ending)
+    job = await stage.run()
+    assert job.error is not None and job.error.reason == "DISK_FULL"
+    assert "No space left on device" in job.error.message
+    assert "SMILE_TRAINER_STATES_DISK_BYTES_MAX" in job.error.message
 
 
 async def test_an_unforeseen_fault_names_an_incident_and_no_cause(

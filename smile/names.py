@@ -171,6 +171,21 @@ class BackboneName:
         return cls(check_id(backbone, "backbone"))
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterName:
+    """`publicAdapters/{adapter}`."""
+
+    adapter: str
+
+    def __str__(self) -> str:
+        return f"publicAdapters/{self.adapter}"
+
+    @classmethod
+    def parse(cls, name: str) -> AdapterName:
+        (adapter,) = _split(name, "publicAdapters")
+        return cls(check_id(adapter, "public adapter"))
+
+
 def _split(name: str, *collections: str) -> tuple[str, ...]:
     parts = name.split("/")
     if len(parts) != 2 * len(collections) or tuple(parts[::2]) != collections:

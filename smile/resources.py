@@ -30,15 +30,28 @@ from smile.training import (
     RowProblem,
     Schedule,
     Selection,
+    Sweep,
     TrainingEvent,
     TrainingJob,
     TrainingRecord,
     TrainingSummary,
+    TrialOutcome,
     When,
+)
+from smile.versioning import (
+    AliasMoved,
+    Canary,
+    Derivation,
+    FieldChange,
+    MetricPair,
+    PublicAdapter,
+    TensorDiff,
+    VersionDiff,
 )
 
 __all__ = [
     "SERVING",
+    "AliasMoved",
     "ApiKey",
     "Backbone",
     "Canary",
@@ -50,10 +63,12 @@ __all__ = [
     "Dataset",
     "DatasetFormat",
     "DatasetReport",
+    "Derivation",
     "Embedding",
     "Exactness",
     "FanoutAnswer",
     "FanoutResult",
+    "FieldChange",
     "HeadSpec",
     "HyperParameters",
     "InferResult",
@@ -63,15 +78,19 @@ __all__ = [
     "LabelScore",
     "Materialization",
     "Metric",
+    "MetricPair",
     "ModuleSpec",
     "Optimizer",
     "PetSpec",
     "Prediction",
     "ProcessorStats",
+    "PublicAdapter",
     "RowProblem",
     "Schedule",
     "Selection",
+    "Sweep",
     "Tenant",
+    "TensorDiff",
     "Timings",
     "TokenClassification",
     "TokenLabel",
@@ -79,7 +98,9 @@ __all__ = [
     "TrainingJob",
     "TrainingRecord",
     "TrainingSummary",
+    "TrialOutcome",
     "Usage",
+    "VersionDiff",
     "VersionOrigin",
     "Vplm",
     "VplmUsage",
@@ -94,6 +115,7 @@ class VersionOrigin(enum.StrEnum):
     INITIAL = "initial"
     TRAINING = "training"
     IMPORT = "import"
+    ADAPTER = "adapter"
 
 
 class Exactness(enum.StrEnum):
@@ -145,14 +167,6 @@ class Backbone:
 
 
 @dataclass(frozen=True, slots=True)
-class Canary:
-    """A second version that answers `weight` (0 to 1) of an alias's requests."""
-
-    version: int
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
 class Vplm:
     """A virtual PLM: one tenant's own model."""
 
@@ -167,11 +181,14 @@ class Vplm:
     uid: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     canaries: Mapping[str, Canary] = field(default_factory=dict)
+    delete_time: datetime | None = None
+    purge_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VplmVersion:
-    """One immutable state of a vPLM's weights; `training` is what came of the job that made it.
+    """One immutable state of a vPLM's weights; `training` is what came of the job that made it,
+    `derived_from` the public adapter it began as.
 
     `canary` is set where an alias was resolved that splits its traffic: the second version, and
     `canary_weight` the share of requests that it answers.
@@ -189,6 +206,9 @@ class VplmVersion:
     canary: VplmVersion | None = None
     canary_weight: float = 0.0
     training: TrainingSummary | None = None
+    derived_from: Derivation | None = None
+    delete_time: datetime | None = None
+    purge_time: datetime | None = None
 
     @property
     def number(self) -> int:

@@ -13,6 +13,7 @@ from services.creator.catalogue import CHECK, Catalogue
 from services.creator.config import CreatorSettings
 from services.creator.servicer import FULL_NAME, CreatorServicer
 from smile import logs
+from smile.client.adapter_records import AdapterRecords
 from smile.client.records import VplmRecords
 from smile.config import load
 from smile.errors import Unavailable
@@ -34,7 +35,7 @@ async def main(settings: CreatorSettings) -> None:
         settings.storage_address, credentials=ServiceCredential(key)
     ) as storage:
         readiness.watch(STORAGE, reaching(storage, settings.storage_address))
-        servicer = CreatorServicer(catalogue, VplmRecords(storage))
+        servicer = CreatorServicer(catalogue, VplmRecords(storage), AdapterRecords(storage))
         await serve(
             [Service(servicer, creator_pb2_grpc.add_CreatorServiceServicer_to_server, FULL_NAME)],
             settings=settings,

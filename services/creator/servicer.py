@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
+from services.creator.adapters import Derived
 from services.creator.catalogue import Catalogue
-from services.creator.imports import ImportedVplm
+from services.creator.imports import ImportedVplm, checked
 from services.creator.recipes import Recipe
 from services.creator.vplms import VplmMaker
 from smile import codec
-from smile.client.records import VplmChange, VplmRecords
-from smile.names import BackboneName, TenantName, VplmName
+from smile.client.adapter_records import AdapterRecords, OfferedAdapter
+from smile.client.records import VplmChange, VplmDeletion, VplmRecords
+from smile.names import AdapterName, BackboneName, TenantName, VersionName, VplmName, check_id
+from smile.resources import PublicAdapter, Vplm
 from smile.rpc.auth import current_principal, own
 from smile.rpc.channel import acting_for
 from smile.rpc.streams import opened
@@ -29,10 +33,13 @@ _Name = TypeVar("_Name", VplmName, TenantName)
 class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
     """Answers tenants about backbones and vPLMs; calls to storage act for the tenant asking."""
 
-    def __init__(self, catalogue: Catalogue, records: VplmRecords) -> None:
+    def __init__(
+        self, catalogue: Catalogue, records: VplmRecords, adapters: AdapterRecords
+    ) -> None:
         self._catalogue = catalogue
         self._records = records
-        self._maker = VplmMaker(catalogue, records)
+        self._adapters = adapters
+        self._maker = VplmMaker(catalogue, records, adapters)
 
     async def ListBackbones(
         self, request: creator_pb2.ListBackbonesRequest, context: _Context
@@ -51,6 +58,8 @@ class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
         self, request: creator_pb2.CreateVplmRequest, context: _Context
     ) -> resources_pb2.Vplm:
         tenant = _mine(request.parent, TenantName.parse).tenant
+        if request.public_adapter:
+            return codec.vplm_to_pb(await self._derive(request, VplmName(tenant, request.vplm_id)))
         recipe = _recipe(request, VplmName(tenant, request.vplm_id))
         backbone = BackboneName.parse(request.backbone)
         with acting_for(tenant):
@@ -58,6 +67,13 @@ class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
                 return codec.vplm_to_pb(await self._maker.check(recipe, backbone))
             vplm = await self._maker.create(recipe, backbone, request.request_id)
         return codec.vplm_to_pb(vplm)
+
+    async def _derive(self, request: creator_pb2.CreateVplmRequest, name: VplmName) -> Vplm:
+        wanted = _derived(request, name)
+        with acting_for(name.tenant):
+            if request.validate_only:
+                return await self._maker.check_derived(wanted)
+            return await self._maker.derive(wanted, request.request_id)
 
     async def ImportVplm(
         self, request: AsyncIterator[creator_pb2.ImportVplmRequest], context: _Context
@@ -81,7 +97,9 @@ class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
     ) -> creator_pb2.ListVplmsResponse:
         parent = _mine(request.parent, TenantName.parse)
         with acting_for(parent.tenant):
-            vplms, token = await self._records.page(parent, request.page_size, request.page_token)
+            vplms, token = await self._records.page(
+                parent, request.page_size, request.page_token, show_deleted=request.show_deleted
+            )
         return creator_pb2.ListVplmsResponse(
             vplms=map(codec.vplm_to_pb, vplms), next_page_token=token
         )
@@ -101,9 +119,61 @@ class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
 
     async def DeleteVplm(self, request: creator_pb2.DeleteVplmRequest, context: _Context) -> Empty:
         name = _mine(request.name, VplmName.parse)
+        deletion = VplmDeletion(name, request.request_id, request.etag, request.for_good)
         with acting_for(name.tenant):
-            await self._records.delete(name, request.etag, request.request_id)
+            await self._records.delete(deletion)
         return Empty()
+
+    async def UndeleteVplm(
+        self, request: creator_pb2.UndeleteVplmRequest, context: _Context
+    ) -> resources_pb2.Vplm:
+        name = _mine(request.name, VplmName.parse)
+        with acting_for(name.tenant):
+            back = await self._records.undelete(name, request.uid, request.etag, request.request_id)
+        return codec.vplm_to_pb(back)
+
+    async def ListPublicAdapters(
+        self, request: creator_pb2.ListPublicAdaptersRequest, context: _Context
+    ) -> creator_pb2.ListPublicAdaptersResponse:
+        adapters, token = await self._adapters.page(request.page_size, request.page_token)
+        return creator_pb2.ListPublicAdaptersResponse(
+            public_adapters=map(codec.adapter_to_pb, adapters), next_page_token=token
+        )
+
+    async def GetPublicAdapter(
+        self, request: creator_pb2.GetPublicAdapterRequest, context: _Context
+    ) -> resources_pb2.PublicAdapter:
+        offered = await self._adapters.get(AdapterName.parse(request.name))
+        return codec.adapter_to_pb(offered.adapter)
+
+    async def CreatePublicAdapter(
+        self,
+        request: AsyncIterator[creator_pb2.CreatePublicAdapterRequest],
+        context: _Context,
+    ) -> resources_pb2.PublicAdapter:
+        first, chunks = await opened(request)
+        header = first.header
+        name = AdapterName(check_id(header.public_adapter_id, "public adapter"))
+        header.public_adapter.name = str(name)
+        if header.version:
+            version = VersionName.parse(header.version)
+            texts = header.public_adapter
+            made = await self._adapters.publish(texts, version, header.request_id)
+        else:
+            offered = self._offered(codec.adapter_from_pb(header.public_adapter))
+            made = await self._adapters.commit(offered, chunks, header.request_id)
+        return codec.adapter_to_pb(made)
+
+    async def DeletePublicAdapter(
+        self, request: creator_pb2.DeletePublicAdapterRequest, context: _Context
+    ) -> Empty:
+        await self._adapters.delete(AdapterName.parse(request.name), request.request_id)
+        return Empty()
+
+    def _offered(self, adapter: PublicAdapter) -> OfferedAdapter:
+        """Raises `InvalidArgument` where it is not made for the backbone here."""
+        backbone = self._catalogue.get(BackboneName(adapter.spec.backbone))
+        return OfferedAdapter(replace(adapter, spec=checked(adapter.spec, backbone)), backbone)
 
 
 def _mine(name: str, parser: Callable[[str], _Name]) -> _Name:
@@ -116,6 +186,18 @@ def _recipe(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Recipe:
         pet=codec.pet_from_pb(request.pet),
         head=codec.head_from_pb(request.head),
         dtype=codec.PRECISIONS.from_pb(request.precision),
+        display_name=request.display_name,
+        labels=dict(request.labels),
+        seed=request.seed,
+    )
+
+
+def _derived(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Derived:
+    return Derived(
+        name=name,
+        adapter=AdapterName.parse(request.public_adapter),
+        head=codec.head_from_pb(request.head) if request.HasField("head") else None,
+        dtype=codec.PRECISIONS.from_pb(request.precision) if request.precision else None,
         display_name=request.display_name,
         labels=dict(request.labels),
         seed=request.seed,

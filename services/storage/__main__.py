@@ -13,6 +13,9 @@ from services.storage.feed.bus import Bus, BusTimes
 from services.storage.feed.hub import Hub
 from services.storage.identity import Identity
 from services.storage.servicer.assembly import Feed, StorageOptions, assemble
+from services.storage.shelves import emptying
+from services.storage.signing import SignedStore
+from services.storage.storekeeper import Storekeeper
 from services.storage.sweeper import Sweeper
 from services.storage.usage import UsageReports
 from smile import logs
@@ -24,22 +27,28 @@ from smile.store.redis import connect
 
 CHECK = "object-store"
 PROBE_EVERY_S = 5.0
-PROBE_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 30.0
 
 
 async def main(settings: StorageSettings) -> None:
-    store = open_store(settings.url, settings.s3)
+    bare = open_store(settings.url, settings.s3)
+    keyring = settings.keyring
+    store = bare if keyring is None else SignedStore(bare, keyring)
+    keeper = Storekeeper(bare, settings.modes, keyring.view() if keyring else None)
     options = StorageOptions(
         service_key=settings.service_key.get_secret_value(),
         operator_key_sha256=settings.operator_key_sha256,
         dataset_bytes_max=settings.dataset_bytes_max,
         upload_bytes_max=settings.upload_bytes_max,
         limits=settings.limits,
+        delete_grace=settings.delete_grace,
+        gc_grace=settings.gc_grace,
+        report=lambda: keeper.report,
     )
     hub, bus = feed_of(settings, store)
     services, authenticator = assemble(store, options, Feed(bus, hub))
     readiness = Readiness()
-    readiness.watch(CHECK, store.probe, every_s=PROBE_EVERY_S, timeout_s=PROBE_TIMEOUT_S)
+    readiness.watch(CHECK, keeper.check, every_s=PROBE_EVERY_S, timeout_s=PROBE_TIMEOUT_S)
     await serve(
         services,
         settings=settings,
@@ -47,7 +56,7 @@ async def main(settings: StorageSettings) -> None:
         readiness=readiness,
         lifespan=beside(
             lambda: closer_of(store).run(settings.close_days_every_s),
-            lambda: Sweeper(store).run(settings.sweep_every_s),
+            lambda: sweeper_of(store, settings).run(settings.sweep_every_s),
             *([bus.run] if bus is not None else []),
             *([lambda: _closing(hub, readiness)] if hub is not None else []),
         ),
@@ -60,6 +69,12 @@ def feed_of(settings: StorageSettings, store: ObjectStore) -> tuple[Hub | None, 
         return None, None
     hub = Hub(time.monotonic, settings.write_s_max)
     return hub, Bus(connect(url), store, hub, times=BusTimes(doubt_s=settings.write_s_max))
+
+
+def sweeper_of(store: ObjectStore, settings: StorageSettings) -> Sweeper:
+    """Who empties the trash and collects what nothing points to."""
+    trash = emptying(store, settings.delete_grace)
+    return Sweeper(store, settings.gc_grace, [trash.vplms, trash.versions])
 
 
 def closer_of(store: ObjectStore) -> Closer:

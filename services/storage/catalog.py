@@ -1,4 +1,4 @@
-"""vPLMs: commit, read, change, delete.
+"""vPLMs: commit, read, change; `trash` deletes them.
 
 Bytes and manifest go first, then the record, which is the commit point: readers begin at the record
 and see nothing it does not know of. Every step may be repeated, so a request that broke off
@@ -13,13 +13,15 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from services.storage import keys
+from services.storage import aliases, keys
+from services.storage.aliases import AliasMove, Rollback
 from services.storage.blobs import ByteBudget, Declared, received
 from services.storage.changes import Announcer, Unannounced
-from services.storage.documents import Documents, Stored, load_page, stored_bytes
+from services.storage.documents import D, Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger, Places, every_object
 from services.storage.records import (
+    AdapterRecord,
     Deletion,
     RequestKind,
     RequestNote,
@@ -42,16 +44,18 @@ from smile.errors import (
 from smile.logs import get_logger
 from smile.model import layout, weights
 from smile.model.specs import ModuleSpec
-from smile.names import BackboneName, TenantId, VplmName
-from smile.resources import SERVING, Backbone, Canary, VersionOrigin, Vplm
+from smile.names import AdapterName, BackboneName, TenantId, VplmName
+from smile.resources import SERVING, AliasMoved, Backbone, Derivation, VersionOrigin, Vplm
 from smile.store.objects import ObjectStore
-
-ALIASES_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
 class NewVplm:
-    """A vPLM to store with its first version. `spec` must be placed on `backbone`."""
+    """A vPLM to store with its first version. `spec` must be placed on `backbone`.
+
+    `derived_from` is the public adapter whose module it is, for origin adapter; `by_reference`: its
+    head and all, so that no bytes follow.
+    """
 
     name: VplmName
     spec: ModuleSpec
@@ -62,6 +66,8 @@ class NewVplm:
     labels: Mapping[str, str] = field(default_factory=dict)
     origin: VersionOrigin = VersionOrigin.INITIAL
     note: str = ""
+    derived_from: Derivation | None = None
+    by_reference: bool = False
 
     @property
     def uid(self) -> str:
@@ -78,25 +84,6 @@ class VplmChange:
     etag: str = ""
     display_name: str | None = None
     labels: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AliasMove:
-    """Where an alias shall point: to one version, or with `canary` to two. With `etag`, a lost
-    update is refused.
-    """
-
-    name: VplmName
-    alias: str
-    version: int
-    request_id: str
-    etag: str = ""
-    canary: Canary | None = None
-
-    @property
-    def versions(self) -> tuple[int, ...]:
-        """Every version the alias shall point to."""
-        return (self.version,) if self.canary is None else (self.version, self.canary.version)
 
 
 class Catalog:
@@ -124,26 +111,57 @@ class Catalog:
         Raises:
             AlreadyExists: the name is taken by another request.
             InvalidArgument: the bytes are not what was declared, or not the spec's tensors.
+            NotFound: the adapter to refer to is not offered (any more).
             QuotaExceeded: the tenant has no room.
         """
-        _check_backbone(new)
+        check_backbone(new.spec, new.backbone)
         if (earlier := await self._made_earlier(new)) is not None:
             return earlier
         tenant = await self._identity.tenant(new.name.tenant)
         vplms_max = self._identity.limits_of(tenant)[Limit.VPLMS]
         await self._check_count(new.name.tenant, vplms_max)
         manifest = _first_manifest(new)
-        size = new.declared.size_bytes + stored_bytes(manifest, _first_record(new, None))
+        own_bytes = 0 if new.by_reference else new.declared.size_bytes
+        size = own_bytes + stored_bytes(manifest, _first_record(new, None))
         async with self._ledger.reserved(new.name.tenant, size, tenant.quota_bytes):
+            if new.by_reference:
+                await self._refer(new, chunks)
+                await self._documents.create(keys.version(new.name, new.uid, 1), manifest)
+                return await self._publish(new)
             with self._budget.held(new.declared.size_bytes):
                 data = await received(chunks, new.declared)
                 await check_module(data, new.spec, new.backbone)
                 blob = keys.version_blob(new.name, new.uid, new.declared.digest)
-                await asyncio.gather(  # nobody sees either before the record
-                    self._store.put_if_absent(blob, data),
-                    self._documents.create(keys.version(new.name, new.uid, 1), manifest),
+                place = keys.version(new.name, new.uid, 1)
+                fresh = await asyncio.gather(  # nobody sees either before the record
+                    self._store.put_if_absent(blob, data), self._documents.create(place, manifest)
                 )
-            return await self._publish(new)
+                made = await self._publish(new)
+                if not all(fresh):  # what broke off before may have been collected meanwhile
+                    await self._store.put_if_absent(blob, data)
+                    await self._documents.create(place, manifest)
+                return made
+
+    async def _refer(self, new: NewVplm, chunks: AsyncIterator[bytes]) -> None:
+        """Raise where the first version is not an adapter that is offered, or bytes follow."""
+        assert new.derived_from is not None
+        name = AdapterName.parse(new.derived_from.name)
+        stored = await self._documents.read(keys.adapter(name), AdapterRecord)
+        offered = stored.document if stored and stored.document.deleted is None else None
+        same = offered is not None and (
+            (offered.digest, offered.size_bytes, offered.spec)
+            == (new.declared.digest, new.declared.size_bytes, new.spec)
+        )
+        if not same:
+            raise NotFound(
+                f"{name} with digest {new.declared.digest} is not offered (any more)",
+                metadata={"resource": str(name)},
+            )
+        async for _ in chunks:
+            raise InvalidArgument(
+                "no bytes follow a reference, got some; nothing was stored",
+                reason="STREAM_TOO_LONG",
+            )
 
     async def _made_earlier(self, new: NewVplm) -> Vplm | None:
         """What this request made before. Raises `AlreadyExists` where the name is not free."""
@@ -155,6 +173,13 @@ class Catalog:
             return record.view(str(new.name), stored.etag)
         if (taken := record.taken_by(new.uid, str(new.name))) is not None:
             raise taken
+        if await self._store.list_objects(
+            keys.deleted_vplms(new.name.tenant, new.name.vplm, new.uid), limit=1
+        ):
+            raise AlreadyExists(
+                f"this request made {new.name}, which is in the trash; use a new request_id",
+                reason="REQUEST_ID_USED",
+            )
         return None
 
     async def _publish(self, new: NewVplm) -> Vplm:
@@ -175,6 +200,13 @@ class Catalog:
         if made is None:
             raise Aborted(f"{new.name} was changed by someone else meanwhile; try again")
         return made
+
+    async def check_count(self, tenant: TenantId) -> None:
+        """Raise `QuotaExceeded` where a tenant has as many vPLMs as it may, deleted ones not
+        counted; one more is counted in. Raises `NotFound`.
+        """
+        limits = self._identity.limits_of(await self._identity.tenant(tenant))
+        await self._check_count(tenant, limits[Limit.VPLMS])
 
     async def _check_count(self, tenant: TenantId, vplms_max: int) -> None:
         if self._places.take(tenant, vplms_max):
@@ -219,14 +251,14 @@ class Catalog:
             record = live(stored, change.name).document
             if record.note(change.request_id, RequestKind.UPDATE):
                 return None
-            _check_etag(stored, change.etag)
+            check_etag(stored, change.etag)
             wanted: dict[str, object] = {}
             if change.display_name is not None:
                 wanted["display_name"] = change.display_name
             if change.labels is not None:
                 wanted["labels"] = dict(change.labels)
             note = RequestNote(request_id=change.request_id, kind=RequestKind.UPDATE)
-            return _changed(record, wanted, note)
+            return record.noted(note, **wanted)
 
         return await self._edit(change.name, apply)
 
@@ -245,44 +277,44 @@ class Catalog:
             record = live(stored, move.name).document
             if record.note(move.request_id, RequestKind.SET_ALIAS):
                 return None
-            _check_etag(stored, move.etag)
-            _check_alias(record, move)
+            check_etag(stored, move.etag)
+            aliases.check(record, move)
             note = RequestNote(
                 request_id=move.request_id, kind=RequestKind.SET_ALIAS, version=move.version
             )
-            return _changed(record, _pointing(record, move), note)
+            return record.noted(note, **aliases.moved(record, move))
 
         return await self._edit(move.name, apply, self._announced(move.name))
 
-    async def delete(self, name: VplmName, etag: str, request_id: str) -> None:
-        """Delete a vPLM. The record becomes a tombstone at once; its bytes go after that.
+    async def roll_back(self, rollback: Rollback) -> Vplm:
+        """Take an alias back to where it pointed before.
 
         Raises:
-            NotFound: no such vPLM, or deleted by another request.
+            NotFound: no such vPLM or alias.
+            FailedPrecondition: no earlier target is remembered, or it is deleted.
             Aborted: `etag` is not current.
         """
 
         def apply(stored: Stored[VplmRecord] | None) -> VplmRecord | None:
-            if stored is not None and _deleted_by(stored.document, request_id):
+            record = live(stored, rollback.name).document
+            if record.note(rollback.request_id, RequestKind.ROLLBACK_ALIAS):
                 return None
-            record = live(stored, name).document
-            _check_etag(stored, etag)
-            deletion = Deletion(request_id=request_id, time=now())
-            cleared = {
-                "labels": {},
-                "display_name": "",
-                "aliases": {},
-                "canaries": {},
-                "requests": (),
-            }
-            return record.model_copy(update={"deleted": deletion, **cleared})
+            check_etag(stored, rollback.etag)
+            version, wanted = aliases.rolled_back(record, rollback)
+            note = RequestNote(
+                request_id=rollback.request_id, kind=RequestKind.ROLLBACK_ALIAS, version=version
+            )
+            return record.noted(note, **wanted)
 
-        stored = await self._documents.edit(
-            keys.vplm(name), VplmRecord, apply, self._announced(name)
-        )
-        if stored.document.deleted is not None:
-            await self._remove(keys.vplm_contents(name, stored.document.uid))
-        self._ledger.forget(name.tenant)
+        return await self._edit(rollback.name, apply, self._announced(rollback.name))
+
+    async def alias_moves(self, name: VplmName, alias: str) -> list[AliasMoved]:
+        """The moves of an alias, or of all, that are remembered, newest first. `NotFound`."""
+        record = (await self.record(name)).document
+        if alias and alias not in record.aliases:
+            raise aliases.no_alias(name, alias)
+        wanted = [alias] if alias else sorted(record.aliases)
+        return [move for each in wanted for move in reversed(aliases.history(record, each))]
 
     async def _edit(
         self,
@@ -333,17 +365,17 @@ async def check_module(data: bytes, spec: ModuleSpec, backbone: Backbone) -> Non
         ) from error
 
 
-def _check_backbone(new: NewVplm) -> None:
-    layout.tensors(new.spec, new.backbone.shape)
+def check_backbone(spec: ModuleSpec, backbone: Backbone) -> None:
+    """Raise `InvalidArgument` or `InvalidSpec` where a spec is not made for a backbone."""
+    layout.tensors(spec, backbone.shape)
     same = (
-        BackboneName.parse(new.backbone.name).backbone == new.spec.backbone
-        and new.backbone.digest == new.spec.backbone_digest
+        BackboneName.parse(backbone.name).backbone == spec.backbone
+        and backbone.digest == spec.backbone_digest
     )
     if not same:
         raise InvalidArgument(
-            f"the spec is for backbone '{new.spec.backbone}' with digest "
-            f"{new.spec.backbone_digest}, got {new.backbone.name} with digest "
-            f"{new.backbone.digest}",
+            f"the spec is for backbone '{spec.backbone}' with digest {spec.backbone_digest}, got "
+            f"{backbone.name} with digest {backbone.digest}",
             reason="BACKBONE_MISMATCH",
         )
 
@@ -358,6 +390,8 @@ def _first_manifest(new: NewVplm) -> VersionManifest:
         create_time=now(),
         note=new.note,
         request_id=new.request_id,
+        derived_from=new.derived_from,
+        shared=new.by_reference,
     )
 
 
@@ -372,54 +406,17 @@ def _first_record(new: NewVplm, predecessor: Deletion | None) -> VplmRecord:
         display_name=new.display_name,
         labels=dict(new.labels),
         aliases={SERVING: 1},
+        moves={SERVING: (AliasMoved(SERVING, 1, 1, time=made),)},
         latest_version=1,
         create_time=made,
         update_time=made,
     )
 
 
-def _changed(record: VplmRecord, wanted: Mapping[str, object], note: RequestNote) -> VplmRecord:
-    return record.model_copy(
-        update={**wanted, "requests": record.with_notes(note), "update_time": now()}
-    )
-
-
-def _check_etag(stored: Stored[VplmRecord] | None, etag: str) -> None:
+def check_etag(stored: Stored[D] | None, etag: str) -> None:
+    """Raise `Aborted` where `etag` is given and not that of what is stored."""
     if stored is not None and etag and etag != stored.etag:
         raise Aborted(
             "the vPLM was changed since that etag was read; read it again",
             metadata={"etag": stored.etag},
         )
-
-
-def _pointing(record: VplmRecord, move: AliasMove) -> dict[str, object]:
-    """Aliases and canaries after a move."""
-    canaries = {alias: held for alias, held in record.canaries.items() if alias != move.alias}
-    if move.canary is not None:
-        canaries[move.alias] = move.canary
-    return {"aliases": {**record.aliases, move.alias: move.version}, "canaries": canaries}
-
-
-def _check_alias(record: VplmRecord, move: AliasMove) -> None:
-    for number in move.versions:
-        if not 1 <= number <= record.latest_version:
-            version = f"{move.name}/versions/{number}"
-            raise NotFound(f"{version} does not exist", metadata={"resource": version})
-    if move.canary is not None and move.canary.version == move.version:
-        raise InvalidArgument(
-            f"an alias splits its traffic between two versions, got version {move.version} twice",
-            violations=[("canary.version", "must be another version than `version`")],
-        )
-    if move.alias not in record.aliases and len(record.aliases) >= ALIASES_MAX:
-        raise QuotaExceeded(
-            f"a vPLM has at most {ALIASES_MAX} aliases, and has {len(record.aliases)}",
-            metadata={"limit": str(ALIASES_MAX), "value": str(len(record.aliases))},
-        )
-
-
-def _deleted_by(record: VplmRecord, request_id: str) -> bool:
-    """Whether this request deleted the vPLM, or the one that had its name before."""
-    return any(
-        deletion is not None and deletion.request_id == request_id
-        for deletion in (record.deleted, record.predecessor)
-    )

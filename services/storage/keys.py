@@ -4,6 +4,9 @@ identity/tenants/{t}.json · identity/keys/{t}/{key}.json
 tenants/{t}/vplms/{v}/vplm.json                        record (swapped)
 tenants/{t}/vplms/{v}/{uid}/versions/{n:09d}.json      manifest (created once)
 tenants/{t}/vplms/{v}/{uid}/blobs/{sha256}             bytes of versions
+tenants/{t}/deletedVplms/{v}/{uid}/{deletion}.json     record as it was (swapped), while restorable
+tenants/{t}/deletedVersions/{v}/{uid}.{n:09d}          empty; there while a version is restorable
+publicAdapters/{a}.json · publicBlobs/{sha256}         record (swapped), bytes manifests may name
 tenants/{t}/datasets/{d}/dataset.json · {uid}/data     record (swapped), bytes
 tenants/{t}/trainingJobs/{j}/record.json · curve.jsonl
 tenants/{t}/trainingJobs/{j}/checkpoints/{fence:019d}  gone once the job has ended
@@ -13,6 +16,7 @@ accounting/journal/{day}/{reporter}.json               one reporter's counts (sw
 accounting/days/{day}.json                             all tenants' totals (swapped), once over
 accounting/tenants/{t}/{day}.json                      the same of one, by vPLM (swapped)
 feed/unheard                                           who changes things without a word, if any
+quarantine/{id}/{key}                                  what nothing pointed to, for a while
 
 Bytes are below the uid of what they belong to, so that deleting removes a folder and never asks who
 else might use a blob.
@@ -22,12 +26,15 @@ from __future__ import annotations
 
 from datetime import date, datetime
 
-from smile.names import ApiKeyName, DatasetName, JobName, TenantId, VplmName
+from smile.names import AdapterName, ApiKeyName, DatasetName, JobName, TenantId, VplmName
 
 TENANTS = "identity/tenants/"
 TENANT_DATA = "tenants/"
 PENDING_JOBS = "pendingJobs/"
+ADAPTERS = "publicAdapters/"
+SHARED_BLOBS = "publicBlobs/"
 UNHEARD = "feed/unheard"
+QUARANTINE = "quarantine/"
 JOURNAL = "accounting/journal/"
 USAGE_DAYS = "accounting/days/"
 _TIME_MS_MAX = 9_999_999_999_999
@@ -72,6 +79,32 @@ def version(name: VplmName, uid: str, number: int) -> str:
 
 def version_blob(name: VplmName, uid: str, digest: str) -> str:
     return f"{vplm_contents(name, uid)}blobs/{digest}"
+
+
+def deleted_vplms(tenant: TenantId, vplm: str = "", uid: str = "") -> str:
+    """The folder of a tenant's, of those of one name, or of one vPLM that had it."""
+    below = "".join(f"{part}/" for part in (vplm, uid) if part)
+    return f"{owned(tenant)}deletedVplms/{below}"
+
+
+def deleted_vplm(name: VplmName, uid: str, deletion: str) -> str:
+    return f"{deleted_vplms(name.tenant, name.vplm, uid)}{deletion}.json"
+
+
+def deleted_versions(tenant: TenantId) -> str:
+    return f"{owned(tenant)}deletedVersions/"
+
+
+def deleted_version(name: VplmName, uid: str, number: int) -> str:
+    return f"{deleted_versions(name.tenant)}{name.vplm}/{uid}.{number:09d}"
+
+
+def adapter(name: AdapterName) -> str:
+    return f"{ADAPTERS}{name.adapter}.json"
+
+
+def shared_blob(digest: str) -> str:
+    return f"{SHARED_BLOBS}{digest}"
 
 
 def datasets(tenant: TenantId) -> str:
@@ -143,3 +176,14 @@ def tenant_day(tenant: TenantId, day: date) -> str:
 
 def pending_jobs(tenant: TenantId) -> str:
     return f"{PENDING_JOBS}{tenant}/"
+
+
+def is_record(key: str) -> bool:
+    """Whether a JSON document lies there."""
+    return key.endswith(".json") and not key.startswith(QUARANTINE)
+
+
+def resource(key: str) -> str:
+    """The resource a record's key belongs to, without what only storage knows."""
+    parts = [part for part in key.split("/") if not part.endswith(".json")]
+    return "/".join(parts[:4])

@@ -13,11 +13,14 @@ from smile.accounting import Limit
 from smile.errors import AlreadyExists
 from smile.model.specs import ModuleSpec
 from smile.resources import (
+    AliasMoved,
     ApiKey,
     Backbone,
     Canary,
     Dataset,
     DatasetFormat,
+    Derivation,
+    PublicAdapter,
     Tenant,
     TrainingRecord,
     TrainingSummary,
@@ -50,12 +53,18 @@ class Document(BaseModel):
 
 
 class Deletion(BaseModel):
-    """Who deleted a resource, and when."""
+    """Who deleted a resource, and when. Until `purge_time` it can be had back; None: it is gone."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     request_id: str
     time: datetime
+    purge_time: datetime | None = None
+
+    @property
+    def restorable(self) -> bool:
+        """Whether it can still be undone."""
+        return self.purge_time is not None and now() < self.purge_time
 
 
 class Deletable(Document):
@@ -93,11 +102,16 @@ class RequestKind(enum.StrEnum):
 
     PUT_VERSION = "put-version"
     SET_ALIAS = "set-alias"
+    ROLLBACK_ALIAS = "rollback-alias"
     UPDATE = "update"
+    DELETE = "delete"
+    UNDELETE = "undelete"
+    DELETE_VERSION = "delete-version"
+    UNDELETE_VERSION = "undelete-version"
 
 
 class RequestNote(BaseModel):
-    """A mutation that was done. `version` is the one it made or pointed to; 0 for updates."""
+    """A mutation that was done. `version` is the one it is about; 0 where it is about none."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -107,7 +121,11 @@ class RequestNote(BaseModel):
 
 
 class VplmRecord(Deletable):
-    """The movable part of a vPLM. Versions up to `latest_version` are visible."""
+    """The movable part of a vPLM. Versions up to `latest_version` are visible, but for those in
+    `deleted_versions`, which can be had back, and in `gone_versions`, inclusive ranges.
+
+    `moves` holds the last moves of each alias, oldest first.
+    """
 
     spec: ModuleSpec
     backbone: Backbone
@@ -119,6 +137,23 @@ class VplmRecord(Deletable):
     create_time: datetime
     update_time: datetime
     requests: tuple[RequestNote, ...] = ()
+    moves: dict[str, tuple[AliasMoved, ...]] = {}
+    deleted_versions: dict[int, Deletion] = {}
+    gone_versions: tuple[tuple[int, int], ...] = ()
+
+    def has(self, number: int) -> bool:
+        """Whether there is such a version, not deleted."""
+        return (
+            1 <= number <= self.latest_version
+            and number not in self.deleted_versions
+            and not any(first <= number <= last for first, last in self.gone_versions)
+        )
+
+    def numbers(self) -> list[int]:
+        """The versions there are, newest first, the deleted ones not among them."""
+        gone = {n for first, last in self.gone_versions for n in range(first, last + 1)}
+        every = range(self.latest_version, 0, -1)
+        return [n for n in every if n not in gone and n not in self.deleted_versions]
 
     def note(self, request_id: str, kind: RequestKind) -> RequestNote | None:
         """What the mutation `request_id` did, if it was done lately.
@@ -140,6 +175,11 @@ class VplmRecord(Deletable):
         """The notes of mutations, the newest last; the oldest are forgotten."""
         return (*self.requests, *notes)[-REQUESTS_REMEMBERED_MAX:]
 
+    def noted(self, note: RequestNote, **wanted: object) -> VplmRecord:
+        """The record with new values after the mutation `note`."""
+        changed = {**wanted, "requests": self.with_notes(note), "update_time": now()}
+        return self.model_copy(update=changed)
+
     def view(self, name: str, etag: str) -> Vplm:
         """The resource as callers see it."""
         return Vplm(
@@ -154,11 +194,26 @@ class VplmRecord(Deletable):
             uid=self.uid,
             labels=dict(self.labels),
             canaries=dict(self.canaries),
+            delete_time=self.deleted.time if self.deleted else None,
+            purge_time=self.deleted.purge_time if self.deleted else None,
         )
 
 
+class DeletedVplm(Document):
+    """A vPLM in the trash: its record as it was."""
+
+    record: VplmRecord
+
+    @property
+    def deletion(self) -> Deletion:
+        assert self.record.deleted is not None
+        return self.record.deleted
+
+
 class VersionManifest(Document):
-    """One immutable version."""
+    """One immutable version. Its bytes lie beside it, or where `shared` among those that public
+    adapters brought.
+    """
 
     number: int
     digest: str
@@ -171,9 +226,11 @@ class VersionManifest(Document):
     note: str = ""
     request_id: str
     training: TrainingSummary | None = None
+    derived_from: Derivation | None = None
+    shared: bool = False
 
-    def view(self, vplm: str) -> VplmVersion:
-        """The resource as callers see it."""
+    def view(self, vplm: str, deletion: Deletion | None = None) -> VplmVersion:
+        """The resource as callers see it; `deletion` where it is in the trash."""
         return VplmVersion(
             name=f"{vplm}/versions/{self.number}",
             digest=self.digest,
@@ -185,6 +242,41 @@ class VersionManifest(Document):
             create_time=self.create_time,
             note=self.note,
             training=self.training,
+            derived_from=self.derived_from,
+            delete_time=deletion.time if deletion else None,
+            purge_time=deletion.purge_time if deletion else None,
+        )
+
+
+class AdapterRecord(Deletable):
+    """A public adapter; its bytes are among the shared blobs."""
+
+    spec: ModuleSpec
+    backbone: Backbone
+    digest: str
+    size_bytes: int
+    create_time: datetime
+    display_name: str = ""
+    description: str = ""
+    license: str = ""
+    source: str = ""
+    tags: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+
+    def view(self, name: str) -> PublicAdapter:
+        """The resource as callers see it."""
+        return PublicAdapter(
+            name=name,
+            spec=self.spec,
+            digest=self.digest,
+            size_bytes=self.size_bytes,
+            create_time=self.create_time,
+            display_name=self.display_name,
+            description=self.description,
+            license=self.license,
+            source=self.source,
+            tags=dict(self.tags),
+            metrics=dict(self.metrics),
         )
 
 

@@ -1,29 +1,34 @@
-"""Removes what broken-off requests left: old bytes below a uid that no record names."""
+"""Removes, beside the server, what broken-off requests left and what nothing points to."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
-from services.storage import keys
-from services.storage.documents import Documents
-from services.storage.quota import every_object
-from services.storage.records import DatasetRecord, Deletable, VplmRecord, now
+from services.storage.maintenance.collect import GRACE, Collector
 from smile.errors import SmileError
 from smile.logs import get_logger
-from smile.names import DatasetName, TenantId, VplmName
+from smile.maintenance import MaintenanceSummary
 from smile.store.objects import ObjectStore
 
-AGE_MIN = timedelta(hours=1)  # far longer than any upload may take to commit
+Chore = Callable[[], Awaitable[int]]
 
 
 class Sweeper:
-    """Walks all tenants. Safe beside running requests: what is young stays."""
+    """Walks all tenants. Safe beside running requests: what is young stays.
 
-    def __init__(self, store: ObjectStore, age_min: timedelta = AGE_MIN) -> None:
+    Args:
+        grace: How long something lies unreferenced before it goes, and then in quarantine.
+        chores: What else is to be done at each sweep; each tells how many objects it removed.
+    """
+
+    def __init__(
+        self, store: ObjectStore, grace: timedelta = GRACE, chores: Sequence[Chore] = ()
+    ) -> None:
         self._store = store
-        self._documents = Documents(store)
-        self._age_min = age_min
+        self._grace = grace
+        self._chores = chores
 
     async def run(self, every_s: float) -> None:
         """Sweep until cancelled."""
@@ -37,38 +42,11 @@ class Sweeper:
                 get_logger().info("swept", objects=removed)
 
     async def sweep(self) -> int:
-        """Sweep once; the objects removed."""
+        """Sweep once; the objects put aside, brought back or removed."""
         removed = 0
-        for name in await self._store.list_folders(keys.TENANT_DATA):
-            tenant = TenantId(name)
-            for vplm in await self._store.list_folders(keys.vplms(tenant)):
-                place = VplmName(tenant, vplm)
-                removed += await self._below(keys.vplm_folder(place), keys.vplm(place), VplmRecord)
-            for dataset in await self._store.list_folders(keys.datasets(tenant)):
-                where = DatasetName(tenant, dataset)
-                removed += await self._below(
-                    keys.dataset_folder(where), keys.dataset(where), DatasetRecord
-                )
+        for chore in self._chores:
+            removed += await chore()
+        async for event in Collector(self._store, self._grace, thorough=False).collect():
+            if isinstance(event, MaintenanceSummary):
+                removed += event.changed
         return removed
-
-    async def _below(self, folder: str, record_key: str, kind: type[Deletable]) -> int:
-        removed = 0
-        for uid in await self._store.list_folders(folder):
-            old = [
-                info.key
-                async for info in every_object(self._store, f"{folder}{uid}/")
-                if now() - info.modified > self._age_min
-            ]
-            if old and not await self._named(record_key, kind, uid):
-                for key in old:
-                    await self._store.delete(key)
-                removed += len(old)
-        return removed
-
-    async def _named(self, record_key: str, kind: type[Deletable], uid: str) -> bool:
-        """Whether the record (read after its contents were found old) names `uid`."""
-        try:
-            stored = await self._documents.read(record_key, kind)
-        except SmileError:
-            return True  # unreadable: touch nothing
-        return stored is not None and stored.document.deleted is None and stored.document.uid == uid

@@ -41,6 +41,7 @@ class _Count:
     stored_bytes: int = 0
     dataset_bytes: int = 0
     records: set[str] = field(default_factory=set)
+    trashed: set[tuple[str, str]] = field(default_factory=set)
     contents: dict[str, dict[str, _Contents]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(_Contents))
     )
@@ -50,7 +51,8 @@ class _Count:
         return sorted(
             vplm
             for vplm, uids in self.contents.items()
-            if vplm in self.records and any(contents.versions for contents in uids.values())
+            if vplm in self.records
+            and any(held.versions for uid, held in uids.items() if (vplm, uid) not in self.trashed)
         )
 
 
@@ -141,13 +143,24 @@ class UsageReports:
     async def _count(self, tenant: TenantId) -> _Count:
         count = _Count()
         vplms, datasets = keys.vplms(tenant), keys.datasets(tenant)
+        trash = keys.deleted_vplms(tenant)
         async for info in every_object(self._store, keys.owned(tenant)):
             count.stored_bytes += info.size
             if info.key.startswith(datasets) and info.key.endswith("/data"):
                 count.dataset_bytes += info.size
             elif info.key.startswith(vplms):
                 _count_vplm(count, info.key.removeprefix(vplms), info)
+            elif info.key.startswith(trash):
+                vplm, uid, *_ = info.key.removeprefix(trash).split("/")
+                count.trashed.add((vplm, uid))
+        for vplm, uid in tuple(count.trashed):
+            if await self._lives(VplmName(tenant, vplm), uid):  # a deletion broke off
+                count.trashed.remove((vplm, uid))
         return count
+
+    async def _lives(self, name: VplmName, uid: str) -> bool:
+        stored = await self._documents.read(keys.vplm(name), VplmRecord)
+        return stored is not None and stored.document.deleted is None and stored.document.uid == uid
 
     async def _row(
         self, name: VplmName, contents: dict[str, _Contents], counts: Counts
@@ -159,7 +172,7 @@ class UsageReports:
         mine = contents.get(record.uid, _Contents())
         return VplmUsage(
             name=str(name),
-            versions=record.latest_version,
+            versions=len(record.numbers()),
             size_bytes=mine.size_bytes,
             serving_bytes=await self._serving_bytes(name, record),
             full_model_bytes=_full_model_bytes(record),

@@ -19,10 +19,11 @@ from services.storage.records import (
     VplmRecord,
     now,
 )
+from services.storage.references import blob_of
 from smile import pages
 from smile.errors import AlreadyExists, DataCorrupted, InvalidArgument, NotFound
 from smile.limits import CHUNK_BYTES_MAX
-from smile.model.specs import ModuleSpec
+from smile.model.specs import BackboneShape, ModuleSpec
 from smile.names import JobName, VersionName, VplmName
 from smile.resources import SERVING, TrainingSummary, VersionOrigin, VplmVersion
 from smile.store.objects import ObjectStore
@@ -85,8 +86,10 @@ class Versions:
                 data = await received(chunks, new.declared)
                 await check_module(data, spec, record.backbone)
                 blob = keys.version_blob(new.vplm, record.uid, new.declared.digest)
-                await self._store.put_if_absent(blob, data)
-            number, passed = await self._number(new.vplm, record, manifest)
+                fresh = await self._store.put_if_absent(blob, data)
+                number, passed = await self._number(new.vplm, record, manifest)
+                if not fresh:  # what broke off before may have been collected meanwhile
+                    await self._store.put_if_absent(blob, data)
             await self._publish(new, record.uid, number, passed)
         return await self.get(VersionName(new.vplm, number))
 
@@ -94,6 +97,11 @@ class Versions:
         """Raises `NotFound`, also for versions no record knows of yet."""
         record = await self._record(name)
         return (await self._manifest(name, record)).view(str(name.vplm))
+
+    async def shaped(self, name: VersionName) -> tuple[VplmVersion, BackboneShape]:
+        """A version, and the shape of the backbone it is made for. Raises `NotFound`."""
+        record = await self._record(name)
+        return (await self._manifest(name, record)).view(str(name.vplm)), record.backbone.shape
 
     async def resolve(self, vplm: VplmName, alias: str) -> VplmVersion:
         """The version an alias points to, with its canary if it has one; `serving` where none is
@@ -109,8 +117,8 @@ class Versions:
         found = await self._resolved(vplm, alias, record)
         if found.size_bytes > CHUNK_BYTES_MAX:
             return found, b""
-        blob = keys.version_blob(vplm, record.uid, found.digest)
-        stored = await self._store.get(blob)
+        manifest = await self._manifest(VersionName.parse(found.name), record)
+        stored = await self._store.get(blob_of(keys.vplm_contents(vplm, record.uid), manifest))
         intact = stored is not None and hashlib.sha256(stored.data).hexdigest() == found.digest
         return found, stored.data if stored is not None and intact else b""
 
@@ -129,18 +137,25 @@ class Versions:
         return replace(found, canary=second.view(str(vplm)), canary_weight=canary.weight)
 
     async def list_page(
-        self, vplm: VplmName, size: int, token: str
+        self, vplm: VplmName, size: int, token: str, *, show_deleted: bool = False
     ) -> tuple[list[VplmVersion], str]:
-        """A page of versions, newest first, and the token of the next. Raises `NotFound`."""
+        """A page of versions, newest first, and the token of the next; with `show_deleted` also
+        those that can be had back. Raises `NotFound`.
+        """
         listing = f"versions of {vplm}"
         record = (await self._catalog.record(vplm)).document
         place = pages.place_of(token, listing)
-        first = min(_number(place) - 1, record.latest_version) if place else record.latest_version
-        numbers = [str(number) for number in range(first, 0, -1)]
+        before = _number(place) if place else record.latest_version + 1
+        deleted = {
+            n: d for n, d in record.deleted_versions.items() if show_deleted and d.restorable
+        }
+        every = sorted((*record.numbers(), *deleted), reverse=True)
+        numbers = [str(number) for number in every if number < before]
 
         async def load(number: str) -> VplmVersion | None:
-            name = VersionName(vplm, int(number))
-            return (await self._manifest(name, record)).view(str(vplm))
+            name, deletion = VersionName(vplm, int(number)), deleted.get(int(number))
+            manifest = await self._manifest(name, record, deleted=deletion is not None)
+            return manifest.view(str(vplm), deletion)
 
         found, more = await load_page(numbers, load, size)
         following = pages.token_for(listing, found[-1][0]) if more else ""
@@ -150,7 +165,7 @@ class Versions:
         """A version and its bytes, which raise `DataCorrupted` unless they match its digest."""
         record = await self._record(name)
         manifest = await self._manifest(name, record)
-        blob = keys.version_blob(name.vplm, record.uid, manifest.digest)
+        blob = blob_of(keys.vplm_contents(name.vplm, record.uid), manifest)
         declared = Declared(manifest.size_bytes, manifest.digest)
         return manifest.view(str(name.vplm)), verified(
             self._store.get_stream(blob), declared, str(name)
@@ -163,13 +178,17 @@ class Versions:
         except NotFound:
             raise NotFound(f"{name} does not exist", metadata={"resource": str(name)}) from None
 
-    async def _manifest(self, name: VersionName, record: VplmRecord) -> VersionManifest:
-        if name.number > record.latest_version:
+    async def _manifest(
+        self, name: VersionName, record: VplmRecord, *, deleted: bool = False
+    ) -> VersionManifest:
+        """Of a version that the record has, or that is in the trash where `deleted` says so."""
+        if not deleted and not record.has(name.number):
             raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
         place = keys.version(name.vplm, record.uid, name.number)
         stored = await self._documents.read(place, VersionManifest)
         if stored is None:
-            await self._catalog.record(name.vplm)  # deleted meanwhile: NotFound
+            if not (await self._record(name)).has(name.number):  # deleted meanwhile
+                raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
             raise DataCorrupted(
                 f"the manifest of {name} is missing",
                 reason="RECORD_CORRUPTED",
@@ -178,6 +197,12 @@ class Versions:
         return stored.document
 
     async def _made_earlier(self, new: NewVersion, record: VplmRecord, number: int) -> VplmVersion:
+        if not record.has(number):
+            raise AlreadyExists(
+                f"this request made {VersionName(new.vplm, number)}, which was deleted since; use "
+                "a new request_id",
+                reason="REQUEST_ID_USED",
+            )
         manifest = await self._manifest(VersionName(new.vplm, number), record)
         if manifest.digest != new.declared.digest:
             raise AlreadyExists(

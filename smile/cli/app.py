@@ -11,13 +11,17 @@ MODULES = (
     "smile.cli.vplms",
     "smile.cli.datasets",
     "smile.cli.training",
+    "smile.cli.sweeps",
     "smile.cli.jobs",
     "smile.cli.inference",
     "smile.cli.renting",
     "smile.cli.usage",
+    "smile.cli.tables",
     "smile.cli.versions",
-    "smile.cli.porting",
+    "smile.cli.vplm_group",
+    "smile.cli.adapters",
     "smile.cli.account",
+    "smile.cli.storage",
     "smile.cli.platform",
 )
 EPILOG = (

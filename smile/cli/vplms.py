@@ -1,4 +1,4 @@
-"""`smile backbones | create | list | show | delete`."""
+"""`smile backbones | create | list | show | delete`; the last four also under `smile vplms`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from smile.cli.command import Session, command
 from smile.cli.labels import labels_of
 from smile.cli.output import facts, pointed, short, size, table, when, write_json
-from smile.client.options import VplmOptions
+from smile.client.options import DeriveOptions, VplmOptions
 from smile.client.pets import BitFit, DiffPruning, Houlsby, LoRA, MaskBert, NoPet, Pfeiffer
 from smile.codec.modules import ADAPTER_RANK_DEFAULT, DENSITIES_DEFAULT, LORA_RANK_DEFAULT
 from smile.errors import InvalidSpec
@@ -103,12 +103,56 @@ def backbones(session: Session) -> None:
 def create(
     session: Session,
     vplm: Annotated[str, typer.Argument(help="Id of the new vPLM.")],
-    backbone: Annotated[str, typer.Option(help="Backbone to build on.")],
     pet: PetOptions,
     head: HeadOptions,
     texts: VplmTexts,
+    backbone: Annotated[str | None, typer.Option(help="Backbone to build on.")] = None,
+    from_adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin as this public adapter: with its backbone and module, and its head unless "
+            "there are labels."
+        ),
+    ] = None,
 ) -> None:
     """Create a vPLM: backbone, PET module and head. It answers at once and learns by training."""
+    if from_adapter is not None:
+        if backbone is not None or pet != PetOptions() or texts.precision is not DType.FLOAT16:
+            raise typer.BadParameter(
+                "an adapter has its own backbone, PET module and precision: leave out those options"
+            )
+        made = _derived(session, vplm, from_adapter, head, texts)
+    elif backbone is None:
+        raise typer.BadParameter("give --backbone or --from-adapter")
+    else:
+        made = _created(session, vplm, backbone, pet, (head, texts))
+    if session.json:
+        return write_json(made)
+    session.note(f"{'checked' if texts.validate_only else 'created'} {made.name}")
+    session.out.print(facts(_facts(made)))
+
+
+def _derived(
+    session: Session, vplm: str, adapter: str, head: HeadOptions, texts: VplmTexts
+) -> Vplm:
+    options = DeriveOptions(
+        display_name=texts.display_name, seed=texts.seed, validate_only=texts.validate_only
+    )
+    if head.task is not None:
+        options["task"] = head.task
+    if head.pooling is not Pooling.MEAN:
+        options["pooling"] = head.pooling
+    return session.client.derive_vplm(vplm, adapter, labels=_labels(head), **options)
+
+
+def _created(
+    session: Session,
+    vplm: str,
+    backbone: str,
+    pet: PetOptions,
+    rest: tuple[HeadOptions, VplmTexts],
+) -> Vplm:
+    head, texts = rest
     options = VplmOptions(
         pooling=head.pooling,
         precision=texts.precision,
@@ -118,18 +162,17 @@ def create(
     )
     if head.task is not None:
         options["task"] = head.task
-    made = session.client.create_vplm(
+    return session.client.create_vplm(
         vplm, backbone=backbone, pet=pet_spec(pet), labels=_labels(head), **options
     )
-    if session.json:
-        return write_json(made)
-    session.note(f"{'checked' if texts.validate_only else 'created'} {made.name}")
-    session.out.print(facts(_facts(made)))
 
 
-def list_(session: Session) -> None:
+def list_(
+    session: Session,
+    deleted: Annotated[bool, typer.Option(help="Also those that can be had back.")] = False,
+) -> None:
     """List your vPLMs."""
-    found = list(session.client.vplms())
+    found = list(session.client.vplms(show_deleted=deleted))
     if session.json:
         return write_json({"vplms": found})
     rows = [
@@ -137,11 +180,12 @@ def list_(session: Session) -> None:
             short(v.name), v.spec.backbone, pet_text(v.spec.pet), str(v.spec.head.task),
             str(len(v.spec.head.labels) or ""), str(v.latest_version),
             pointed(v, "serving"), when(v.update_time),
+            *([when(v.delete_time), when(v.purge_time), v.uid] if deleted else []),
         ]
         for v in found
     ]  # fmt: skip
     columns = ["vplm", "backbone", "pet", "task", "labels>", "versions>", "serving>", "changed"]
-    session.out.print(table(columns, rows))
+    session.out.print(table([*columns, *(["deleted", "until", "uid"] if deleted else [])], rows))
 
 
 def show(session: Session, vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")]) -> None:
@@ -155,15 +199,20 @@ def show(session: Session, vplm: Annotated[str, typer.Argument(help="Id of the v
 def delete(
     session: Session,
     vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")],
+    for_good: Annotated[
+        bool, typer.Option(help="Without a way back, and all that was deleted under this name.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a vPLM with all its versions."""
+    """Delete a vPLM with all its versions. `smile vplms undelete` has it back, for some days."""
     if not yes and not session.json:
-        typer.confirm(f"Delete {vplm} with all its versions?", abort=True, err=True)
-    session.client.delete_vplm(vplm)
+        how = " for good" if for_good else ""
+        typer.confirm(f"Delete {vplm} with all its versions{how}?", abort=True, err=True)
+    session.client.delete_vplm(vplm, for_good=for_good)
     if session.json:
         return write_json({"deleted": vplm})
-    session.note(f"deleted {vplm}")
+    kept = f"; `smile vplms undelete {vplm}` has it back (`list --deleted` tells until when)"
+    session.note(f"deleted {vplm}{' for good' if for_good else kept}")
 
 
 def pet_spec(options: PetOptions) -> PetSpec:

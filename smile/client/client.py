@@ -6,9 +6,11 @@ from types import TracebackType
 from typing import Self
 
 from smile.client.account import AccountCalls
+from smile.client.adapters import AdapterCalls
 from smile.client.calls import Connection
 from smile.client.datasets import DatasetCalls
 from smile.client.inference import InferenceCalls
+from smile.client.maintenance import MaintenanceCalls
 from smile.client.porting import PortingCalls
 from smile.client.renting import RentingCalls
 from smile.client.scope import Scope
@@ -19,6 +21,7 @@ from smile.client.vplms import VplmCalls
 
 
 class AsyncClient(
+    AdapterCalls,
     PortingCalls,
     VplmCalls,
     VersionCalls,
@@ -27,6 +30,7 @@ class AsyncClient(
     InferenceCalls,
     RentingCalls,
     AccountCalls,
+    MaintenanceCalls,
 ):
     """SMILE, for one key.
 

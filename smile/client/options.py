@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from smile.errors import InvalidSpec
 from smile.model.specs import DType, HeadSpec, Pooling, Task
@@ -60,13 +61,64 @@ class VplmOptions(TypedDict, total=False):
     timeout: float
 
 
+class DeriveOptions(TypedDict, total=False):
+    """Keywords of `derive_vplm` besides the adapter and labels.
+
+    Attributes:
+        task, pooling: Of a fresh head, as for `create_vplm`.
+        display_name: Text for people, at most 200 characters.
+        tags: Free key-value pairs, at most 32.
+        seed: Of a fresh head's weights.
+        validate_only: Check everything, create nothing.
+        request_id: A UUID4 of one's own, to repeat the request across processes.
+        timeout: Seconds.
+    """
+
+    task: Task | str
+    pooling: Pooling | str
+    display_name: str
+    tags: Mapping[str, str]
+    seed: int
+    validate_only: bool
+    request_id: str
+    timeout: float
+
+
+class AdapterOptions(TypedDict, total=False):
+    """Keywords of `publish_adapter` and `publish_version`.
+
+    Attributes:
+        display_name: Text for people, at most 200 characters.
+        description: What it was trained for and on, at most 4,000 characters.
+        license: Terms of use, an SPDX expression where there is one.
+        source: Where it came from, e.g. a URL.
+        tags: Free key-value pairs, at most 32.
+        backbone_path, labels, pooling, precision: As for `import_vplm`.
+        request_id: A UUID4 of one's own, to repeat the request across processes.
+        timeout: Seconds, for the upload.
+    """
+
+    display_name: str
+    description: str
+    license: str
+    source: str
+    tags: Mapping[str, str]
+    backbone_path: str | os.PathLike[str]
+    labels: Sequence[str]
+    pooling: Pooling | str
+    precision: DType | str
+    request_id: str
+    timeout: float
+
+
 class TrainOptions(TypedDict, total=False):
     """Keywords of `train`: columns, weights to start from, and the hyper-parameters.
 
     Attributes:
         text_column, label_column, pair_column: Which columns hold what (`ColumnMapping`).
         validation_dataset: Validate on this dataset instead of a share of the rows.
-        base_version: Start from this version of the vPLM; default: fresh initial weights.
+        base_version: Start from this version of the vPLM; default: version 1 of a vPLM made of a
+            public adapter, fresh initial weights of others.
         promote_alias: Alias to move to the new version; default `serving`, None moves none.
         when: `now` (default), or `off_peak`: in the operator's windows.
         priority: Jobs of higher priority go before your others, -10 to 10; default 0.
@@ -191,7 +243,7 @@ def choice(values: type[E], value: E | str, what: str) -> E:
         ) from None
 
 
-def head(given: Sequence[str], options: VplmOptions) -> HeadSpec:
+def head(given: Sequence[str], options: VplmOptions | DeriveOptions) -> HeadSpec:
     """The head that labels and options describe. Raises `InvalidSpec`."""
     if isinstance(given, str):
         raise InvalidSpec(f"labels are a list of texts, got one text: {given[:80]!r}")
@@ -231,6 +283,24 @@ def hyper_parameters(options: TrainOptions) -> HyperParameters:
         if name in given:
             given[name] = choice(values, given[name], name)
     return HyperParameters(**given)
+
+
+def trial(options: TrainOptions, given: Mapping[str, object]) -> HyperParameters:
+    """A trial's hyper-parameters: its own, and those of `options` for the others.
+
+    Raises:
+        InvalidSpec: a name is no hyper-parameter's, or as `hyper_parameters`.
+    """
+    names = [field.name for field in fields(HyperParameters)]
+    if unknown := sorted(given.keys() - set(names)):
+        raise InvalidSpec(
+            f"a trial sets hyper-parameters, which '{unknown[0][:80]}' is not; there are "
+            f"{', '.join(names)}"
+        )
+    try:
+        return hyper_parameters(cast(TrainOptions, {**options, **given}))
+    except TypeError as error:
+        raise InvalidSpec(f"a trial's hyper-parameters cannot be read: {error}") from None
 
 
 def job(vplm: str, dataset: str, validation_dataset: str, options: TrainOptions) -> TrainingJob:

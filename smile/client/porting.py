@@ -20,6 +20,7 @@ from smile import codec
 from smile.client import options as o
 from smile.client.calls import TRANSFER_TIMEOUT_S, asking, new_request_id
 from smile.client.chunks import Sending, pieces
+from smile.client.options import AdapterOptions
 from smile.client.retry import retried
 from smile.client.versions import VersionCalls
 from smile.client.vplms import VplmCalls
@@ -116,9 +117,9 @@ class PortingCalls(VplmCalls, VersionCalls):
         o.known(options, ImportOptions)
         name = self._scope.vplm(vplm)
         found = await self.backbone(backbone)
-        with _installed():
-            module = await asyncio.to_thread(_read, Path(path), found, options)
-        data = await asyncio.to_thread(_encoded, module)
+        with installed():
+            module = await asyncio.to_thread(read_folder, Path(path), found, options)
+        data = await asyncio.to_thread(encoded, module)
         digest = hashlib.sha256(data).hexdigest()
         with asking():
             header = creator_pb2.ImportVplmHeader(
@@ -167,7 +168,7 @@ class PortingCalls(VplmCalls, VersionCalls):
                 reason="BACKBONE_MISMATCH",
             )
         data = await self._bytes(version, timeout or TRANSFER_TIMEOUT_S)
-        with _installed():
+        with installed():
             written = await asyncio.to_thread(
                 _write, _Export(version, backbone, data, Path(path), chosen), backbone_path
             )
@@ -213,7 +214,7 @@ class _Export:
 
 
 @contextmanager
-def _installed() -> Iterator[None]:
+def installed() -> Iterator[None]:
     """Says what to install where numpy or safetensors is missing."""
     try:
         yield
@@ -224,7 +225,10 @@ def _installed() -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path, backbone: Backbone, options: ImportOptions) -> ImportedModule:
+def read_folder(
+    path: Path, backbone: Backbone, options: ImportOptions | AdapterOptions
+) -> ImportedModule:
+    """What a folder holds, as `port.read` finds it."""
     from smile.model import port  # noqa: PLC0415 -- numpy, which the SDK alone does not need
     from smile.model.checkpoint import Family  # noqa: PLC0415
 
@@ -246,7 +250,8 @@ def _read(path: Path, backbone: Backbone, options: ImportOptions) -> ImportedMod
     return port.read(path, target)
 
 
-def _encoded(module: ImportedModule) -> bytes:
+def encoded(module: ImportedModule) -> bytes:
+    """A module as it is stored."""
     from smile.model import weights  # noqa: PLC0415 -- numpy
 
     return weights.encode(module.tensors, module.spec)

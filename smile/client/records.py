@@ -12,10 +12,11 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from smile import codec
+from smile.client.adapter_records import OfferedAdapter
 from smile.client.chunks import Sending, pieces
 from smile.client.retry import retried
 from smile.names import TenantName, VplmName
-from smile.resources import Backbone, VersionOrigin, Vplm
+from smile.resources import Backbone, Derivation, VersionOrigin, Vplm
 from smile.rpc.status import calling
 from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
 
@@ -23,11 +24,13 @@ from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
 @dataclass(frozen=True, slots=True)
 class FirstVersion:
     """The stored form of a new vPLM's version 1. `digest` is its SHA-256 in hex; `backbone` decides
-    which tensors this and later versions must hold."""
+    which tensors this and later versions must hold; `derived_from` is the public adapter whose
+    module it has."""
 
     data: bytes = field(repr=False)
     digest: str
     backbone: Backbone
+    derived_from: Derivation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,16 @@ class VplmChange:
     etag: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class VplmDeletion:
+    """A vPLM to delete; `for_good` without a way back. `etag` may be empty."""
+
+    name: VplmName
+    request_id: str
+    etag: str = ""
+    for_good: bool = False
+
+
 class VplmRecords:
     """Commits, reads, changes and deletes vPLM records. Every method raises `smile.errors`."""
 
@@ -68,9 +81,36 @@ class VplmRecords:
                 request_id=request_id,
                 backbone=codec.backbone_to_pb(version.backbone),
             )
+            if version.derived_from is not None:
+                header.derived_from.CopyFrom(codec.derivation_to_pb(version.derived_from))
+                header.origin = codec.ORIGINS.to_pb(VersionOrigin.ADAPTER)
             yield storage_pb2.CommitVplmRequest(header=header)
             for chunk in pieces(version.data):
                 yield storage_pb2.CommitVplmRequest(chunk=chunk)
+
+        async def attempt() -> resources_pb2.Vplm:
+            with calling():
+                return await self._stub.CommitVplm(messages())
+
+        return codec.vplm_from_pb(await retried(attempt))
+
+    async def refer(self, vplm: Vplm, offered: OfferedAdapter, request_id: str) -> Vplm:
+        """Store a new vPLM whose first version is a public adapter as it is, without its bytes."""
+        header = storage_pb2.CommitVplmHeader(
+            vplm=codec.vplm_to_pb(vplm),
+            size_bytes=offered.adapter.size_bytes,
+            digest=offered.adapter.digest,
+            request_id=request_id,
+            backbone=codec.backbone_to_pb(offered.backbone),
+            origin=codec.ORIGINS.to_pb(VersionOrigin.ADAPTER),
+            derived_from=codec.derivation_to_pb(
+                Derivation(offered.adapter.name, offered.adapter.digest)
+            ),
+            by_reference=True,
+        )
+
+        async def messages() -> AsyncIterator[storage_pb2.CommitVplmRequest]:
+            yield storage_pb2.CommitVplmRequest(header=header)
 
         async def attempt() -> resources_pb2.Vplm:
             with calling():
@@ -116,11 +156,14 @@ class VplmRecords:
             )
 
     async def page(
-        self, tenant: TenantName, page_size: int, page_token: str
+        self, tenant: TenantName, page_size: int, page_token: str, *, show_deleted: bool = False
     ) -> tuple[list[Vplm], str]:
         """Up to `page_size` vPLMs by id, and the token of the next page."""
         request = storage_pb2.ListVplmRecordsRequest(
-            parent=str(tenant), page_size=page_size, page_token=page_token
+            parent=str(tenant),
+            page_size=page_size,
+            page_token=page_token,
+            show_deleted=show_deleted,
         )
         with calling():
             response = await self._stub.ListVplms(request)
@@ -140,9 +183,20 @@ class VplmRecords:
         with calling():
             return codec.vplm_from_pb(await self._stub.UpdateVplm(request))
 
-    async def delete(self, name: VplmName, etag: str, request_id: str) -> None:
+    async def delete(self, deletion: VplmDeletion) -> None:
         request = storage_pb2.DeleteVplmRecordRequest(
-            name=str(name), etag=etag, request_id=request_id
+            name=str(deletion.name),
+            etag=deletion.etag,
+            request_id=deletion.request_id,
+            for_good=deletion.for_good,
         )
         with calling():
             await self._stub.DeleteVplm(request)
+
+    async def undelete(self, name: VplmName, uid: str, etag: str, request_id: str) -> Vplm:
+        """The vPLM as it is again."""
+        request = storage_pb2.UndeleteVplmRecordRequest(
+            name=str(name), uid=uid, etag=etag, request_id=request_id
+        )
+        with calling():
+            return codec.vplm_from_pb(await self._stub.UndeleteVplm(request))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from smile.errors import InvalidArgument
 from smile.names import (
+    AdapterName,
     ApiKeyName,
     BackboneName,
     DatasetName,
@@ -74,6 +75,12 @@ class Scope:
         if "/" in text:
             return ApiKeyName.parse(self._mine(text))
         return ApiKeyName(self._own(), check_id(text, "API key"))
+
+    @staticmethod
+    def adapter(text: str) -> AdapterName:
+        if "/" in text:
+            return AdapterName.parse(text)
+        return AdapterName(check_id(text, "public adapter"))
 
     @staticmethod
     def backbone(text: str) -> BackboneName:

@@ -21,7 +21,15 @@ from smile.client.calls import (
 from smile.client.chunks import MeasuredFile, Sending, save
 from smile.client.retry import retried
 from smile.errors import DataCorrupted, InvalidArgument
-from smile.resources import SERVING, Canary, VersionOrigin, Vplm, VplmVersion
+from smile.resources import (
+    SERVING,
+    AliasMoved,
+    Canary,
+    VersionDiff,
+    VersionOrigin,
+    Vplm,
+    VplmVersion,
+)
 from smile.v1 import resources_pb2, storage_pb2
 
 
@@ -29,16 +37,26 @@ class VersionCalls(Calls):
     """Listing, moving, downloading and uploading versions."""
 
     async def versions(
-        self, vplm: str, *, page_size: int = PAGE_ROWS, timeout: float | None = None
+        self,
+        vplm: str,
+        *,
+        show_deleted: bool = False,
+        page_size: int = PAGE_ROWS,
+        timeout: float | None = None,
     ) -> AsyncGenerator[VplmVersion, None]:
-        """A vPLM's versions, newest first, read page by page; `timeout` is for a page."""
+        """A vPLM's versions, newest first, read page by page; `timeout` is for a page. With
+        `show_deleted` also those that can be had back: they have a `delete_time`.
+        """
         parent = str(self._scope.vplm(vplm))
 
         async def page(token: str) -> tuple[list[VplmVersion], str]:
             with asking():
                 response = await self._connection.storage.ListVersions(
                     storage_pb2.ListVersionsRequest(
-                        parent=parent, page_size=page_size, page_token=token
+                        parent=parent,
+                        page_size=page_size,
+                        page_token=token,
+                        show_deleted=show_deleted,
                     ),
                     timeout=timeout or READ_TIMEOUT_S,
                 )
@@ -100,6 +118,109 @@ class VersionCalls(Calls):
                 request, timeout=timeout or WRITE_TIMEOUT_S
             )
         return codec.vplm_from_pb(moved)
+
+    async def roll_back(
+        self, vplm: str, alias: str = SERVING, *, etag: str = "", timeout: float | None = None
+    ) -> Vplm:
+        """Takes an alias back to what it pointed to before, a split of its traffic included; once
+        more, one move further.
+
+        Raises:
+            NotFound: there is no such vPLM or alias.
+            FailedPrecondition: no earlier target is remembered, or its version is deleted.
+            Aborted: `etag` is given and the vPLM has changed since.
+        """
+        with asking():
+            request = storage_pb2.RollbackAliasRequest(
+                name=str(self._scope.vplm(vplm)),
+                alias=alias,
+                etag=etag,
+                request_id=new_request_id(),
+            )
+            moved = await self._connection.storage.RollbackAlias(
+                request, timeout=timeout or WRITE_TIMEOUT_S
+            )
+        return codec.vplm_from_pb(moved)
+
+    async def alias_moves(
+        self, vplm: str, alias: str = "", *, timeout: float | None = None
+    ) -> list[AliasMoved]:
+        """The last moves of an alias, newest first; without an alias, of all. Raises `NotFound`."""
+        with asking():
+            request = storage_pb2.ListAliasMovesRequest(
+                parent=str(self._scope.vplm(vplm)), alias=alias
+            )
+            found = await self._connection.storage.ListAliasMoves(
+                request, timeout=timeout or READ_TIMEOUT_S
+            )
+        return [codec.alias_moved_from_pb(move) for move in found.moves]
+
+    async def delete_version(
+        self,
+        vplm: str,
+        number: int,
+        *,
+        for_good: bool = False,
+        etag: str = "",
+        timeout: float | None = None,
+    ) -> VplmVersion:
+        """Deletes a version that no alias names. `undelete_version` has it back until the
+        `purge_time` of what is returned; with `for_good` nothing has.
+
+        Raises:
+            NotFound: there is no such version.
+            FailedPrecondition: an alias names it.
+            Aborted: `etag` is given and the vPLM has changed since.
+        """
+        with asking():
+            request = storage_pb2.DeleteVersionRequest(
+                name=str(self._scope.version(vplm, number)),
+                etag=etag,
+                request_id=new_request_id(),
+                for_good=for_good,
+            )
+            deleted = await self._connection.storage.DeleteVersion(
+                request, timeout=timeout or WRITE_TIMEOUT_S
+            )
+        return codec.version_from_pb(deleted)
+
+    async def undelete_version(
+        self, vplm: str, number: int, *, timeout: float | None = None
+    ) -> VplmVersion:
+        """Has a deleted version back. Raises `NotFound` where that is too late."""
+        with asking():
+            request = storage_pb2.UndeleteVersionRequest(
+                name=str(self._scope.version(vplm, number)), request_id=new_request_id()
+            )
+            back = await self._connection.storage.UndeleteVersion(
+                request, timeout=timeout or WRITE_TIMEOUT_S
+            )
+        return codec.version_from_pb(back)
+
+    async def diff_versions(
+        self,
+        vplm: str,
+        base: int,
+        other: int,
+        *,
+        other_vplm: str = "",
+        timeout: float | None = None,
+    ) -> VersionDiff:
+        """What differs from version `base` to version `other`, which may be another vPLM's.
+
+        Raises:
+            NotFound: there is no such version.
+            DataCorrupted: the stored bytes of one are damaged.
+        """
+        with asking():
+            request = storage_pb2.DiffVersionsRequest(
+                base=str(self._scope.version(vplm, base)),
+                other=str(self._scope.version(other_vplm or vplm, other)),
+            )
+            diff = await self._connection.storage.DiffVersions(
+                request, timeout=timeout or WRITE_TIMEOUT_S
+            )
+        return codec.diff_from_pb(diff)
 
     async def download_version(
         self,

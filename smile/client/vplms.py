@@ -87,6 +87,45 @@ class VplmCalls(Calls):
             )
         return codec.vplm_from_pb(created)
 
+    async def derive_vplm(
+        self,
+        vplm: str,
+        adapter: str,
+        *,
+        labels: Sequence[str] = (),
+        **options: Unpack[o.DeriveOptions],
+    ) -> Vplm:
+        """A new vPLM that begins as a public adapter: with its module, and with a fresh head for
+        `labels`, or without labels as it is. Training goes on from there. Keywords:
+        `DeriveOptions`.
+
+        Raises:
+            NotFound: there is no such adapter.
+            InvalidSpec: labels and task do not go together.
+            AlreadyExists: you have a vPLM of this name.
+            QuotaExceeded: it would take more than the tenant may store.
+        """
+        o.known(options, o.DeriveOptions)
+        name = self._scope.vplm(vplm)
+        fresh = bool(labels) or bool({"task", "pooling"} & options.keys())
+        head = o.head(labels, options) if fresh else None
+        with asking():
+            request = creator_pb2.CreateVplmRequest(
+                parent=str(self._scope.parent(name.tenant)),
+                vplm_id=name.vplm,
+                public_adapter=str(self._scope.adapter(adapter)),
+                head=None if head is None else codec.head_to_pb(head),
+                display_name=options.get("display_name", ""),
+                labels=dict(options.get("tags", {})),
+                seed=options.get("seed", 0),
+                validate_only=options.get("validate_only", False),
+                request_id=options.get("request_id") or new_request_id(),
+            )
+            created = await self._connection.creator.CreateVplm(
+                request, timeout=options.get("timeout", WRITE_TIMEOUT_S)
+            )
+        return codec.vplm_from_pb(created)
+
     async def vplm(self, vplm: str, *, timeout: float | None = None) -> Vplm:
         """One vPLM. Raises `NotFound`."""
         with asking():
@@ -97,16 +136,25 @@ class VplmCalls(Calls):
         return codec.vplm_from_pb(found)
 
     async def vplms(
-        self, *, page_size: int = PAGE_ROWS, timeout: float | None = None
+        self,
+        *,
+        show_deleted: bool = False,
+        page_size: int = PAGE_ROWS,
+        timeout: float | None = None,
     ) -> AsyncGenerator[Vplm, None]:
-        """One's vPLMs by id, read page by page; `timeout` is for a page."""
+        """One's vPLMs by id, read page by page; `timeout` is for a page. With `show_deleted` also
+        those that can be had back: they have a `delete_time`.
+        """
         parent = str(self._scope.parent())
 
         async def page(token: str) -> tuple[list[Vplm], str]:
             with asking():
                 response = await self._connection.creator.ListVplms(
                     creator_pb2.ListVplmsRequest(
-                        parent=parent, page_size=page_size, page_token=token
+                        parent=parent,
+                        page_size=page_size,
+                        page_token=token,
+                        show_deleted=show_deleted,
                     ),
                     timeout=timeout or READ_TIMEOUT_S,
                 )
@@ -149,10 +197,41 @@ class VplmCalls(Calls):
             )
         return codec.vplm_from_pb(updated)
 
-    async def delete_vplm(self, vplm: str, *, etag: str = "", timeout: float | None = None) -> None:
-        """Deletes a vPLM with all its versions. Raises `NotFound`; `Aborted` as `update_vplm`."""
+    async def delete_vplm(
+        self, vplm: str, *, for_good: bool = False, etag: str = "", timeout: float | None = None
+    ) -> None:
+        """Deletes a vPLM with all its versions. `undelete_vplm` has it back until the `purge_time`
+        that `vplms(show_deleted=True)` tells; with `for_good` nothing has, and what was deleted
+        under its name before is gone too. The name is free at once.
+
+        Raises:
+            NotFound: there is no such vPLM.
+            Aborted: `etag` is given and the vPLM has changed since.
+        """
         with asking():
             request = creator_pb2.DeleteVplmRequest(
-                name=str(self._scope.vplm(vplm)), etag=etag, request_id=new_request_id()
+                name=str(self._scope.vplm(vplm)),
+                etag=etag,
+                request_id=new_request_id(),
+                for_good=for_good,
             )
             await self._connection.creator.DeleteVplm(request, timeout=timeout or WRITE_TIMEOUT_S)
+
+    async def undelete_vplm(
+        self, vplm: str, *, uid: str = "", etag: str = "", timeout: float | None = None
+    ) -> Vplm:
+        """Has a deleted vPLM back, as it was: the last that was deleted under this name, or the one
+        with `uid`.
+
+        Raises:
+            NotFound: none can be had back.
+            AlreadyExists: another vPLM has the name.
+        """
+        with asking():
+            request = creator_pb2.UndeleteVplmRequest(
+                name=str(self._scope.vplm(vplm)), uid=uid, etag=etag, request_id=new_request_id()
+            )
+            back = await self._connection.creator.UndeleteVplm(
+                request, timeout=timeout or WRITE_TIMEOUT_S
+            )
+        return codec.vplm_from_pb(back)

@@ -55,8 +55,6 @@ from smile.codec.processors import (
 from smile.codec.stored import (
     api_key_from_pb,
     api_key_to_pb,
-    canary_from_pb,
-    canary_to_pb,
     dataset_from_pb,
     dataset_to_pb,
     tenant_from_pb,
@@ -105,6 +103,18 @@ from smile.codec.training import (
     report_from_pb,
     report_to_pb,
 )
+from smile.codec.versioning import (
+    adapter_from_pb,
+    adapter_to_pb,
+    alias_moved_from_pb,
+    alias_moved_to_pb,
+    canary_from_pb,
+    canary_to_pb,
+    derivation_from_pb,
+    derivation_to_pb,
+    diff_from_pb,
+    diff_to_pb,
+)
 
 __all__ = [
     "ADAPTER_RANK_DEFAULT",
@@ -125,6 +135,10 @@ __all__ = [
     "STATES",
     "TASKS",
     "WHENS",
+    "adapter_from_pb",
+    "adapter_to_pb",
+    "alias_moved_from_pb",
+    "alias_moved_to_pb",
     "api_key_from_pb",
     "api_key_to_pb",
     "backbone_from_pb",
@@ -137,6 +151,10 @@ __all__ = [
     "counts_to_pb",
     "dataset_from_pb",
     "dataset_to_pb",
+    "derivation_from_pb",
+    "derivation_to_pb",
+    "diff_from_pb",
+    "diff_to_pb",
     "duration_to_pb",
     "event_from_pb",
     "event_to_pb",

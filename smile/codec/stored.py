@@ -16,6 +16,12 @@ from smile.codec.accounting import (
 from smile.codec.modules import spec_from_pb, spec_to_pb
 from smile.codec.summaries import summary_from_pb, summary_to_pb
 from smile.codec.tables import FORMATS, ORIGINS, time_from_pb, time_to_pb
+from smile.codec.versioning import (
+    canary_from_pb,
+    canary_to_pb,
+    derivation_from_pb,
+    derivation_to_pb,
+)
 from smile.v1 import identity_pb2, resources_pb2, storage_pb2
 
 
@@ -33,6 +39,8 @@ def vplm_to_pb(vplm: r.Vplm) -> resources_pb2.Vplm:
         uid=vplm.uid,
         labels=dict(vplm.labels),
         canaries=canaries,
+        delete_time=time_to_pb(vplm.delete_time),
+        purge_time=time_to_pb(vplm.purge_time),
     )
 
 
@@ -49,15 +57,9 @@ def vplm_from_pb(message: resources_pb2.Vplm) -> r.Vplm:
         uid=message.uid,
         labels=dict(message.labels),
         canaries={alias: canary_from_pb(canary) for alias, canary in message.canaries.items()},
+        delete_time=time_from_pb(message, "delete_time"),
+        purge_time=time_from_pb(message, "purge_time"),
     )
-
-
-def canary_to_pb(canary: r.Canary) -> resources_pb2.Canary:
-    return resources_pb2.Canary(version=canary.version, weight=canary.weight)
-
-
-def canary_from_pb(message: resources_pb2.Canary) -> r.Canary:
-    return r.Canary(message.version, message.weight)
 
 
 def version_to_pb(version: r.VplmVersion) -> resources_pb2.VplmVersion:
@@ -74,6 +76,9 @@ def version_to_pb(version: r.VplmVersion) -> resources_pb2.VplmVersion:
         canary=version_to_pb(version.canary) if version.canary is not None else None,
         canary_weight=version.canary_weight,
         training=None if version.training is None else summary_to_pb(version.training),
+        derived_from=derivation_to_pb(version.derived_from) if version.derived_from else None,
+        delete_time=time_to_pb(version.delete_time),
+        purge_time=time_to_pb(version.purge_time),
     )
 
 
@@ -91,6 +96,11 @@ def version_from_pb(message: resources_pb2.VplmVersion) -> r.VplmVersion:
         canary=version_from_pb(message.canary) if message.HasField("canary") else None,
         canary_weight=message.canary_weight,
         training=summary_from_pb(message.training) if message.HasField("training") else None,
+        derived_from=(
+            derivation_from_pb(message.derived_from) if message.HasField("derived_from") else None
+        ),
+        delete_time=time_from_pb(message, "delete_time"),
+        purge_time=time_from_pb(message, "purge_time"),
     )
 
 

@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from smile.errors import InvalidArgument
-from smile.v1.creator_pb2 import ImportVplmRequest
+from smile.v1.adapters_pb2 import CommitAdapterRequest
+from smile.v1.creator_pb2 import CreatePublicAdapterRequest, ImportVplmRequest
 from smile.v1.datasets_pb2 import UploadDatasetRequest
 from smile.v1.storage_pb2 import CommitVplmRequest, PutVersionRequest
 from smile.v1.training_records_pb2 import PutTrainingCheckpointRequest
 
 P = TypeVar(
     "P",
+    CommitAdapterRequest,
     CommitVplmRequest,
+    CreatePublicAdapterRequest,
     ImportVplmRequest,
     PutTrainingCheckpointRequest,
     PutVersionRequest,

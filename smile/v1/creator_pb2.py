@@ -29,7 +29,7 @@ from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 from smile.v1 import resources_pb2 as smile_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smile/v1/creator.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\"P\n\x14ListBackbonesRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"W\n\x15ListBackbonesResponse\x12%\n\tbackbones\x18\x01 \x03(\x0b\x32\x12.smile.v1.Backbone\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x12GetBackboneRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"\xff\x03\n\x11\x43reateVplmRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x39\n\x07vplm_id\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x1c\n\x08\x62\x61\x63kbone\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12&\n\x03pet\x18\x04 \x01(\x0b\x32\x11.smile.v1.PetSpecB\x06\xbaH\x03\xc8\x01\x01\x12(\n\x04head\x18\x05 \x01(\x0b\x32\x12.smile.v1.HeadSpecB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\tprecision\x18\x06 \x01(\x0e\x32\x13.smile.v1.PrecisionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1e\n\x0c\x64isplay_name\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12P\n\x06labels\x18\x08 \x03(\x0b\x32\'.smile.v1.CreateVplmRequest.LabelsEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x02\x12\x1b\n\x04seed\x18\t \x01(\x03\x42\r\xbaH\n\"\x08\x18\xff\xff\xff\xff\x0f(\x00\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12\x1c\n\nrequest_id\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb4\x03\n\x10ImportVplmHeader\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x39\n\x07vplm_id\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12*\n\x04spec\x18\x03 \x01(\x0b\x32\x14.smile.v1.ModuleSpecB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nsize_bytes\x18\x04 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x05 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1e\n\x0c\x64isplay_name\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12O\n\x06labels\x18\x07 \x03(\x0b\x32&.smile.v1.ImportVplmHeader.LabelsEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x02\x12\x16\n\x04note\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"n\n\x11ImportVplmRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.ImportVplmHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"*\n\x0eGetVplmRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"h\n\x10ListVplmsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"K\n\x11ListVplmsResponse\x12\x1d\n\x05vplms\x18\x01 \x03(\x0b\x32\x0e.smile.v1.Vplm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x01\n\x11UpdateVplmRequest\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"c\n\x11\x44\x65leteVplmRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x32\xde\x04\n\x0e\x43reatorService\x12Z\n\rListBackbones\x12\x1e.smile.v1.ListBackbonesRequest\x1a\x1f.smile.v1.ListBackbonesResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12I\n\x0bGetBackbone\x12\x1c.smile.v1.GetBackboneRequest\x1a\x12.smile.v1.Backbone\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12\x42\n\nCreateVplm\x12\x1b.smile.v1.CreateVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12\x44\n\nImportVplm\x12\x1b.smile.v1.ImportVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01(\x01\x12<\n\x07GetVplm\x12\x18.smile.v1.GetVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12M\n\tListVplms\x12\x1a.smile.v1.ListVplmsRequest\x1a\x1b.smile.v1.ListVplmsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12\x42\n\nUpdateVplm\x12\x1b.smile.v1.UpdateVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12J\n\nDeleteVplm\x12\x1b.smile.v1.DeleteVplmRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smile/v1/creator.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x16smile/v1/options.proto\x1a\x18smile/v1/resources.proto\"P\n\x14ListBackbonesRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"W\n\x15ListBackbonesResponse\x12%\n\tbackbones\x18\x01 \x03(\x0b\x32\x12.smile.v1.Backbone\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x12GetBackboneRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"\xe2\x06\n\x11\x43reateVplmRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x39\n\x07vplm_id\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x1a\n\x08\x62\x61\x63kbone\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1e\n\x03pet\x18\x04 \x01(\x0b\x32\x11.smile.v1.PetSpec\x12 \n\x04head\x18\x05 \x01(\x0b\x32\x12.smile.v1.HeadSpec\x12\x30\n\tprecision\x18\x06 \x01(\x0e\x32\x13.smile.v1.PrecisionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1e\n\x0c\x64isplay_name\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12P\n\x06labels\x18\x08 \x03(\x0b\x32\'.smile.v1.CreateVplmRequest.LabelsEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x02\x12\x1b\n\x04seed\x18\t \x01(\x03\x42\r\xbaH\n\"\x08\x18\xff\xff\xff\xff\x0f(\x00\x12\x15\n\rvalidate_only\x18\n \x01(\x08\x12\x1c\n\nrequest_id\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x0epublic_adapter\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:\xd0\x02\xbaH\xcc\x02\x1a\xa7\x01\n\x10\x63reate_vplm.from\x12<backbone, pet and head are required without a public_adapter\x1aUthis.public_adapter != \'\' || (this.backbone != \'\' && has(this.pet) && has(this.head))\x1a\x9f\x01\n\x0f\x63reate_vplm.pet\x12\x46\x61 public_adapter has its own backbone and PET module: leave both unset\x1a\x44this.public_adapter == \'\' || (this.backbone == \'\' && !has(this.pet))\"\xb4\x03\n\x10ImportVplmHeader\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x39\n\x07vplm_id\x18\x02 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12*\n\x04spec\x18\x03 \x01(\x0b\x32\x14.smile.v1.ModuleSpecB\x06\xbaH\x03\xc8\x01\x01\x12 \n\nsize_bytes\x18\x04 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\x80\x80  \x00\x12%\n\x06\x64igest\x18\x05 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x1e\n\x0c\x64isplay_name\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12O\n\x06labels\x18\x07 \x03(\x0b\x32&.smile.v1.ImportVplmHeader.LabelsEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01\x18?*\x05r\x03\x18\x80\x02\x12\x16\n\x04note\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12\x1c\n\nrequest_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"n\n\x11ImportVplmRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.smile.v1.ImportVplmHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"*\n\x0eGetVplmRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"~\n\x10ListVplmsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x14\n\x0cshow_deleted\x18\x04 \x01(\x08\"K\n\x11ListVplmsResponse\x12\x1d\n\x05vplms\x18\x01 \x03(\x0b\x32\x0e.smile.v1.Vplm\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x01\n\x11UpdateVplmRequest\x12$\n\x04vplm\x18\x01 \x01(\x0b\x32\x0e.smile.v1.VplmB\x06\xbaH\x03\xc8\x01\x01\x12\x37\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"u\n\x11\x44\x65leteVplmRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x10\n\x08\x66or_good\x18\x04 \x01(\x08\"{\n\x13UndeleteVplmRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x14\n\x03uid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x04\x65tag\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"U\n\x19ListPublicAdaptersRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"g\n\x1aListPublicAdaptersResponse\x12\x30\n\x0fpublic_adapters\x18\x01 \x03(\x0b\x32\x17.smile.v1.PublicAdapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x17GetPublicAdapterRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"\xd2\x01\n\x19\x43reatePublicAdapterHeader\x12\x43\n\x11public_adapter_id\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x37\n\x0epublic_adapter\x18\x02 \x01(\x0b\x32\x17.smile.v1.PublicAdapterB\x06\xbaH\x03\xc8\x01\x01\x12\x19\n\x07version\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\x80\x01\n\x1a\x43reatePublicAdapterRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.smile.v1.CreatePublicAdapterHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"T\n\x1a\x44\x65letePublicAdapterRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x32\xaa\x08\n\x0e\x43reatorService\x12Z\n\rListBackbones\x12\x1e.smile.v1.ListBackbonesRequest\x1a\x1f.smile.v1.ListBackbonesResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12I\n\x0bGetBackbone\x12\x1c.smile.v1.GetBackboneRequest\x1a\x12.smile.v1.Backbone\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12\x42\n\nCreateVplm\x12\x1b.smile.v1.CreateVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12\x44\n\nImportVplm\x12\x1b.smile.v1.ImportVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01(\x01\x12<\n\x07GetVplm\x12\x18.smile.v1.GetVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12M\n\tListVplms\x12\x1a.smile.v1.ListVplmsRequest\x1a\x1b.smile.v1.ListVplmsResponse\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12\x42\n\nUpdateVplm\x12\x1b.smile.v1.UpdateVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12J\n\nDeleteVplm\x12\x1b.smile.v1.DeleteVplmRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12\x46\n\x0cUndeleteVplm\x12\x1d.smile.v1.UndeleteVplmRequest\x1a\x0e.smile.v1.Vplm\"\x07\xaa\xd4\x18\x03\n\x01\x01\x12i\n\x12ListPublicAdapters\x12#.smile.v1.ListPublicAdaptersRequest\x1a$.smile.v1.ListPublicAdaptersResponse\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12X\n\x10GetPublicAdapter\x12!.smile.v1.GetPublicAdapterRequest\x1a\x17.smile.v1.PublicAdapter\"\x08\xaa\xd4\x18\x04\n\x02\x01\x02\x12_\n\x13\x43reatePublicAdapter\x12$.smile.v1.CreatePublicAdapterRequest\x1a\x17.smile.v1.PublicAdapter\"\x07\xaa\xd4\x18\x03\n\x01\x02(\x01\x12\\\n\x13\x44\x65letePublicAdapter\x12$.smile.v1.DeletePublicAdapterRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,11 +49,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVPLMREQUEST'].fields_by_name['vplm_id']._loaded_options = None
   _globals['_CREATEVPLMREQUEST'].fields_by_name['vplm_id']._serialized_options = b'\272H%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_CREATEVPLMREQUEST'].fields_by_name['backbone']._loaded_options = None
-  _globals['_CREATEVPLMREQUEST'].fields_by_name['backbone']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
-  _globals['_CREATEVPLMREQUEST'].fields_by_name['pet']._loaded_options = None
-  _globals['_CREATEVPLMREQUEST'].fields_by_name['pet']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_CREATEVPLMREQUEST'].fields_by_name['head']._loaded_options = None
-  _globals['_CREATEVPLMREQUEST'].fields_by_name['head']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_CREATEVPLMREQUEST'].fields_by_name['backbone']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_CREATEVPLMREQUEST'].fields_by_name['precision']._loaded_options = None
   _globals['_CREATEVPLMREQUEST'].fields_by_name['precision']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CREATEVPLMREQUEST'].fields_by_name['display_name']._loaded_options = None
@@ -64,6 +60,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVPLMREQUEST'].fields_by_name['seed']._serialized_options = b'\272H\n\"\010\030\377\377\377\377\017(\000'
   _globals['_CREATEVPLMREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEVPLMREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_CREATEVPLMREQUEST'].fields_by_name['public_adapter']._loaded_options = None
+  _globals['_CREATEVPLMREQUEST'].fields_by_name['public_adapter']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_CREATEVPLMREQUEST']._loaded_options = None
+  _globals['_CREATEVPLMREQUEST']._serialized_options = b'\272H\314\002\032\247\001\n\020create_vplm.from\022<backbone, pet and head are required without a public_adapter\032Uthis.public_adapter != \'\' || (this.backbone != \'\' && has(this.pet) && has(this.head))\032\237\001\n\017create_vplm.pet\022Fa public_adapter has its own backbone and PET module: leave both unset\032Dthis.public_adapter == \'\' || (this.backbone == \'\' && !has(this.pet))'
   _globals['_IMPORTVPLMHEADER_LABELSENTRY']._loaded_options = None
   _globals['_IMPORTVPLMHEADER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_IMPORTVPLMHEADER'].fields_by_name['parent']._loaded_options = None
@@ -108,6 +108,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEVPLMREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_DELETEVPLMREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEVPLMREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['uid']._loaded_options = None
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['uid']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UNDELETEVPLMREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_LISTPUBLICADAPTERSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTPUBLICADAPTERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_LISTPUBLICADAPTERSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTPUBLICADAPTERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_GETPUBLICADAPTERREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_GETPUBLICADAPTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['public_adapter_id']._loaded_options = None
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['public_adapter_id']._serialized_options = b'\272H%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['public_adapter']._loaded_options = None
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['public_adapter']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['version']._loaded_options = None
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['version']._serialized_options = b'\272H\005r\003\030\220\003'
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CREATEPUBLICADAPTERHEADER'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_CREATEPUBLICADAPTERREQUEST'].oneofs_by_name['part']._loaded_options = None
+  _globals['_CREATEPUBLICADAPTERREQUEST'].oneofs_by_name['part']._serialized_options = b'\272H\002\010\001'
+  _globals['_CREATEPUBLICADAPTERREQUEST'].fields_by_name['chunk']._loaded_options = None
+  _globals['_CREATEPUBLICADAPTERREQUEST'].fields_by_name['chunk']._serialized_options = b'\272H\010z\006\020\001\030\200\200@'
+  _globals['_DELETEPUBLICADAPTERREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DELETEPUBLICADAPTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_DELETEPUBLICADAPTERREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DELETEPUBLICADAPTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_CREATORSERVICE'].methods_by_name['ListBackbones']._loaded_options = None
   _globals['_CREATORSERVICE'].methods_by_name['ListBackbones']._serialized_options = b'\252\324\030\004\n\002\001\002'
   _globals['_CREATORSERVICE'].methods_by_name['GetBackbone']._loaded_options = None
@@ -124,6 +154,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATORSERVICE'].methods_by_name['UpdateVplm']._serialized_options = b'\252\324\030\003\n\001\001'
   _globals['_CREATORSERVICE'].methods_by_name['DeleteVplm']._loaded_options = None
   _globals['_CREATORSERVICE'].methods_by_name['DeleteVplm']._serialized_options = b'\252\324\030\003\n\001\001'
+  _globals['_CREATORSERVICE'].methods_by_name['UndeleteVplm']._loaded_options = None
+  _globals['_CREATORSERVICE'].methods_by_name['UndeleteVplm']._serialized_options = b'\252\324\030\003\n\001\001'
+  _globals['_CREATORSERVICE'].methods_by_name['ListPublicAdapters']._loaded_options = None
+  _globals['_CREATORSERVICE'].methods_by_name['ListPublicAdapters']._serialized_options = b'\252\324\030\004\n\002\001\002'
+  _globals['_CREATORSERVICE'].methods_by_name['GetPublicAdapter']._loaded_options = None
+  _globals['_CREATORSERVICE'].methods_by_name['GetPublicAdapter']._serialized_options = b'\252\324\030\004\n\002\001\002'
+  _globals['_CREATORSERVICE'].methods_by_name['CreatePublicAdapter']._loaded_options = None
+  _globals['_CREATORSERVICE'].methods_by_name['CreatePublicAdapter']._serialized_options = b'\252\324\030\003\n\001\002'
+  _globals['_CREATORSERVICE'].methods_by_name['DeletePublicAdapter']._loaded_options = None
+  _globals['_CREATORSERVICE'].methods_by_name['DeletePublicAdapter']._serialized_options = b'\252\324\030\003\n\001\002'
   _globals['_LISTBACKBONESREQUEST']._serialized_start=178
   _globals['_LISTBACKBONESREQUEST']._serialized_end=258
   _globals['_LISTBACKBONESRESPONSE']._serialized_start=260
@@ -131,25 +171,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETBACKBONEREQUEST']._serialized_start=349
   _globals['_GETBACKBONEREQUEST']._serialized_end=395
   _globals['_CREATEVPLMREQUEST']._serialized_start=398
-  _globals['_CREATEVPLMREQUEST']._serialized_end=909
-  _globals['_CREATEVPLMREQUEST_LABELSENTRY']._serialized_start=864
-  _globals['_CREATEVPLMREQUEST_LABELSENTRY']._serialized_end=909
-  _globals['_IMPORTVPLMHEADER']._serialized_start=912
-  _globals['_IMPORTVPLMHEADER']._serialized_end=1348
-  _globals['_IMPORTVPLMHEADER_LABELSENTRY']._serialized_start=864
-  _globals['_IMPORTVPLMHEADER_LABELSENTRY']._serialized_end=909
-  _globals['_IMPORTVPLMREQUEST']._serialized_start=1350
-  _globals['_IMPORTVPLMREQUEST']._serialized_end=1460
-  _globals['_GETVPLMREQUEST']._serialized_start=1462
-  _globals['_GETVPLMREQUEST']._serialized_end=1504
-  _globals['_LISTVPLMSREQUEST']._serialized_start=1506
-  _globals['_LISTVPLMSREQUEST']._serialized_end=1610
-  _globals['_LISTVPLMSRESPONSE']._serialized_start=1612
-  _globals['_LISTVPLMSRESPONSE']._serialized_end=1687
-  _globals['_UPDATEVPLMREQUEST']._serialized_start=1690
-  _globals['_UPDATEVPLMREQUEST']._serialized_end=1834
-  _globals['_DELETEVPLMREQUEST']._serialized_start=1836
-  _globals['_DELETEVPLMREQUEST']._serialized_end=1935
-  _globals['_CREATORSERVICE']._serialized_start=1938
-  _globals['_CREATORSERVICE']._serialized_end=2544
+  _globals['_CREATEVPLMREQUEST']._serialized_end=1264
+  _globals['_CREATEVPLMREQUEST_LABELSENTRY']._serialized_start=880
+  _globals['_CREATEVPLMREQUEST_LABELSENTRY']._serialized_end=925
+  _globals['_IMPORTVPLMHEADER']._serialized_start=1267
+  _globals['_IMPORTVPLMHEADER']._serialized_end=1703
+  _globals['_IMPORTVPLMHEADER_LABELSENTRY']._serialized_start=880
+  _globals['_IMPORTVPLMHEADER_LABELSENTRY']._serialized_end=925
+  _globals['_IMPORTVPLMREQUEST']._serialized_start=1705
+  _globals['_IMPORTVPLMREQUEST']._serialized_end=1815
+  _globals['_GETVPLMREQUEST']._serialized_start=1817
+  _globals['_GETVPLMREQUEST']._serialized_end=1859
+  _globals['_LISTVPLMSREQUEST']._serialized_start=1861
+  _globals['_LISTVPLMSREQUEST']._serialized_end=1987
+  _globals['_LISTVPLMSRESPONSE']._serialized_start=1989
+  _globals['_LISTVPLMSRESPONSE']._serialized_end=2064
+  _globals['_UPDATEVPLMREQUEST']._serialized_start=2067
+  _globals['_UPDATEVPLMREQUEST']._serialized_end=2211
+  _globals['_DELETEVPLMREQUEST']._serialized_start=2213
+  _globals['_DELETEVPLMREQUEST']._serialized_end=2330
+  _globals['_UNDELETEVPLMREQUEST']._serialized_start=2332
+  _globals['_UNDELETEVPLMREQUEST']._serialized_end=2455
+  _globals['_LISTPUBLICADAPTERSREQUEST']._serialized_start=2457
+  _globals['_LISTPUBLICADAPTERSREQUEST']._serialized_end=2542
+  _globals['_LISTPUBLICADAPTERSRESPONSE']._serialized_start=2544
+  _globals['_LISTPUBLICADAPTERSRESPONSE']._serialized_end=2647
+  _globals['_GETPUBLICADAPTERREQUEST']._serialized_start=2649
+  _globals['_GETPUBLICADAPTERREQUEST']._serialized_end=2700
+  _globals['_CREATEPUBLICADAPTERHEADER']._serialized_start=2703
+  _globals['_CREATEPUBLICADAPTERHEADER']._serialized_end=2913
+  _globals['_CREATEPUBLICADAPTERREQUEST']._serialized_start=2916
+  _globals['_CREATEPUBLICADAPTERREQUEST']._serialized_end=3044
+  _globals['_DELETEPUBLICADAPTERREQUEST']._serialized_start=3046
+  _globals['_DELETEPUBLICADAPTERREQUEST']._serialized_end=3130
+  _globals['_CREATORSERVICE']._serialized_start=3133
+  _globals['_CREATORSERVICE']._serialized_end=4199
 # @@protoc_insertion_point(module_scope)

@@ -123,14 +123,15 @@ class CreateVplmRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PUBLIC_ADAPTER_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}`."""
     vplm_id: _builtins.str
     """Last part of the name: 1 to 63 of a-z, 0-9 and '-', starting with a letter."""
     backbone: _builtins.str
-    """`backbones/{backbone}`."""
+    """`backbones/{backbone}`. Required, unless there is a `public_adapter`: then its own."""
     precision: _resources_pb2.Precision.ValueType
-    """Stored precision. Default: float16."""
+    """Stored precision. Default: float16; a public adapter's own, which is then all that is allowed."""
     display_name: _builtins.str
     """Text for people, at most 200 characters."""
     seed: _builtins.int
@@ -139,13 +140,15 @@ class CreateVplmRequest(_message.Message):
     """Checks everything, creates nothing."""
     request_id: _builtins.str
     """UUID4; a repeated id gives the earlier answer."""
+    public_adapter: _builtins.str
+    """`publicAdapters/{adapter}` to take the module from. Training goes on from it."""
     @_builtins.property
     def pet(self) -> _resources_pb2.PetSpec:
-        """PET module; unset fields take their defaults."""
+        """PET module; unset fields take their defaults. Required, unless there is a `public_adapter`: then unset."""
 
     @_builtins.property
     def head(self) -> _resources_pb2.HeadSpec:
-        """Head."""
+        """Head. Required, unless there is a `public_adapter`: then unset means the adapter's, as it was trained."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -165,10 +168,11 @@ class CreateVplmRequest(_message.Message):
         seed: _builtins.int = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        public_adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "pet", b"pet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "display_name", b"display_name", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "display_name", b"display_name", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "public_adapter", b"public_adapter", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -307,22 +311,26 @@ class ListVplmsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}`."""
     page_size: _builtins.int
     """At most this many; default 50, larger than 1,000 means 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
+    show_deleted: _builtins.bool
+    """Also those that UndeleteVplm can have back."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -391,23 +399,215 @@ class DeleteVplmRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FOR_GOOD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     etag: _builtins.str
     """If set and not current, the delete is refused with CONCURRENT_CHANGE."""
     request_id: _builtins.str
     """UUID4; a repeated id has no second effect."""
+    for_good: _builtins.bool
+    """Without a way back, at once; also all that was deleted under this name before."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        for_good: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "for_good", b"for_good", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteVplmRequest: _TypeAlias = DeleteVplmRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteVplmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}`."""
+    uid: _builtins.str
+    """Which one, where several were deleted under this name. Default: the last."""
+    etag: _builtins.str
+    """If set and not current, it is refused with CONCURRENT_CHANGE."""
+    request_id: _builtins.str
+    """UUID4; a repeated id gives the earlier answer."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteVplmRequest: _TypeAlias = UndeleteVplmRequest  # noqa: Y015
+
+@_typing.final
+class ListPublicAdaptersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; default 50, larger than 1,000 means 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPublicAdaptersRequest: _TypeAlias = ListPublicAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class ListPublicAdaptersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_ADAPTERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def public_adapters(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.PublicAdapter]: ...
+    def __init__(
+        self,
+        *,
+        public_adapters: _abc.Iterable[_resources_pb2.PublicAdapter] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "public_adapters", b"public_adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPublicAdaptersResponse: _TypeAlias = ListPublicAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class GetPublicAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`publicAdapters/{adapter}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPublicAdapterRequest: _TypeAlias = GetPublicAdapterRequest  # noqa: Y015
+
+@_typing.final
+class CreatePublicAdapterHeader(_message.Message):
+    """First message of CreatePublicAdapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    PUBLIC_ADAPTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    public_adapter_id: _builtins.str
+    """Last part of the name: 1 to 63 of a-z, 0-9 and '-', starting with a letter."""
+    version: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}/versions/{n}` to offer, to which its vPLM's alias `public` points; no bytes follow."""
+    request_id: _builtins.str
+    """UUID4; a repeated id gives the earlier answer."""
+    @_builtins.property
+    def public_adapter(self) -> _resources_pb2.PublicAdapter:
+        """What is said of it: texts, licence, source and tags; with bytes also `spec`, `size_bytes` and `digest`."""
+
+    def __init__(
+        self,
+        *,
+        public_adapter_id: _builtins.str = ...,
+        public_adapter: _resources_pb2.PublicAdapter | None = ...,
+        version: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["public_adapter", b"public_adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_adapter", b"public_adapter", "public_adapter_id", b"public_adapter_id", "request_id", b"request_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePublicAdapterHeader: _TypeAlias = CreatePublicAdapterHeader  # noqa: Y015
+
+@_typing.final
+class CreatePublicAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """Every other message: 1 byte to 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___CreatePublicAdapterHeader:
+        """First message."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___CreatePublicAdapterHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___CreatePublicAdapterRequest: _TypeAlias = CreatePublicAdapterRequest  # noqa: Y015
+
+@_typing.final
+class DeletePublicAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`publicAdapters/{adapter}`."""
+    request_id: _builtins.str
+    """UUID4; a repeated id has no second effect."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePublicAdapterRequest: _TypeAlias = DeletePublicAdapterRequest  # noqa: Y015

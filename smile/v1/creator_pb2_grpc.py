@@ -77,6 +77,31 @@ class CreatorServiceStub:
                 request_serializer=smile_dot_v1_dot_creator__pb2.DeleteVplmRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.UndeleteVplm = channel.unary_unary(
+                '/smile.v1.CreatorService/UndeleteVplm',
+                request_serializer=smile_dot_v1_dot_creator__pb2.UndeleteVplmRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+                _registered_method=True)
+        self.ListPublicAdapters = channel.unary_unary(
+                '/smile.v1.CreatorService/ListPublicAdapters',
+                request_serializer=smile_dot_v1_dot_creator__pb2.ListPublicAdaptersRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_creator__pb2.ListPublicAdaptersResponse.FromString,
+                _registered_method=True)
+        self.GetPublicAdapter = channel.unary_unary(
+                '/smile.v1.CreatorService/GetPublicAdapter',
+                request_serializer=smile_dot_v1_dot_creator__pb2.GetPublicAdapterRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.PublicAdapter.FromString,
+                _registered_method=True)
+        self.CreatePublicAdapter = channel.stream_unary(
+                '/smile.v1.CreatorService/CreatePublicAdapter',
+                request_serializer=smile_dot_v1_dot_creator__pb2.CreatePublicAdapterRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.PublicAdapter.FromString,
+                _registered_method=True)
+        self.DeletePublicAdapter = channel.unary_unary(
+                '/smile.v1.CreatorService/DeletePublicAdapter',
+                request_serializer=smile_dot_v1_dot_creator__pb2.DeletePublicAdapterRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class CreatorServiceServicer:
@@ -98,8 +123,8 @@ class CreatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateVplm(self, request, context):
-        """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
-        until it is trained its head is random.
+        """Creates a vPLM with version 1 holding initial weights, or a public adapter's, and the `serving` alias on it. It
+        answers at once; until it is trained its head is random, unless it is the adapter's own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +161,44 @@ class CreatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVplm(self, request, context):
-        """Deletes a vPLM with all its versions.
+        """Deletes a vPLM with all its versions. Nobody sees it from now on, and UndeleteVplm has it back until the `purge_time`
+        that ListVplms shows. Its name is free at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteVplm(self, request, context):
+        """Has a deleted vPLM back, as it was. Its name must be free.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPublicAdapters(self, request, context):
+        """Lists the public adapters by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPublicAdapter(self, request, context):
+        """Gets one public adapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePublicAdapter(self, request_iterator, context):
+        """Offers a module to all tenants: one whose bytes follow the first message, or a version that its tenant offers, by
+        an alias called `public`. Nothing is visible unless size, digest, names, shapes and numbers are as declared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePublicAdapter(self, request, context):
+        """Offers a module no more. What was made of it stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +245,31 @@ def add_CreatorServiceServicer_to_server(servicer, server):
             'DeleteVplm': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVplm,
                     request_deserializer=smile_dot_v1_dot_creator__pb2.DeleteVplmRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UndeleteVplm': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteVplm,
+                    request_deserializer=smile_dot_v1_dot_creator__pb2.UndeleteVplmRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.Vplm.SerializeToString,
+            ),
+            'ListPublicAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPublicAdapters,
+                    request_deserializer=smile_dot_v1_dot_creator__pb2.ListPublicAdaptersRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_creator__pb2.ListPublicAdaptersResponse.SerializeToString,
+            ),
+            'GetPublicAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPublicAdapter,
+                    request_deserializer=smile_dot_v1_dot_creator__pb2.GetPublicAdapterRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.PublicAdapter.SerializeToString,
+            ),
+            'CreatePublicAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.CreatePublicAdapter,
+                    request_deserializer=smile_dot_v1_dot_creator__pb2.CreatePublicAdapterRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.PublicAdapter.SerializeToString,
+            ),
+            'DeletePublicAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePublicAdapter,
+                    request_deserializer=smile_dot_v1_dot_creator__pb2.DeletePublicAdapterRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
@@ -402,6 +489,141 @@ class CreatorService:
             target,
             '/smile.v1.CreatorService/DeleteVplm',
             smile_dot_v1_dot_creator__pb2.DeleteVplmRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteVplm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.CreatorService/UndeleteVplm',
+            smile_dot_v1_dot_creator__pb2.UndeleteVplmRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPublicAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.CreatorService/ListPublicAdapters',
+            smile_dot_v1_dot_creator__pb2.ListPublicAdaptersRequest.SerializeToString,
+            smile_dot_v1_dot_creator__pb2.ListPublicAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPublicAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.CreatorService/GetPublicAdapter',
+            smile_dot_v1_dot_creator__pb2.GetPublicAdapterRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.PublicAdapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePublicAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/smile.v1.CreatorService/CreatePublicAdapter',
+            smile_dot_v1_dot_creator__pb2.CreatePublicAdapterRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.PublicAdapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePublicAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.CreatorService/DeletePublicAdapter',
+            smile_dot_v1_dot_creator__pb2.DeletePublicAdapterRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -40,8 +40,8 @@ class CreatorServiceStub:
     GetBackbone: _grpc.UnaryUnaryMultiCallable[_creator_pb2.GetBackboneRequest, _resources_pb2.Backbone]
     """Gets one backbone."""
     CreateVplm: _grpc.UnaryUnaryMultiCallable[_creator_pb2.CreateVplmRequest, _resources_pb2.Vplm]
-    """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
-    until it is trained its head is random.
+    """Creates a vPLM with version 1 holding initial weights, or a public adapter's, and the `serving` alias on it. It
+    answers at once; until it is trained its head is random, unless it is the adapter's own.
     """
     ImportVplm: _grpc.StreamUnaryMultiCallable[_creator_pb2.ImportVplmRequest, _resources_pb2.Vplm]
     """Creates a vPLM whose version 1 holds weights from elsewhere, with the `serving` alias on it. The first message
@@ -55,7 +55,21 @@ class CreatorServiceStub:
     UpdateVplm: _grpc.UnaryUnaryMultiCallable[_creator_pb2.UpdateVplmRequest, _resources_pb2.Vplm]
     """Changes `display_name` or `labels`."""
     DeleteVplm: _grpc.UnaryUnaryMultiCallable[_creator_pb2.DeleteVplmRequest, _empty_pb2.Empty]
-    """Deletes a vPLM with all its versions."""
+    """Deletes a vPLM with all its versions. Nobody sees it from now on, and UndeleteVplm has it back until the `purge_time`
+    that ListVplms shows. Its name is free at once.
+    """
+    UndeleteVplm: _grpc.UnaryUnaryMultiCallable[_creator_pb2.UndeleteVplmRequest, _resources_pb2.Vplm]
+    """Has a deleted vPLM back, as it was. Its name must be free."""
+    ListPublicAdapters: _grpc.UnaryUnaryMultiCallable[_creator_pb2.ListPublicAdaptersRequest, _creator_pb2.ListPublicAdaptersResponse]
+    """Lists the public adapters by id."""
+    GetPublicAdapter: _grpc.UnaryUnaryMultiCallable[_creator_pb2.GetPublicAdapterRequest, _resources_pb2.PublicAdapter]
+    """Gets one public adapter."""
+    CreatePublicAdapter: _grpc.StreamUnaryMultiCallable[_creator_pb2.CreatePublicAdapterRequest, _resources_pb2.PublicAdapter]
+    """Offers a module to all tenants: one whose bytes follow the first message, or a version that its tenant offers, by
+    an alias called `public`. Nothing is visible unless size, digest, names, shapes and numbers are as declared.
+    """
+    DeletePublicAdapter: _grpc.UnaryUnaryMultiCallable[_creator_pb2.DeletePublicAdapterRequest, _empty_pb2.Empty]
+    """Offers a module no more. What was made of it stays as it is."""
 
 @_typing.type_check_only
 class CreatorServiceAsyncStub(CreatorServiceStub):
@@ -67,8 +81,8 @@ class CreatorServiceAsyncStub(CreatorServiceStub):
     GetBackbone: _aio.UnaryUnaryMultiCallable[_creator_pb2.GetBackboneRequest, _resources_pb2.Backbone]  # type: ignore[assignment]
     """Gets one backbone."""
     CreateVplm: _aio.UnaryUnaryMultiCallable[_creator_pb2.CreateVplmRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
-    """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
-    until it is trained its head is random.
+    """Creates a vPLM with version 1 holding initial weights, or a public adapter's, and the `serving` alias on it. It
+    answers at once; until it is trained its head is random, unless it is the adapter's own.
     """
     ImportVplm: _aio.StreamUnaryMultiCallable[_creator_pb2.ImportVplmRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
     """Creates a vPLM whose version 1 holds weights from elsewhere, with the `serving` alias on it. The first message
@@ -82,7 +96,21 @@ class CreatorServiceAsyncStub(CreatorServiceStub):
     UpdateVplm: _aio.UnaryUnaryMultiCallable[_creator_pb2.UpdateVplmRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
     """Changes `display_name` or `labels`."""
     DeleteVplm: _aio.UnaryUnaryMultiCallable[_creator_pb2.DeleteVplmRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a vPLM with all its versions."""
+    """Deletes a vPLM with all its versions. Nobody sees it from now on, and UndeleteVplm has it back until the `purge_time`
+    that ListVplms shows. Its name is free at once.
+    """
+    UndeleteVplm: _aio.UnaryUnaryMultiCallable[_creator_pb2.UndeleteVplmRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
+    """Has a deleted vPLM back, as it was. Its name must be free."""
+    ListPublicAdapters: _aio.UnaryUnaryMultiCallable[_creator_pb2.ListPublicAdaptersRequest, _creator_pb2.ListPublicAdaptersResponse]  # type: ignore[assignment]
+    """Lists the public adapters by id."""
+    GetPublicAdapter: _aio.UnaryUnaryMultiCallable[_creator_pb2.GetPublicAdapterRequest, _resources_pb2.PublicAdapter]  # type: ignore[assignment]
+    """Gets one public adapter."""
+    CreatePublicAdapter: _aio.StreamUnaryMultiCallable[_creator_pb2.CreatePublicAdapterRequest, _resources_pb2.PublicAdapter]  # type: ignore[assignment]
+    """Offers a module to all tenants: one whose bytes follow the first message, or a version that its tenant offers, by
+    an alias called `public`. Nothing is visible unless size, digest, names, shapes and numbers are as declared.
+    """
+    DeletePublicAdapter: _aio.UnaryUnaryMultiCallable[_creator_pb2.DeletePublicAdapterRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Offers a module no more. What was made of it stays as it is."""
 
 class CreatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Assembles vPLMs: backbone + PET module + head, in well under a second."""
@@ -109,8 +137,8 @@ class CreatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _creator_pb2.CreateVplmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.Vplm, _abc.Awaitable[_resources_pb2.Vplm]]:
-        """Creates a vPLM with version 1 holding initial weights and the `serving` alias on it. It answers at once;
-        until it is trained its head is random.
+        """Creates a vPLM with version 1 holding initial weights, or a public adapter's, and the `serving` alias on it. It
+        answers at once; until it is trained its head is random, unless it is the adapter's own.
         """
 
     @_abc_1.abstractmethod
@@ -154,6 +182,50 @@ class CreatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _creator_pb2.DeleteVplmRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a vPLM with all its versions."""
+        """Deletes a vPLM with all its versions. Nobody sees it from now on, and UndeleteVplm has it back until the `purge_time`
+        that ListVplms shows. Its name is free at once.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteVplm(
+        self,
+        request: _creator_pb2.UndeleteVplmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Vplm, _abc.Awaitable[_resources_pb2.Vplm]]:
+        """Has a deleted vPLM back, as it was. Its name must be free."""
+
+    @_abc_1.abstractmethod
+    def ListPublicAdapters(
+        self,
+        request: _creator_pb2.ListPublicAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_creator_pb2.ListPublicAdaptersResponse, _abc.Awaitable[_creator_pb2.ListPublicAdaptersResponse]]:
+        """Lists the public adapters by id."""
+
+    @_abc_1.abstractmethod
+    def GetPublicAdapter(
+        self,
+        request: _creator_pb2.GetPublicAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.PublicAdapter, _abc.Awaitable[_resources_pb2.PublicAdapter]]:
+        """Gets one public adapter."""
+
+    @_abc_1.abstractmethod
+    def CreatePublicAdapter(
+        self,
+        request_iterator: _MaybeAsyncIterator[_creator_pb2.CreatePublicAdapterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.PublicAdapter, _abc.Awaitable[_resources_pb2.PublicAdapter]]:
+        """Offers a module to all tenants: one whose bytes follow the first message, or a version that its tenant offers, by
+        an alias called `public`. Nothing is visible unless size, digest, names, shapes and numbers are as declared.
+        """
+
+    @_abc_1.abstractmethod
+    def DeletePublicAdapter(
+        self,
+        request: _creator_pb2.DeletePublicAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Offers a module no more. What was made of it stays as it is."""
 
 def add_CreatorServiceServicer_to_server(servicer: CreatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

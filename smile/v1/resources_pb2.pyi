@@ -176,6 +176,8 @@ class _VersionOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Version
     """The result of a training job."""
     VERSION_ORIGIN_IMPORT: _VersionOrigin.ValueType  # 3
     """Uploaded by the tenant."""
+    VERSION_ORIGIN_ADAPTER: _VersionOrigin.ValueType  # 4
+    """A public adapter's module, with its head or with a fresh one."""
 
 class VersionOrigin(_VersionOrigin, metaclass=_VersionOriginEnumTypeWrapper):
     """Where a version's weights come from."""
@@ -187,6 +189,8 @@ VERSION_ORIGIN_TRAINING: VersionOrigin.ValueType  # 2
 """The result of a training job."""
 VERSION_ORIGIN_IMPORT: VersionOrigin.ValueType  # 3
 """Uploaded by the tenant."""
+VERSION_ORIGIN_ADAPTER: VersionOrigin.ValueType  # 4
+"""A public adapter's module, with its head or with a fresh one."""
 Global___VersionOrigin: _TypeAlias = VersionOrigin  # noqa: Y015
 
 class _DatasetFormat:
@@ -503,6 +507,8 @@ class Vplm(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CANARIES_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     display_name: _builtins.str
@@ -533,6 +539,14 @@ class Vplm(_message.Message):
     def canaries(self) -> _containers.MessageMap[_builtins.str, Global___Canary]:
         """Second versions of aliases that split their traffic, by alias. Set through SetAlias."""
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; unset where it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Until then UndeleteVplm has it back; unset where it is not deleted, or gone for good."""
+
     def __init__(
         self,
         *,
@@ -547,14 +561,150 @@ class Vplm(_message.Message):
         uid: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         canaries: _abc.Mapping[_builtins.str, Global___Canary] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "canaries", b"canaries", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "latest_version", b"latest_version", "name", b"name", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "canaries", b"canaries", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "latest_version", b"latest_version", "name", b"name", "purge_time", b"purge_time", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Vplm: _TypeAlias = Vplm  # noqa: Y015
+
+@_typing.final
+class Derivation(_message.Message):
+    """Something that was taken as it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`publicAdapters/{adapter}`."""
+    digest: _builtins.str
+    """SHA-256, hex, of its safetensors bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Derivation: _TypeAlias = Derivation  # noqa: Y015
+
+@_typing.final
+class PublicAdapter(_message.Message):
+    """A trained module that the operator offers to all tenants, to make vPLMs of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`publicAdapters/{adapter}`."""
+    display_name: _builtins.str
+    """Text for people, at most 200 characters."""
+    description: _builtins.str
+    """What it was trained for and on, at most 4,000 characters."""
+    license: _builtins.str
+    """Terms of use, an SPDX expression where there is one, e.g. `Apache-2.0`; at most 200 characters."""
+    source: _builtins.str
+    """Where it came from, e.g. a URL; at most 1,000 characters."""
+    digest: _builtins.str
+    """SHA-256, hex, of its safetensors bytes."""
+    size_bytes: _builtins.int
+    """Size of these bytes."""
+    @_builtins.property
+    def spec(self) -> Global___ModuleSpec:
+        """Backbone, PET module, and the head it was trained with."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free key-value pairs, at most 32."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Final metrics of the training that made it, where that is known."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        spec: Global___ModuleSpec | None = ...,
+        license: _builtins.str = ...,
+        source: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "digest", b"digest", "display_name", b"display_name", "license", b"license", "metrics", b"metrics", "name", b"name", "size_bytes", b"size_bytes", "source", b"source", "spec", b"spec", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublicAdapter: _TypeAlias = PublicAdapter  # noqa: Y015
 
 @_typing.final
 class VplmVersion(_message.Message):
@@ -594,6 +744,9 @@ class VplmVersion(_message.Message):
     CANARY_FIELD_NUMBER: _builtins.int
     CANARY_WEIGHT_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
+    DERIVED_FROM_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}/versions/{n}`, n from 1."""
     digest: _builtins.str
@@ -625,6 +778,18 @@ class VplmVersion(_message.Message):
     def training(self) -> _training_summary_pb2.TrainingSummary:
         """What came of the training that made it; unset for other origins."""
 
+    @_builtins.property
+    def derived_from(self) -> Global___Derivation:
+        """The public adapter its module is, for origin adapter."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; unset where it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Until then UndeleteVersion has it back; unset where it is not deleted, or gone for good."""
+
     def __init__(
         self,
         *,
@@ -640,14 +805,64 @@ class VplmVersion(_message.Message):
         canary: Global___VplmVersion | None = ...,
         canary_weight: _builtins.float = ...,
         training: _training_summary_pb2.TrainingSummary | None = ...,
+        derived_from: Global___Derivation | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "create_time", b"create_time", "spec", b"spec", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "create_time", b"create_time", "delete_time", b"delete_time", "derived_from", b"derived_from", "purge_time", b"purge_time", "spec", b"spec", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_weight", b"canary_weight", "create_time", b"create_time", "digest", b"digest", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "size_bytes", b"size_bytes", "spec", b"spec", "training", b"training", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_weight", b"canary_weight", "create_time", b"create_time", "delete_time", b"delete_time", "derived_from", b"derived_from", "digest", b"digest", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "purge_time", b"purge_time", "size_bytes", b"size_bytes", "spec", b"spec", "training", b"training", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VplmVersion: _TypeAlias = VplmVersion  # noqa: Y015
+
+@_typing.final
+class AliasMove(_message.Message):
+    """A move of an alias: what it pointed to from then on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    RESTORES_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    number: _builtins.int
+    """Moves of an alias count from 1."""
+    version: _builtins.int
+    """Version number it pointed to."""
+    by: _builtins.str
+    """Who moved it: `tenants/{tenant}/apiKeys/{key}`, or `service`. Empty for the move that made the alias's vPLM."""
+    restores: _builtins.int
+    """Of a rollback, the number of the move whose target it went back to; 0 for other moves."""
+    @_builtins.property
+    def canary(self) -> Global___Canary:
+        """The other version that answered a share of the requests, if any."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        number: _builtins.int = ...,
+        version: _builtins.int = ...,
+        canary: Global___Canary | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        by: _builtins.str = ...,
+        restores: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "by", b"by", "canary", b"canary", "number", b"number", "restores", b"restores", "time", b"time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AliasMove: _TypeAlias = AliasMove  # noqa: Y015
 
 @_typing.final
 class Dataset(_message.Message):

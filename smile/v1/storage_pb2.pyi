@@ -35,6 +35,8 @@ class CommitVplmHeader(_message.Message):
     BACKBONE_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    DERIVED_FROM_FIELD_NUMBER: _builtins.int
+    BY_REFERENCE_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     """Declared size of the first version's bytes, at most 64 MiB."""
     digest: _builtins.str
@@ -42,9 +44,11 @@ class CommitVplmHeader(_message.Message):
     request_id: _builtins.str
     """UUID4; a repeated id gives the earlier answer."""
     origin: _resources_pb2.VersionOrigin.ValueType
-    """Of the first version: initial (default) or import."""
+    """Of the first version: initial (default), import or adapter."""
     note: _builtins.str
     """Of the first version: text for people, at most 1,000 characters."""
+    by_reference: _builtins.bool
+    """The first version is that adapter, head included: no bytes follow, and `digest` is the adapter's."""
     @_builtins.property
     def vplm(self) -> _resources_pb2.Vplm:
         """The vPLM to store: `name`, `display_name`, `labels` and `spec` are read."""
@@ -52,6 +56,10 @@ class CommitVplmHeader(_message.Message):
     @_builtins.property
     def backbone(self) -> _resources_pb2.Backbone:
         """The backbone `vplm.spec` is made for: its dimensions decide which tensors a version must hold, now and later."""
+
+    @_builtins.property
+    def derived_from(self) -> _resources_pb2.Derivation:
+        """For origin adapter: the public adapter whose module it is."""
 
     def __init__(
         self,
@@ -63,10 +71,12 @@ class CommitVplmHeader(_message.Message):
         backbone: _resources_pb2.Backbone | None = ...,
         origin: _resources_pb2.VersionOrigin.ValueType = ...,
         note: _builtins.str = ...,
+        derived_from: _resources_pb2.Derivation | None = ...,
+        by_reference: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "vplm", b"vplm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "derived_from", b"derived_from", "vplm", b"vplm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "digest", b"digest", "note", b"note", "origin", b"origin", "request_id", b"request_id", "size_bytes", b"size_bytes", "vplm", b"vplm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "by_reference", b"by_reference", "derived_from", b"derived_from", "digest", b"digest", "note", b"note", "origin", b"origin", "request_id", b"request_id", "size_bytes", b"size_bytes", "vplm", b"vplm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,22 +137,26 @@ class ListVplmRecordsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}`."""
     page_size: _builtins.int
     """At most this many; default 50, larger than 1,000 means 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
+    show_deleted: _builtins.bool
+    """Also those that UndeleteVplm can have back."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,26 +225,62 @@ class DeleteVplmRecordRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FOR_GOOD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     etag: _builtins.str
     """If set and not current, the delete is refused."""
     request_id: _builtins.str
     """UUID4; a repeated id has no second effect."""
+    for_good: _builtins.bool
+    """Without a way back, at once; also all that was deleted under this name before."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        for_good: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "for_good", b"for_good", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteVplmRecordRequest: _TypeAlias = DeleteVplmRecordRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteVplmRecordRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}`."""
+    uid: _builtins.str
+    """Which one, where several were deleted under this name. Default: the last."""
+    etag: _builtins.str
+    """If set and not current, it is refused."""
+    request_id: _builtins.str
+    """UUID4; a repeated id gives the earlier answer."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteVplmRecordRequest: _TypeAlias = UndeleteVplmRecordRequest  # noqa: Y015
 
 @_typing.final
 class PutVersionHeader(_message.Message):
@@ -445,22 +495,26 @@ class ListVersionsRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     page_size: _builtins.int
     """At most this many; default 50, larger than 1,000 means 1,000."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
+    show_deleted: _builtins.bool
+    """Also those that UndeleteVersion can have back."""
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,6 +633,348 @@ class SetAliasRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
+
+@_typing.final
+class RollbackAliasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}`."""
+    alias: _builtins.str
+    """Alias; default `serving`."""
+    etag: _builtins.str
+    """If set and not current, the rollback is refused."""
+    request_id: _builtins.str
+    """UUID4; a repeated id gives the earlier answer."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackAliasRequest: _TypeAlias = RollbackAliasRequest  # noqa: Y015
+
+@_typing.final
+class ListAliasMovesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}`."""
+    alias: _builtins.str
+    """Alias; default: all, by name."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAliasMovesRequest: _TypeAlias = ListAliasMovesRequest  # noqa: Y015
+
+@_typing.final
+class ListAliasMovesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.AliasMove]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[_resources_pb2.AliasMove] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAliasMovesResponse: _TypeAlias = ListAliasMovesResponse  # noqa: Y015
+
+@_typing.final
+class DeleteVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FOR_GOOD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
+    etag: _builtins.str
+    """The vPLM's; if set and not current, the delete is refused."""
+    request_id: _builtins.str
+    """UUID4; a repeated id has no second effect."""
+    for_good: _builtins.bool
+    """Without a way back; also where it is deleted already."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        for_good: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "for_good", b"for_good", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteVersionRequest: _TypeAlias = DeleteVersionRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
+    request_id: _builtins.str
+    """UUID4; a repeated id gives the earlier answer."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteVersionRequest: _TypeAlias = UndeleteVersionRequest  # noqa: Y015
+
+@_typing.final
+class DiffVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
+    other: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}/versions/{n}`, of the same vPLM or of another."""
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        other: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "other", b"other"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffVersionsRequest: _TypeAlias = DiffVersionsRequest  # noqa: Y015
+
+@_typing.final
+class FieldChange(_message.Message):
+    """A field, as text, of both versions; empty where one has none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    base: _builtins.str
+    other: _builtins.str
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        base: _builtins.str = ...,
+        other: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "field", b"field", "other", b"other"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldChange: _TypeAlias = FieldChange  # noqa: Y015
+
+@_typing.final
+class MetricPair(_message.Message):
+    """A metric of both versions; unset where one has not measured it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    base: _builtins.float
+    other: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        base: _builtins.float | None = ...,
+        other: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base", b"_base", "_other", b"_other", "base", b"base", "other", b"other"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base", b"_base", "_other", b"_other", "base", b"base", "name", b"name", "other", b"other"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__base: _TypeAlias = _typing.Literal["base"]  # noqa: Y015
+    _WhichOneofArgType__base: _TypeAlias = _typing.Literal["_base", b"_base"]  # noqa: Y015
+    _WhichOneofReturnType__other: _TypeAlias = _typing.Literal["other"]  # noqa: Y015
+    _WhichOneofArgType__other: _TypeAlias = _typing.Literal["_other", b"_other"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base) -> _WhichOneofReturnType__base | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__other) -> _WhichOneofReturnType__other | None: ...
+
+Global___MetricPair: _TypeAlias = MetricPair  # noqa: Y015
+
+@_typing.final
+class TensorDiff(_message.Message):
+    """How far a tensor moved from the first version to the second, elementwise. Of shares of a matrix's entries (diff-pruning,
+    mask-bert) what is compared is the matrix they describe.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BASE_SHAPE_FIELD_NUMBER: _builtins.int
+    OTHER_SHAPE_FIELD_NUMBER: _builtins.int
+    L2_FIELD_NUMBER: _builtins.int
+    MAX_ABS_FIELD_NUMBER: _builtins.int
+    RELATIVE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    l2: _builtins.float
+    """Euclidean norm of the difference."""
+    max_abs: _builtins.float
+    """Its largest magnitude."""
+    relative: _builtins.float
+    """`l2` over the norm of the first version's tensor; unset where that is zero."""
+    @_builtins.property
+    def base_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Empty where the first version has no such tensor."""
+
+    @_builtins.property
+    def other_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Empty where the second version has no such tensor. Tensors are compared where both shapes are equal."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        base_shape: _abc.Iterable[_builtins.int] | None = ...,
+        other_shape: _abc.Iterable[_builtins.int] | None = ...,
+        l2: _builtins.float = ...,
+        max_abs: _builtins.float = ...,
+        relative: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_relative", b"_relative", "relative", b"relative"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_relative", b"_relative", "base_shape", b"base_shape", "l2", b"l2", "max_abs", b"max_abs", "name", b"name", "other_shape", b"other_shape", "relative", b"relative"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__relative: _TypeAlias = _typing.Literal["relative"]  # noqa: Y015
+    _WhichOneofArgType__relative: _TypeAlias = _typing.Literal["_relative", b"_relative"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__relative) -> _WhichOneofReturnType__relative | None: ...
+
+Global___TensorDiff: _TypeAlias = TensorDiff  # noqa: Y015
+
+@_typing.final
+class VersionDiff(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    SAME_BYTES_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    LABELS_ADDED_FIELD_NUMBER: _builtins.int
+    LABELS_REMOVED_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    L2_FIELD_NUMBER: _builtins.int
+    RELATIVE_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
+    other: _builtins.str
+    """`tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
+    same_bytes: _builtins.bool
+    """Both have one digest."""
+    l2: _builtins.float
+    """Over all compared tensors together."""
+    relative: _builtins.float
+    """Over all compared tensors together; unset where all of the first version's are zero."""
+    @_builtins.property
+    def spec(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]:
+        """What differs of backbone, PET module, head and precision."""
+
+    @_builtins.property
+    def labels_added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels that only the second version's head has."""
+
+    @_builtins.property
+    def labels_removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels that only the first version's head has."""
+
+    @_builtins.property
+    def training(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]:
+        """What differs of the settings of the jobs that made them, as far as these are on record."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricPair]:
+        """All metrics of both, by name."""
+
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorDiff]:
+        """All tensors of both, by name."""
+
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        other: _builtins.str = ...,
+        same_bytes: _builtins.bool = ...,
+        spec: _abc.Iterable[Global___FieldChange] | None = ...,
+        labels_added: _abc.Iterable[_builtins.str] | None = ...,
+        labels_removed: _abc.Iterable[_builtins.str] | None = ...,
+        training: _abc.Iterable[Global___FieldChange] | None = ...,
+        metrics: _abc.Iterable[Global___MetricPair] | None = ...,
+        tensors: _abc.Iterable[Global___TensorDiff] | None = ...,
+        l2: _builtins.float = ...,
+        relative: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_relative", b"_relative", "relative", b"relative"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_relative", b"_relative", "base", b"base", "l2", b"l2", "labels_added", b"labels_added", "labels_removed", b"labels_removed", "metrics", b"metrics", "other", b"other", "relative", b"relative", "same_bytes", b"same_bytes", "spec", b"spec", "tensors", b"tensors", "training", b"training"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__relative: _TypeAlias = _typing.Literal["relative"]  # noqa: Y015
+    _WhichOneofArgType__relative: _TypeAlias = _typing.Literal["_relative", b"_relative"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__relative) -> _WhichOneofReturnType__relative | None: ...
+
+Global___VersionDiff: _TypeAlias = VersionDiff  # noqa: Y015
 
 @_typing.final
 class GetUsageRequest(_message.Message):

@@ -62,6 +62,11 @@ class StorageServiceStub:
                 request_serializer=smile_dot_v1_dot_storage__pb2.DeleteVplmRecordRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.UndeleteVplm = channel.unary_unary(
+                '/smile.v1.StorageService/UndeleteVplm',
+                request_serializer=smile_dot_v1_dot_storage__pb2.UndeleteVplmRecordRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+                _registered_method=True)
         self.PutVersion = channel.stream_unary(
                 '/smile.v1.StorageService/PutVersion',
                 request_serializer=smile_dot_v1_dot_storage__pb2.PutVersionRequest.SerializeToString,
@@ -96,6 +101,31 @@ class StorageServiceStub:
                 '/smile.v1.StorageService/SetAlias',
                 request_serializer=smile_dot_v1_dot_storage__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+                _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/smile.v1.StorageService/RollbackAlias',
+                request_serializer=smile_dot_v1_dot_storage__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+                _registered_method=True)
+        self.ListAliasMoves = channel.unary_unary(
+                '/smile.v1.StorageService/ListAliasMoves',
+                request_serializer=smile_dot_v1_dot_storage__pb2.ListAliasMovesRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_storage__pb2.ListAliasMovesResponse.FromString,
+                _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/smile.v1.StorageService/DeleteVersion',
+                request_serializer=smile_dot_v1_dot_storage__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.VplmVersion.FromString,
+                _registered_method=True)
+        self.UndeleteVersion = channel.unary_unary(
+                '/smile.v1.StorageService/UndeleteVersion',
+                request_serializer=smile_dot_v1_dot_storage__pb2.UndeleteVersionRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_resources__pb2.VplmVersion.FromString,
+                _registered_method=True)
+        self.DiffVersions = channel.unary_unary(
+                '/smile.v1.StorageService/DiffVersions',
+                request_serializer=smile_dot_v1_dot_storage__pb2.DiffVersionsRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_storage__pb2.VersionDiff.FromString,
                 _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/smile.v1.StorageService/GetUsage',
@@ -138,6 +168,13 @@ class StorageServiceServicer:
 
     def DeleteVplm(self, request, context):
         """Deletes a vPLM and its versions. For the creator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteVplm(self, request, context):
+        """Has a deleted vPLM back. For the creator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,8 +231,44 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RollbackAlias(self, request, context):
+        """Takes an alias back to what it pointed to before, a split of its traffic included. Once more, one move further.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasMoves(self, request, context):
+        """Where aliases pointed and who moved them, newest first: the last 20 moves of each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVersion(self, request, context):
+        """Deletes a version that no alias names. Nobody sees it from now on, and UndeleteVersion has it back until
+        `purge_time`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteVersion(self, request, context):
+        """Has a deleted version back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffVersions(self, request, context):
+        """Compares two versions of the tenant's: specs, labels, metrics, training settings, and every tensor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
-        """Bytes stored by a tenant, per vPLM beside what a full model would take, and its quota.
+        """Bytes stored by a tenant, per vPLM beside what a full model would take, its limits, and what it used by day.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -228,6 +301,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.DeleteVplm,
                     request_deserializer=smile_dot_v1_dot_storage__pb2.DeleteVplmRecordRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UndeleteVplm': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteVplm,
+                    request_deserializer=smile_dot_v1_dot_storage__pb2.UndeleteVplmRecordRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.Vplm.SerializeToString,
             ),
             'PutVersion': grpc.stream_unary_rpc_method_handler(
                     servicer.PutVersion,
@@ -263,6 +341,31 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=smile_dot_v1_dot_storage__pb2.SetAliasRequest.FromString,
                     response_serializer=smile_dot_v1_dot_resources__pb2.Vplm.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=smile_dot_v1_dot_storage__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.Vplm.SerializeToString,
+            ),
+            'ListAliasMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasMoves,
+                    request_deserializer=smile_dot_v1_dot_storage__pb2.ListAliasMovesRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_storage__pb2.ListAliasMovesResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=smile_dot_v1_dot_storage__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.VplmVersion.SerializeToString,
+            ),
+            'UndeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteVersion,
+                    request_deserializer=smile_dot_v1_dot_storage__pb2.UndeleteVersionRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_resources__pb2.VplmVersion.SerializeToString,
+            ),
+            'DiffVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffVersions,
+                    request_deserializer=smile_dot_v1_dot_storage__pb2.DiffVersionsRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_storage__pb2.VersionDiff.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -406,6 +509,33 @@ class StorageService:
             '/smile.v1.StorageService/DeleteVplm',
             smile_dot_v1_dot_storage__pb2.DeleteVplmRecordRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteVplm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.StorageService/UndeleteVplm',
+            smile_dot_v1_dot_storage__pb2.UndeleteVplmRecordRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.Vplm.FromString,
             options,
             channel_credentials,
             insecure,
@@ -595,6 +725,141 @@ class StorageService:
             '/smile.v1.StorageService/SetAlias',
             smile_dot_v1_dot_storage__pb2.SetAliasRequest.SerializeToString,
             smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.StorageService/RollbackAlias',
+            smile_dot_v1_dot_storage__pb2.RollbackAliasRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.Vplm.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.StorageService/ListAliasMoves',
+            smile_dot_v1_dot_storage__pb2.ListAliasMovesRequest.SerializeToString,
+            smile_dot_v1_dot_storage__pb2.ListAliasMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.StorageService/DeleteVersion',
+            smile_dot_v1_dot_storage__pb2.DeleteVersionRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.VplmVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.StorageService/UndeleteVersion',
+            smile_dot_v1_dot_storage__pb2.UndeleteVersionRequest.SerializeToString,
+            smile_dot_v1_dot_resources__pb2.VplmVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.StorageService/DiffVersions',
+            smile_dot_v1_dot_storage__pb2.DiffVersionsRequest.SerializeToString,
+            smile_dot_v1_dot_storage__pb2.VersionDiff.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class StorageServiceStub:
     """Changes `display_name` or `labels`. For the creator."""
     DeleteVplm: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteVplmRecordRequest, _empty_pb2.Empty]
     """Deletes a vPLM and its versions. For the creator."""
+    UndeleteVplm: _grpc.UnaryUnaryMultiCallable[_storage_pb2.UndeleteVplmRecordRequest, _resources_pb2.Vplm]
+    """Has a deleted vPLM back. For the creator."""
     PutVersion: _grpc.StreamUnaryMultiCallable[_storage_pb2.PutVersionRequest, _resources_pb2.VplmVersion]
     """Stores one more version. The first message declares it, the others carry bytes; nothing is visible unless
     size and digest match at the end.
@@ -63,8 +65,20 @@ class StorageServiceStub:
     """Streams a version's safetensors bytes, checked against its digest before the last chunk is sent."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_storage_pb2.SetAliasRequest, _resources_pb2.Vplm]
     """Points an alias to a version, or splits its traffic between two. `serving` is what inference uses."""
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_storage_pb2.RollbackAliasRequest, _resources_pb2.Vplm]
+    """Takes an alias back to what it pointed to before, a split of its traffic included. Once more, one move further."""
+    ListAliasMoves: _grpc.UnaryUnaryMultiCallable[_storage_pb2.ListAliasMovesRequest, _storage_pb2.ListAliasMovesResponse]
+    """Where aliases pointed and who moved them, newest first: the last 20 moves of each."""
+    DeleteVersion: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DeleteVersionRequest, _resources_pb2.VplmVersion]
+    """Deletes a version that no alias names. Nobody sees it from now on, and UndeleteVersion has it back until
+    `purge_time`.
+    """
+    UndeleteVersion: _grpc.UnaryUnaryMultiCallable[_storage_pb2.UndeleteVersionRequest, _resources_pb2.VplmVersion]
+    """Has a deleted version back."""
+    DiffVersions: _grpc.UnaryUnaryMultiCallable[_storage_pb2.DiffVersionsRequest, _storage_pb2.VersionDiff]
+    """Compares two versions of the tenant's: specs, labels, metrics, training settings, and every tensor."""
     GetUsage: _grpc.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.Usage]
-    """Bytes stored by a tenant, per vPLM beside what a full model would take, and its quota."""
+    """Bytes stored by a tenant, per vPLM beside what a full model would take, its limits, and what it used by day."""
 
 @_typing.type_check_only
 class StorageServiceAsyncStub(StorageServiceStub):
@@ -81,6 +95,8 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Changes `display_name` or `labels`. For the creator."""
     DeleteVplm: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteVplmRecordRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a vPLM and its versions. For the creator."""
+    UndeleteVplm: _aio.UnaryUnaryMultiCallable[_storage_pb2.UndeleteVplmRecordRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
+    """Has a deleted vPLM back. For the creator."""
     PutVersion: _aio.StreamUnaryMultiCallable[_storage_pb2.PutVersionRequest, _resources_pb2.VplmVersion]  # type: ignore[assignment]
     """Stores one more version. The first message declares it, the others carry bytes; nothing is visible unless
     size and digest match at the end.
@@ -99,8 +115,20 @@ class StorageServiceAsyncStub(StorageServiceStub):
     """Streams a version's safetensors bytes, checked against its digest before the last chunk is sent."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_storage_pb2.SetAliasRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
     """Points an alias to a version, or splits its traffic between two. `serving` is what inference uses."""
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_storage_pb2.RollbackAliasRequest, _resources_pb2.Vplm]  # type: ignore[assignment]
+    """Takes an alias back to what it pointed to before, a split of its traffic included. Once more, one move further."""
+    ListAliasMoves: _aio.UnaryUnaryMultiCallable[_storage_pb2.ListAliasMovesRequest, _storage_pb2.ListAliasMovesResponse]  # type: ignore[assignment]
+    """Where aliases pointed and who moved them, newest first: the last 20 moves of each."""
+    DeleteVersion: _aio.UnaryUnaryMultiCallable[_storage_pb2.DeleteVersionRequest, _resources_pb2.VplmVersion]  # type: ignore[assignment]
+    """Deletes a version that no alias names. Nobody sees it from now on, and UndeleteVersion has it back until
+    `purge_time`.
+    """
+    UndeleteVersion: _aio.UnaryUnaryMultiCallable[_storage_pb2.UndeleteVersionRequest, _resources_pb2.VplmVersion]  # type: ignore[assignment]
+    """Has a deleted version back."""
+    DiffVersions: _aio.UnaryUnaryMultiCallable[_storage_pb2.DiffVersionsRequest, _storage_pb2.VersionDiff]  # type: ignore[assignment]
+    """Compares two versions of the tenant's: specs, labels, metrics, training settings, and every tensor."""
     GetUsage: _aio.UnaryUnaryMultiCallable[_storage_pb2.GetUsageRequest, _storage_pb2.Usage]  # type: ignore[assignment]
-    """Bytes stored by a tenant, per vPLM beside what a full model would take, and its quota."""
+    """Bytes stored by a tenant, per vPLM beside what a full model would take, its limits, and what it used by day."""
 
 class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps vPLMs and their immutable versions. Bytes are content-addressed and checked on write and on read."""
@@ -144,6 +172,14 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a vPLM and its versions. For the creator."""
+
+    @_abc_1.abstractmethod
+    def UndeleteVplm(
+        self,
+        request: _storage_pb2.UndeleteVplmRecordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Vplm, _abc.Awaitable[_resources_pb2.Vplm]]:
+        """Has a deleted vPLM back. For the creator."""
 
     @_abc_1.abstractmethod
     def PutVersion(
@@ -206,11 +242,53 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Points an alias to a version, or splits its traffic between two. `serving` is what inference uses."""
 
     @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _storage_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.Vplm, _abc.Awaitable[_resources_pb2.Vplm]]:
+        """Takes an alias back to what it pointed to before, a split of its traffic included. Once more, one move further."""
+
+    @_abc_1.abstractmethod
+    def ListAliasMoves(
+        self,
+        request: _storage_pb2.ListAliasMovesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.ListAliasMovesResponse, _abc.Awaitable[_storage_pb2.ListAliasMovesResponse]]:
+        """Where aliases pointed and who moved them, newest first: the last 20 moves of each."""
+
+    @_abc_1.abstractmethod
+    def DeleteVersion(
+        self,
+        request: _storage_pb2.DeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.VplmVersion, _abc.Awaitable[_resources_pb2.VplmVersion]]:
+        """Deletes a version that no alias names. Nobody sees it from now on, and UndeleteVersion has it back until
+        `purge_time`.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteVersion(
+        self,
+        request: _storage_pb2.UndeleteVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.VplmVersion, _abc.Awaitable[_resources_pb2.VplmVersion]]:
+        """Has a deleted version back."""
+
+    @_abc_1.abstractmethod
+    def DiffVersions(
+        self,
+        request: _storage_pb2.DiffVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_storage_pb2.VersionDiff, _abc.Awaitable[_storage_pb2.VersionDiff]]:
+        """Compares two versions of the tenant's: specs, labels, metrics, training settings, and every tensor."""
+
+    @_abc_1.abstractmethod
     def GetUsage(
         self,
         request: _storage_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_storage_pb2.Usage, _abc.Awaitable[_storage_pb2.Usage]]:
-        """Bytes stored by a tenant, per vPLM beside what a full model would take, and its quota."""
+        """Bytes stored by a tenant, per vPLM beside what a full model would take, its limits, and what it used by day."""
 
 def add_StorageServiceServicer_to_server(servicer: StorageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

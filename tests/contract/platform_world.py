@@ -36,10 +36,12 @@ from services.trainer.runner import Runner
 from services.trainer.servicer import FULL_NAME as TRAINER
 from services.trainer.servicer import TrainerServicer
 from services.trainer.storage_client import StorageClient
+from services.trainer.sweeps import Sweeps
 from services.trainer.turns import Share, Shares
 from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
 from services.trainer.worker import work
+from smile.client.adapter_records import AdapterRecords
 from smile.client.bookkeeping import Books
 from smile.client.client import AsyncClient
 from smile.client.records import VplmRecords
@@ -304,7 +306,7 @@ async def _serve_creator(platform: Platform, stack: AsyncExitStack) -> None:
     channel, authenticator = await _channel(platform, stack)
     catalogue = Catalogue(platform.sources)
     await catalogue.load(retry_s=0.1, ready=lambda _: None)
-    servicer = CreatorServicer(catalogue, VplmRecords(channel))
+    servicer = CreatorServicer(catalogue, VplmRecords(channel), AdapterRecords(channel))
     add = creator_pb2_grpc.add_CreatorServiceServicer_to_server
     platform.servers["creator"] = await stack.enter_async_context(
         serving([Service(servicer, add, CREATOR)], authenticator=authenticator)
@@ -330,6 +332,8 @@ async def _serve_trainer(platform: Platform, stack: AsyncExitStack) -> None:
     platform.servers["trainer"] = await stack.enter_async_context(
         serving([Service(servicer, add, TRAINER)], authenticator=authenticator, readiness=readiness)
     )
+    sweeping = asyncio.create_task(Sweeps(platform.jobs, storage).keep_going(0.1))
+    stack.callback(sweeping.cancel)
 
 
 async def _serve_processor(platform: Platform, stack: AsyncExitStack) -> None:

@@ -20,6 +20,7 @@ from services.creator.catalogue import Catalogue
 from services.creator.servicer import FULL_NAME, CreatorServicer
 from services.storage.servicer.assembly import StorageOptions, assemble
 from smile import codec
+from smile.client.adapter_records import AdapterRecords
 from smile.client.client import AsyncClient
 from smile.client.loop import LoopThread
 from smile.client.records import VplmRecords
@@ -320,7 +321,9 @@ async def world(*tenants: str) -> AsyncIterator[World]:
         add_creator = creator_pb2_grpc.add_CreatorServiceServicer_to_server
         parts = {
             "creator": Service(
-                CreatorServicer(catalogue, VplmRecords(channel)), add_creator, FULL_NAME
+                CreatorServicer(catalogue, VplmRecords(channel), AdapterRecords(channel)),
+                add_creator,
+                FULL_NAME,
             ),
             "trainer": _service(
                 ScriptedTrainer(scripts[0]),

@@ -195,7 +195,34 @@ COUNTERS = st.builds(p.ProcessorCounters, *[BIG] * 6)
 ALIASES = st.dictionaries(TEXT, BIG, max_size=2)
 TAGS = st.dictionaries(TEXT, TEXT, max_size=2)
 CANARIES = st.dictionaries(TEXT, st.builds(r.Canary, BIG, REAL), max_size=2)
-VPLMS = st.builds(r.Vplm, TEXT, SPECS, TEXT, ALIASES, BIG, TIME, TIME, TEXT, TEXT, TAGS, CANARIES)
+VPLMS = st.builds(
+    r.Vplm,
+    *(TEXT, SPECS, TEXT, ALIASES, BIG, TIME, TIME, TEXT, TEXT, TAGS, CANARIES, TIME, TIME),
+)
+DERIVATIONS = st.builds(r.Derivation, TEXT, TEXT)
+ADAPTERS = st.builds(
+    r.PublicAdapter, *(TEXT, SPECS, TEXT, BIG, TIME, TEXT, TEXT, TEXT, TEXT, TAGS, METRICS)
+)
+MOVES = st.builds(
+    r.AliasMoved,
+    *(TEXT, BIG, BIG, st.none() | st.builds(r.Canary, BIG, REAL), TIME, TEXT, BIG),
+)
+CHANGES = st.lists(st.builds(r.FieldChange, TEXT, TEXT, TEXT), max_size=2).map(tuple)
+TEXTS = st.lists(TEXT, max_size=2).map(tuple)
+DIMENSIONS = st.lists(BIG, max_size=2).map(tuple)
+DIFFS = st.builds(
+    r.VersionDiff,
+    *(TEXT, TEXT, st.booleans(), CHANGES, TEXTS, TEXTS, CHANGES),
+    st.lists(st.builds(r.MetricPair, TEXT, st.none() | REAL, st.none() | REAL), max_size=2).map(
+        tuple
+    ),
+    st.lists(
+        st.builds(r.TensorDiff, TEXT, DIMENSIONS, DIMENSIONS, REAL, REAL, st.none() | REAL),
+        max_size=2,
+    ).map(tuple),
+    REAL,
+    st.none() | REAL,
+)
 VERSION_FIELDS = (
     *(TEXT, TEXT, BIG, SPECS, st.sampled_from(r.VersionOrigin)),
     *(TEXT, METRICS, TIME, TEXT),
@@ -206,6 +233,9 @@ VERSIONS = st.builds(
     st.none() | st.builds(r.VplmVersion, *VERSION_FIELDS),
     REAL,
     st.none() | SUMMARIES,
+    st.none() | DERIVATIONS,
+    TIME,
+    TIME,
 )
 DATASETS = st.builds(r.Dataset, TEXT, st.sampled_from(r.DatasetFormat), TEXT, BIG, TIME, TEXT)
 USAGES = st.builds(
@@ -256,6 +286,10 @@ PAIRS: dict[str, tuple[st.SearchStrategy[Any], Callable[..., Message], Callable[
     "pet": (PETS, codec.pet_to_pb, codec.pet_from_pb),
     "head": (HEADS, codec.head_to_pb, codec.head_from_pb),
     "spec": (SPECS, codec.spec_to_pb, codec.spec_from_pb),
+    "adapter": (ADAPTERS, codec.adapter_to_pb, codec.adapter_from_pb),
+    "alias_moved": (MOVES, codec.alias_moved_to_pb, codec.alias_moved_from_pb),
+    "derivation": (DERIVATIONS, codec.derivation_to_pb, codec.derivation_from_pb),
+    "diff": (DIFFS, codec.diff_to_pb, codec.diff_from_pb),
     "vplm": (VPLMS, codec.vplm_to_pb, codec.vplm_from_pb),
     "version": (VERSIONS, codec.version_to_pb, codec.version_from_pb),
     "dataset": (DATASETS, codec.dataset_to_pb, codec.dataset_from_pb),

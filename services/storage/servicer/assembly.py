@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from services.storage.accounting.accounts import Accounts
+from services.storage.adapters import Adapters
 from services.storage.blobs import ByteBudget
 from services.storage.catalog import Catalog
 from services.storage.changes import Announcer
 from services.storage.datasets import Datasets
+from services.storage.diffs import Diffs
 from services.storage.feed.hub import Hub
 from services.storage.identity import Identity
+from services.storage.maintenance.collect import GRACE
 from services.storage.quota import Ledger
 from services.storage.servicer import (
     accounting,
+    adapters,
     changes,
     datasets,
     identity,
+    maintenance,
     training_records,
     vplms,
 )
 from services.storage.servicer.authenticator import LocalAuthenticator
+from services.storage.shelves import Shelves
 from services.storage.training_records import TrainingRecords
+from services.storage.trash import DELETE_GRACE, Trash
 from services.storage.usage import UsageReports
+from services.storage.version_trash import VersionTrash
 from services.storage.versions import Versions
 from smile.accounting import DEFAULT_LIMITS, Limits
 from smile.limits import DATASET_BYTES_MAX, MIB
+from smile.maintenance import StoreReport
 from smile.rpc.server import Service
 from smile.store.objects import ObjectStore
 from smile.v1 import (
     accounting_pb2_grpc,
+    adapters_pb2_grpc,
     changes_pb2_grpc,
     datasets_pb2_grpc,
     identity_pb2_grpc,
+    maintenance_pb2_grpc,
     storage_pb2_grpc,
     training_records_pb2_grpc,
 )
@@ -41,13 +54,16 @@ from smile.v1 import (
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
     """What the parts need beside the store; see `StorageSettings`. `limits` are of tenants that
-    have none of their own."""
+    have none of their own; `gc_grace` is how long garbage lies; `report` tells of the store."""
 
     service_key: str
     operator_key_sha256: str = ""
     dataset_bytes_max: int = DATASET_BYTES_MAX
     upload_bytes_max: int = 512 * MIB
+    delete_grace: timedelta = DELETE_GRACE
     limits: Limits = field(default_factory=lambda: DEFAULT_LIMITS)
+    gc_grace: timedelta = GRACE
+    report: Callable[[], StoreReport] = lambda: StoreReport("a store that was not probed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +85,19 @@ def assemble(
     budget = ByteBudget(options.upload_bytes_max)
     catalog = Catalog(store, owner, ledger, budget, feed.announcer)
     versions = Versions(store, catalog, owner, ledger, budget)
+    trash = Trash(store, catalog, ledger, options.delete_grace, feed.announcer)
+    shelves = Shelves(
+        catalog,
+        versions,
+        trash,
+        VersionTrash(store, trash, ledger, feed.announcer),
+        Diffs(store, versions, budget),
+        UsageReports(store, owner, accounts),
+    )
     authenticator = LocalAuthenticator(owner, options.service_key, options.operator_key_sha256)
     services = [
         Service(
-            vplms.StorageServicer(catalog, versions, UsageReports(store, owner, accounts)),
+            vplms.StorageServicer(shelves),
             storage_pb2_grpc.add_StorageServiceServicer_to_server,
             vplms.FULL_NAME,
         ),
@@ -92,9 +117,19 @@ def assemble(
             training_records.FULL_NAME,
         ),
         Service(
+            adapters.AdapterRecordServicer(Adapters(store, catalog, versions, budget)),
+            adapters_pb2_grpc.add_AdapterRecordServiceServicer_to_server,
+            adapters.FULL_NAME,
+        ),
+        Service(
             accounting.AccountingServicer(accounts),
             accounting_pb2_grpc.add_AccountingServiceServicer_to_server,
             accounting.FULL_NAME,
+        ),
+        Service(
+            maintenance.MaintenanceServicer(store, options.report, options.gc_grace),
+            maintenance_pb2_grpc.add_MaintenanceServiceServicer_to_server,
+            maintenance.FULL_NAME,
         ),
         Service(
             changes.ChangeFeedServicer(feed.hub),

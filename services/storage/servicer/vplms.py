@@ -8,15 +8,19 @@ from typing import TypeAlias
 import grpc
 from google.protobuf import empty_pb2
 
+from services.storage.aliases import AliasMove, Rollback
 from services.storage.blobs import Declared
-from services.storage.catalog import AliasMove, Catalog, NewVplm, VplmChange
-from services.storage.usage import UsageAsked, UsageReports
-from services.storage.versions import NewVersion, Versions
+from services.storage.catalog import NewVplm, VplmChange
+from services.storage.shelves import Shelves
+from services.storage.trash import Restoration, VplmDeletion
+from services.storage.usage import UsageAsked
+from services.storage.version_trash import VersionDeletion
+from services.storage.versions import NewVersion
 from smile import codec
 from smile.errors import InvalidArgument, PermissionDenied
-from smile.names import TenantName, VersionName, VplmName
+from smile.names import ApiKeyName, TenantName, VersionName, VplmName
 from smile.pages import page_size
-from smile.resources import VersionOrigin
+from smile.resources import SERVING, VersionOrigin
 from smile.rpc.auth import Principal, Role, current_principal, own
 from smile.rpc.streams import opened
 from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
@@ -30,10 +34,13 @@ Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
     """Decodes, asks the catalog, encodes."""
 
-    def __init__(self, catalog: Catalog, versions: Versions, usage: UsageReports) -> None:
-        self._catalog = catalog
-        self._versions = versions
-        self._usage = usage
+    def __init__(self, shelves: Shelves) -> None:
+        self._catalog = shelves.catalog
+        self._versions = shelves.versions
+        self._trash = shelves.trash
+        self._version_trash = shelves.version_trash
+        self._diffs = shelves.diffs
+        self._usage = shelves.usage
 
     async def CommitVplm(
         self, request: AsyncIterator[storage_pb2.CommitVplmRequest], context: Context
@@ -50,7 +57,8 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
         self, request: storage_pb2.ListVplmRecordsRequest, context: Context
     ) -> storage_pb2.ListVplmRecordsResponse:
         parent = own(request.parent, TenantName.parse, current_principal())
-        vplms, token = await self._catalog.list_page(
+        shelf = self._trash if request.show_deleted else self._catalog
+        vplms, token = await shelf.list_page(
             parent.tenant, page_size(request.page_size), request.page_token
         )
         return storage_pb2.ListVplmRecordsResponse(
@@ -65,8 +73,17 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
     async def DeleteVplm(
         self, request: storage_pb2.DeleteVplmRecordRequest, context: Context
     ) -> empty_pb2.Empty:
-        await self._catalog.delete(_vplm(request.name), request.etag, request.request_id)
+        wanted = VplmDeletion(
+            _vplm(request.name), request.request_id, request.etag, request.for_good
+        )
+        await self._trash.delete(wanted)
         return empty_pb2.Empty()
+
+    async def UndeleteVplm(
+        self, request: storage_pb2.UndeleteVplmRecordRequest, context: Context
+    ) -> resources_pb2.Vplm:
+        wanted = Restoration(_vplm(request.name), request.request_id, request.uid, request.etag)
+        return codec.vplm_to_pb(await self._trash.undelete(wanted))
 
     async def PutVersion(
         self, request: AsyncIterator[storage_pb2.PutVersionRequest], context: Context
@@ -96,7 +113,10 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
         self, request: storage_pb2.ListVersionsRequest, context: Context
     ) -> storage_pb2.ListVersionsResponse:
         versions, token = await self._versions.list_page(
-            _vplm(request.parent), page_size(request.page_size), request.page_token
+            _vplm(request.parent),
+            page_size(request.page_size),
+            request.page_token,
+            show_deleted=request.show_deleted,
         )
         return storage_pb2.ListVersionsResponse(
             versions=[codec.version_to_pb(version) for version in versions],
@@ -121,8 +141,47 @@ class StorageServicer(storage_pb2_grpc.StorageServiceServicer):
             request_id=request.request_id,
             etag=request.etag,
             canary=codec.canary_from_pb(request.canary) if request.HasField("canary") else None,
+            by=_who(),
         )
         return codec.vplm_to_pb(await self._catalog.set_alias(move))
+
+    async def RollbackAlias(
+        self, request: storage_pb2.RollbackAliasRequest, context: Context
+    ) -> resources_pb2.Vplm:
+        rollback = Rollback(
+            name=_vplm(request.name),
+            alias=request.alias or SERVING,
+            request_id=request.request_id,
+            etag=request.etag,
+            by=_who(),
+        )
+        return codec.vplm_to_pb(await self._catalog.roll_back(rollback))
+
+    async def ListAliasMoves(
+        self, request: storage_pb2.ListAliasMovesRequest, context: Context
+    ) -> storage_pb2.ListAliasMovesResponse:
+        moves = await self._catalog.alias_moves(_vplm(request.parent), request.alias)
+        return storage_pb2.ListAliasMovesResponse(moves=map(codec.alias_moved_to_pb, moves))
+
+    async def DeleteVersion(
+        self, request: storage_pb2.DeleteVersionRequest, context: Context
+    ) -> resources_pb2.VplmVersion:
+        wanted = VersionDeletion(
+            _version(request.name), request.request_id, request.etag, request.for_good
+        )
+        return codec.version_to_pb(await self._version_trash.delete(wanted))
+
+    async def UndeleteVersion(
+        self, request: storage_pb2.UndeleteVersionRequest, context: Context
+    ) -> resources_pb2.VplmVersion:
+        name = _version(request.name)
+        return codec.version_to_pb(await self._version_trash.undelete(name, request.request_id))
+
+    async def DiffVersions(
+        self, request: storage_pb2.DiffVersionsRequest, context: Context
+    ) -> storage_pb2.VersionDiff:
+        diff = await self._diffs.between(_version(request.base), _version(request.other))
+        return codec.diff_to_pb(diff)
 
     async def GetUsage(
         self, request: storage_pb2.GetUsageRequest, context: Context
@@ -139,12 +198,24 @@ def _vplm(name: str) -> VplmName:
     return own(name, VplmName.parse, current_principal())
 
 
+def _who() -> str:
+    """Who asks, for the record."""
+    principal = current_principal()
+    if principal.tenant is not None and principal.key_id is not None:
+        return str(ApiKeyName(principal.tenant, principal.key_id))
+    return str(principal.role)
+
+
 def _version(name: str) -> VersionName:
     return own(name, VersionName.parse, current_principal())
 
 
 def _new_vplm(header: storage_pb2.CommitVplmHeader) -> NewVplm:
     origin = codec.ORIGINS.from_pb(header.origin) if header.origin else VersionOrigin.INITIAL
+    derived = header.HasField("derived_from")
+    if derived is not (origin is VersionOrigin.ADAPTER) or (header.by_reference and not derived):
+        raise InvalidArgument(f"origin 'adapter' alone has an adapter, got origin '{origin}'")
+    derived_from = codec.derivation_from_pb(header.derived_from) if derived else None
     return NewVplm(
         name=_vplm(header.vplm.name),
         spec=codec.spec_from_pb(header.vplm.spec),
@@ -155,6 +226,8 @@ def _new_vplm(header: storage_pb2.CommitVplmHeader) -> NewVplm:
         labels=dict(header.vplm.labels),
         origin=origin,
         note=header.note,
+        derived_from=derived_from,
+        by_reference=header.by_reference,
     )
 
 

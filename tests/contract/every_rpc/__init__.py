@@ -14,7 +14,7 @@ from tests.contract.every_rpc.areas import (
     Area,
     Requests,
 )
-from tests.contract.every_rpc.belongings import LABELS, ROWS, Belongings, furnish
+from tests.contract.every_rpc.belongings import LABELS, ROWS, Belongings, furnish, stock
 from tests.contract.every_rpc.contracts import (
     METHODS,
     TENANT_METHODS,
@@ -65,6 +65,7 @@ __all__ = [
     "path_of",
     "put_version",
     "roles",
+    "stock",
     "string_fields",
     "upload",
     "value_at",

@@ -53,7 +53,9 @@ async def furnish(platform: Platform, tenant: str) -> Belongings:
                 name, backbone="toy", pet=smile.Pfeiffer(rank=4), labels=LABELS, seed=seed
             )
         own.spec.CopyFrom(codec.spec_to_pb(made.spec))
-        await _second_version(client)
+        await _more_versions(client)
+        await client.create_vplm("gone", backbone="toy", pet=smile.Pfeiffer(rank=4), labels=LABELS)
+        await client.delete_vplm("gone")
         for name in ("rows", "more", "doomed"):
             await client.upload_dataset(name, _rows())
         own.jobs = [(await client.train("topic", "rows", epochs=1)).name for _ in range(3)]
@@ -65,13 +67,27 @@ async def furnish(platform: Platform, tenant: str) -> Belongings:
     return own
 
 
+async def stock(platform: Platform, own: Belongings) -> None:
+    """Fill the shelf that all tenants share, from one tenant's vPLM."""
+    async with platform.client(own.tenant) as client:
+        await client.set_alias("topic", "public", 1)
+    async with platform.operator() as operator:
+        for name in ("general", "other"):
+            await operator.publish_version(name, f"{own.vplm()}/versions/1", license="MIT")
+
+
 def _rows() -> list[dict[str, str]]:
     lines = ROWS.decode().splitlines()[1:]
     return [dict(zip(("text", "label"), line.split(","), strict=True)) for line in lines]
 
 
-async def _second_version(client: AsyncClient) -> None:
+async def _more_versions(client: AsyncClient) -> None:
+    """Versions 2 and 3, a deleted 4, and an alias with a past."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "w.safetensors"
         await client.download_version("topic", path)
-        await client.upload_version("topic", path)
+        for _ in range(3):
+            await client.upload_version("topic", path)
+    await client.delete_version("topic", 4)
+    for version in (1, 2, 1, 2, 1, 2):
+        await client.set_alias("topic", "moved", version)

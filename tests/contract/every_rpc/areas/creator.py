@@ -26,6 +26,13 @@ AREA = Area(
         "CreatorService.DeleteVplm": lambda own, _: creator_pb2.DeleteVplmRequest(
             name=own.vplm("doomed"), request_id=new_id()
         ),
+        "CreatorService.UndeleteVplm": lambda own, _: creator_pb2.UndeleteVplmRequest(
+            name=own.vplm("gone"), request_id=new_id()
+        ),
+        "CreatorService.ListPublicAdapters": lambda own, _: creator_pb2.ListPublicAdaptersRequest(),
+        "CreatorService.GetPublicAdapter": lambda own, _: creator_pb2.GetPublicAdapterRequest(
+            name="publicAdapters/general"
+        ),
     },
     names=frozenset(
         {
@@ -35,12 +42,15 @@ AREA = Area(
             "ImportVplmHeader.parent",
             "Vplm.name",
             "DeleteVplmRequest.name",
+            "UndeleteVplmRequest.name",
         }
     ),
     shared=frozenset(
         {
             "GetBackboneRequest.name",
             "CreateVplmRequest.backbone",
+            "CreateVplmRequest.public_adapter",
+            "GetPublicAdapterRequest.name",
             "ModuleSpec.backbone",
         }
     ),
@@ -52,6 +62,7 @@ AREA = Area(
     free=frozenset(
         {
             "vplm_id",
+            "uid",
             "labels",
             "backbone_digest",
             "spec_digest",

@@ -25,6 +25,21 @@ AREA = Area(
         "StorageService.SetAlias": lambda own, _: storage_pb2.SetAliasRequest(
             name=own.vplm(), alias="next", version=1, request_id=new_id()
         ),
+        "StorageService.RollbackAlias": lambda own, _: storage_pb2.RollbackAliasRequest(
+            name=own.vplm(), alias="moved", request_id=new_id()
+        ),
+        "StorageService.ListAliasMoves": lambda own, _: storage_pb2.ListAliasMovesRequest(
+            parent=own.vplm()
+        ),
+        "StorageService.DeleteVersion": lambda own, _: storage_pb2.DeleteVersionRequest(
+            name=f"{own.vplm()}/versions/3", request_id=new_id()
+        ),
+        "StorageService.UndeleteVersion": lambda own, _: storage_pb2.UndeleteVersionRequest(
+            name=f"{own.vplm()}/versions/4", request_id=new_id()
+        ),
+        "StorageService.DiffVersions": lambda own, _: storage_pb2.DiffVersionsRequest(
+            base=f"{own.vplm()}/versions/1", other=f"{own.vplm()}/versions/2"
+        ),
         "StorageService.GetUsage": lambda own, _: storage_pb2.GetUsageRequest(name=own.parent),
     },
     names=frozenset(
@@ -36,6 +51,12 @@ AREA = Area(
             "ListVersionsRequest.parent",
             "DownloadVersionRequest.name",
             "SetAliasRequest.name",
+            "RollbackAliasRequest.name",
+            "ListAliasMovesRequest.parent",
+            "DeleteVersionRequest.name",
+            "UndeleteVersionRequest.name",
+            "DiffVersionsRequest.base",
+            "DiffVersionsRequest.other",
             "GetUsageRequest.name",
         }
     ),

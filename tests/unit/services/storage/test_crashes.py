@@ -7,11 +7,14 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from services.storage.catalog import AliasMove
+from services.storage.aliases import AliasMove, Rollback
+from services.storage.trash import Restoration, VplmDeletion
 from services.storage.usage import UsageAsked
+from services.storage.version_trash import VersionDeletion
 from smile.errors import NotFound, SmileError, Unavailable
 from smile.names import DatasetName, VersionName
 from smile.resources import SERVING, Dataset, TrainingJob, Vplm, VplmVersion
@@ -23,8 +26,10 @@ from tests.unit.services.storage.world import (
     chunks,
     commit,
     declared,
+    derived_vplm,
     joined,
     module,
+    new_adapter,
     new_dataset,
     new_id,
     new_version,
@@ -43,7 +48,8 @@ async def _whole(world: World) -> None:
     vplms, _ = await world.catalog.list_page(ACME, 100, "")
     for made in vplms:
         versions, _ = await world.versions.list_page(vplm(), 100, "")
-        numbers = list(range(made.latest_version, 0, -1))
+        record = (await world.catalog.record(vplm())).document
+        numbers = record.numbers()
         assert [version.number for version in versions] == numbers
         assert set(made.aliases.values()) <= set(numbers)
         for version in versions:
@@ -56,14 +62,16 @@ async def _whole(world: World) -> None:
         assert hashlib.sha256(await joined(stream)).hexdigest() == dataset.digest
 
 
-async def _at_every_operation(prepare: Act, act: Act, check: Check) -> None:
+async def _at_every_operation(
+    prepare: Act, act: Act, check: Check, *, grace: timedelta = timedelta(0)
+) -> None:
     """Break `act` at each of its operations, before and after its effect, by crash and by error."""
     crashes = 0
     for after_effect in (False, True):
         for fail_at in range(OPERATIONS_MAX):
             for error in (InjectedCrash(), Unavailable("the store is away")):
                 store = FaultyStore()
-                world = World(store)
+                world = World(store, grace=grace)
                 await world.tenant()
                 await prepare(world)
                 store.arm(fail_at, after_effect=after_effect, error=error)
@@ -71,7 +79,7 @@ async def _at_every_operation(prepare: Act, act: Act, check: Check) -> None:
                     await act(world)
                 store.disarm()
                 crashes += store.fired
-                restarted = World(store)  # nothing is remembered in the process
+                restarted = World(store, grace=grace)  # nothing is remembered in the process
                 await _whole(restarted)
                 await act(restarted)
                 await _whole(restarted)
@@ -109,7 +117,7 @@ async def test_commit_vplm_over_a_deleted_one() -> None:
 
     async def prepare(world: World) -> None:
         await commit(world)
-        await world.catalog.delete(vplm(), "", new_id())
+        await world.delete(vplm(), "", new_id())
 
     async def act(world: World) -> None:
         await world.catalog.commit(new, chunks(module()))
@@ -183,13 +191,136 @@ async def test_delete_vplm() -> None:
     request_id = new_id()
 
     async def act(world: World) -> None:
-        await world.catalog.delete(vplm(), "", request_id)
+        await world.delete(vplm(), "", request_id)
 
     async def check(world: World) -> None:
         assert await world.catalog.list_page(ACME, 10, "") == ([], "")
         assert not [key for key in await world.keys() if "/versions/" in key or "/blobs/" in key]
 
     await _at_every_operation(commit, act, check)
+
+
+GRACE = timedelta(days=7)
+
+
+async def _two_versions(world: World) -> None:
+    await commit(world)
+    await world.versions.put(new_version(module(1)), chunks(module(1)))
+
+
+async def test_delete_and_undelete_vplm() -> None:
+    deletion, restoration = new_id(), Restoration(vplm(), new_id())
+
+    async def deleted(world: World) -> None:
+        await world.delete(vplm(), "", deletion)
+
+    async def in_the_trash(world: World) -> None:
+        assert await world.catalog.list_page(ACME, 10, "") == ([], "")
+        (found,), _ = await world.trash.list_page(ACME, 10, "")
+        assert found.latest_version == 2
+        assert (await world.usage.of(ACME, UsageAsked(10))).vplm_count == 0
+
+    await _at_every_operation(_two_versions, deleted, in_the_trash, grace=GRACE)
+
+    async def made_and_deleted(world: World) -> None:
+        await _two_versions(world)
+        await deleted(world)
+
+    async def undelete(world: World) -> None:
+        await world.trash.undelete(restoration)
+
+    async def back(world: World) -> None:
+        assert (await world.catalog.get(vplm())).latest_version == 2
+        assert len((await world.trash.list_page(ACME, 10, ""))[0]) == 1
+        assert await world.trash.sweep() == 0
+
+    await _at_every_operation(made_and_deleted, undelete, back, grace=GRACE)
+
+
+async def test_delete_and_undelete_version() -> None:
+    name = VersionName(vplm(), 2)
+    deletion, restoration = VersionDeletion(name, new_id()), new_id()
+
+    async def delete(world: World) -> None:
+        await world.version_trash.delete(deletion)
+
+    async def deleted(world: World) -> None:
+        assert (await world.catalog.record(vplm())).document.numbers() == [1]
+        assert await world.version_trash.sweep() == 0
+
+    await _at_every_operation(_two_versions, delete, deleted, grace=GRACE)
+
+    async def made_and_deleted(world: World) -> None:
+        await _two_versions(world)
+        await delete(world)
+
+    async def undelete(world: World) -> None:
+        await world.version_trash.undelete(name, restoration)
+
+    async def back(world: World) -> None:
+        assert (await world.catalog.record(vplm())).document.numbers() == [2, 1]
+
+    await _at_every_operation(made_and_deleted, undelete, back, grace=GRACE)
+
+
+async def test_delete_for_good_out_of_the_trash() -> None:
+    wanted = VplmDeletion(vplm(), new_id(), for_good=True)
+
+    async def prepare(world: World) -> None:
+        await _two_versions(world)
+        await world.delete(vplm())
+        await commit(world, seed=2)
+
+    async def act(world: World) -> None:
+        await world.trash.delete(wanted)
+
+    async def check(world: World) -> None:
+        assert (await world.trash.list_page(ACME, 10, ""))[0] == []
+        assert (await world.usage.of(ACME, UsageAsked(10))).vplm_count == 0
+
+    await _at_every_operation(prepare, act, check, grace=GRACE)
+
+
+async def test_roll_back() -> None:
+    rollback = Rollback(vplm(), SERVING, new_id())
+
+    async def prepare(world: World) -> None:
+        await _two_versions(world)
+        await world.catalog.set_alias(AliasMove(vplm(), SERVING, 2, new_id()))
+
+    async def act(world: World) -> None:
+        await world.catalog.roll_back(rollback)
+
+    async def check(world: World) -> None:
+        assert (await world.catalog.get(vplm())).aliases == {SERVING: 1}
+        assert len(await world.catalog.alias_moves(vplm(), SERVING)) == 3
+
+    await _at_every_operation(prepare, act, check)
+
+
+async def test_publish_adapter_and_derive() -> None:
+    """The bytes are there before the record, and a version refers to them after it."""
+    new = new_adapter()
+    derived = derived_vplm(new)
+
+    async def publish(world: World) -> None:
+        await world.adapters.commit(new, chunks(module()))
+
+    async def published(world: World) -> None:
+        (found,), _ = await world.adapters.list_page(10, "")
+        assert hashlib.sha256(await joined(await world.adapters.open(new.name))).hexdigest() == (
+            found.digest
+        )
+
+    await _at_every_operation(_nothing, publish, published)
+
+    async def derive(world: World) -> None:
+        await world.catalog.commit(derived, chunks(b""))
+
+    async def whole(world: World) -> None:
+        assert (await world.versions.get(VersionName(vplm(), 1))).derived_from is not None
+
+    await _at_every_operation(publish, derive, whole)
 
 
 async def test_upload_and_delete_dataset() -> None:

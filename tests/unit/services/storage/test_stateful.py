@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from services.storage.catalog import AliasMove, VplmChange
+from services.storage.aliases import AliasMove
+from services.storage.catalog import VplmChange
 from services.storage.usage import UsageAsked
 from smile.errors import AlreadyExists, NotFound
 from smile.names import VersionName, VplmName
@@ -136,10 +137,10 @@ class CatalogMachine(RuleBasedStateMachine):
         request_id = new_id()
         if self.model.pop(name, None) is None:
             with pytest.raises(NotFound):
-                self.run(self.world.catalog.delete(vplm(name), "", request_id))
+                self.run(self.world.delete(vplm(name), "", request_id))
             return
         for _ in range(times):
-            self.run(self.world.catalog.delete(vplm(name), "", request_id))
+            self.run(self.world.delete(vplm(name), "", request_id))
 
     @invariant()
     def catalog_is_the_model(self) -> None:

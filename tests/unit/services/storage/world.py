@@ -6,16 +6,20 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 
+from services.storage.adapters import Adapters, AdapterTexts, NewAdapter
 from services.storage.blobs import ByteBudget, Declared
 from services.storage.catalog import Catalog, NewVplm
 from services.storage.datasets import Datasets, NewDataset
 from services.storage.identity import Identity, KeySecret, NewTenant
 from services.storage.quota import Ledger
 from services.storage.training_records import TrainingRecords
+from services.storage.trash import Trash, VplmDeletion
 from services.storage.usage import UsageReports
+from services.storage.version_trash import VersionTrash
 from services.storage.versions import NewVersion, Versions
 from smile.limits import MIB
 from smile.model import weights
@@ -28,8 +32,8 @@ from smile.model.specs import (
     PetSpec,
     Task,
 )
-from smile.names import DatasetName, TenantId, VplmName
-from smile.resources import Backbone, DatasetFormat, VersionOrigin
+from smile.names import AdapterName, DatasetName, TenantId, VplmName
+from smile.resources import Backbone, DatasetFormat, Derivation, VersionOrigin, Vplm
 from smile.store.objects import Object, ObjectInfo, ObjectStore, open_store
 
 ACME = TenantId("acme")
@@ -156,13 +160,21 @@ class FaultyStore:
 class World:
     """All of storage's domain over one store."""
 
-    def __init__(self, store: ObjectStore | None = None, dataset_bytes_max: int = MIB) -> None:
+    def __init__(
+        self,
+        store: ObjectStore | None = None,
+        dataset_bytes_max: int = MIB,
+        grace: timedelta = timedelta(0),
+    ) -> None:
         self.store = store or open_store("memory://")
         self.identity = Identity(self.store)
         self.ledger = Ledger(self.store)
         budget = ByteBudget(64 * MIB)
         self.catalog = Catalog(self.store, self.identity, self.ledger, budget)
         self.versions = Versions(self.store, self.catalog, self.identity, self.ledger, budget)
+        self.trash = Trash(self.store, self.catalog, self.ledger, grace)
+        self.version_trash = VersionTrash(self.store, self.trash, self.ledger)
+        self.adapters = Adapters(self.store, self.catalog, self.versions, budget)
         self.datasets = Datasets(self.store, self.identity, self.ledger, dataset_bytes_max)
         self.usage = UsageReports(self.store, self.identity)
         self.records = TrainingRecords(self.store, self.identity)
@@ -170,6 +182,10 @@ class World:
     async def tenant(self, tenant: TenantId = ACME, quota_bytes: int = 0) -> None:
         new = NewTenant(tenant, "", quota_bytes, new_id())
         await self.identity.create_tenant(new, KeySecret("k" + "a" * 15, "0" * 64))
+
+    async def delete(self, name: VplmName, etag: str = "", request_id: str = "") -> Vplm:
+        wanted = VplmDeletion(name, request_id or new_id(), etag)
+        return await self.trash.delete(wanted)
 
     async def keys(self) -> list[str]:
         return [info.key for info in await self.store.list_objects("")]
@@ -190,6 +206,31 @@ def new_vplm(
         request_id=request_id or new_id(),
         display_name="Topics",
         labels={"team": "news"},
+    )
+
+
+def new_adapter(adapter: str = "news", data: bytes | None = None) -> NewAdapter:
+    return NewAdapter(
+        name=AdapterName(adapter),
+        spec=SPEC,
+        backbone=BACKBONE,
+        declared=declared(module() if data is None else data),
+        request_id=new_id(),
+        texts=AdapterTexts(display_name="News", license="MIT", tags={"domain": "news"}),
+    )
+
+
+def derived_vplm(new: NewAdapter, name: VplmName | None = None) -> NewVplm:
+    """A vPLM that is an adapter as it was."""
+    return NewVplm(
+        name=name or vplm(),
+        spec=new.spec,
+        backbone=new.backbone,
+        declared=new.declared,
+        request_id=new_id(),
+        origin=VersionOrigin.ADAPTER,
+        derived_from=Derivation(str(new.name), new.declared.digest),
+        by_reference=True,
     )
 
 

@@ -62,9 +62,13 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     since a platform may run on the usual ones."""
     shell = Shell(tmp_path_factory.mktemp("reader"))
     try:
-        shown = shell.run("bash", "-c", "smile up --port-base 0")
+        shown = shell.run("bash", "-c", "smile up --port-base 0 2>&1")
         for name, value in re.findall(r"^export (\w+)=(.*)$", shown, re.MULTILINE):
             shell.environment[name] = value
+        (secrets,) = re.findall(r"operator's key is in (\S+)", shown)
+        shell.environment["SMILE_OPERATOR_KEY"] = json.loads(Path(secrets).read_text())[
+            "operator_key"
+        ]
         yield shell
     finally:
         shell.run("bash", "-c", "smile down")

@@ -2,6 +2,7 @@
 
 A worker writes under its own fence alone, so one that lost its lease overwrites nothing of its
 heirs'; whoever reads takes the highest. Lower ones go with the next write, all with the job's end.
+A checkpoint begins with the SHA-256 of what follows it, which is all that storage knows of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from services.storage.quota import every_object
 from smile.errors import NotFound
 from smile.names import JobName
 from smile.store.objects import ObjectStore
+
+CHECKPOINT_DIGEST_BYTES = 32
 
 MayWrite = Callable[[JobName, int], Awaitable[None]]
 

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import pydantic
 
+from services.storage import keys
 from services.storage.records import Document
 from smile.errors import Aborted, DataCorrupted, SmileError
 from smile.limits import MESSAGE_BYTES_MAX
@@ -145,14 +146,9 @@ def _encoded(document: Document) -> bytes:
 
 
 def _corrupted(key: str) -> DataCorrupted:
+    resource = keys.resource(key)
     return DataCorrupted(
-        f"the record of {_resource(key)} cannot be read; restore it from a backup",
+        f"the record of {resource} cannot be read; restore it from a backup",
         reason="RECORD_CORRUPTED",
-        metadata={"resource": _resource(key)},
+        metadata={"resource": resource},
     )
-
-
-def _resource(key: str) -> str:
-    """The resource a record's key belongs to, without what only storage knows."""
-    parts = [part for part in key.split("/") if not part.endswith(".json")]
-    return "/".join(parts[:4])

@@ -52,7 +52,6 @@ class Storekeeper:
         if self._known:
             return await self._store.probe()
         await self._store.prepare()
-        await self._store.probe()
         seen = await probe_capabilities(self._store)
         modes = mode_reports(seen, self._wanted)
         self._report = replace(self._report, probe_time=now(), capabilities=seen, modes=modes)
@@ -64,5 +63,6 @@ class Storekeeper:
             modes=[str(mode.mode) for mode in modes if mode.granted],
         )
         check_modes(self._store.name, seen, modes)
+        await self._store.probe()
         self._known = True
         return None

@@ -21,6 +21,7 @@ from smile.v1 import (
     creator_pb2_grpc,
     datasets_pb2_grpc,
     identity_pb2_grpc,
+    maintenance_pb2_grpc,
     processor_pb2_grpc,
     storage_pb2_grpc,
     trainer_pb2_grpc,
@@ -65,6 +66,11 @@ class Connection:
     @cached_property
     def identity(self) -> identity_pb2_grpc.IdentityServiceAsyncStub:
         return identity_pb2_grpc.IdentityServiceStub(self._to(self._settings.endpoints.storage))
+
+    @cached_property
+    def maintenance(self) -> maintenance_pb2_grpc.MaintenanceServiceAsyncStub:
+        address = self._settings.endpoints.storage
+        return maintenance_pb2_grpc.MaintenanceServiceStub(self._to(address))
 
     @cached_property
     def trainer(self) -> trainer_pb2_grpc.TrainerServiceAsyncStub:

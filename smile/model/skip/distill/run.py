@@ -254,7 +254,7 @@ class Distillation:
     def _resume(self) -> None:
         found = checkpoint.read(self._job.work, self._place.digest)
         if found is None:
-            return
+            return self._keep()  # from now on the folder is this job's
         self._place, tensors = found
         extra = tensors.pop("smoothed")
         checkpoint.restore(self._encoder, self._optimizer, tensors)

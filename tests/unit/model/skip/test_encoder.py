@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -151,3 +153,19 @@ def test_what_does_not_fit_is_refused(toy: Backbone) -> None:
     with pytest.raises(FailedPrecondition, match="at least the boundary 2") as caught:
         form.check_pet(PetSpec(PetKind.PFEIFFER, first_layer=1, rank=4))
     assert caught.value.reason == "MODULE_BELOW_BOUNDARY"
+
+
+@torch.no_grad()
+def test_roberta_counts_positions_behind_its_pad_token(roberta_path: Path) -> None:
+    backbone = Backbone.load(roberta_path, "roberta")
+    form = EncoderForm(boundary=1, hidden=24, first=16, middle=16, after=8, context=4)
+    encoder = LocalEncoder(form, backbone)
+    assert encoder.outside == 1
+    packed = packed_of(backbone, TEXTS)
+    kernels = kernels_for(CPU, torch.float32)
+    serving = ServingEncoder.of(encoder, kernels, CPU, torch.float32)
+    ngrams = ngrams_of(packed, serving.outside)
+    assert ngrams[0, 0] == 1
+    torch.testing.assert_close(serving.rows(ngrams), encoder.rows(ngrams), atol=1e-5, rtol=0)
+    states = encoder(packed)
+    torch.testing.assert_close(encoder(packed_of(backbone, TEXTS[:1])), states[: packed.lengths[0]])

@@ -191,7 +191,7 @@ class Fanouts(Generic[Module]):
         try:
             for key, target in targets.items():
                 try:
-                    entered[key] = self._enter(number, target)
+                    entered[key] = self._enter(request, number, target)
                     needed.add(key)
                 except SmileError as error:
                     outcomes[key] = error
@@ -208,9 +208,12 @@ class Fanouts(Generic[Module]):
                 self._end(targets[key], outcomes.get(key))
         return outcomes, list(entered.values())
 
-    def _enter(self, number: int, target: Target) -> LoadTime:
-        """Raises `SmileError` where the vPLM comes faster than was rented, or cannot be loaded."""
+    def _enter(self, request: FanoutRequest, number: int, target: Target) -> LoadTime:
+        """Raises `SmileError` where the vPLM comes faster than was rented, or cannot be loaded, or
+        its terms have changed to what its module does not allow.
+        """
         ways = self._ways
+        ways.engine.check(target.spec, self._exactness(request, target))
         if (rental := ways.rentals.of(target.name.vplm)) is None:
             return ways.demand.enter(number, target)
         ways.rentals.begin(rental, 1, ways.clock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
+from smile.errors import DeadlineExceeded, Unavailable
 from smile.limits import MIB
 from smile.v1 import datasets_pb2, identity_pb2, resources_pb2, storage_pb2, trainer_pb2
 from smile.v1 import training_records_pb2 as records_pb2
@@ -24,6 +26,7 @@ from tests.unit.services.storage import world as domain
 
 TENANT = "acme"
 ROWS = b"text,label\n" + b"a good day,good\n" * 400
+TRIES = 4
 LARGE_BYTES = 17 * MIB
 Request = Message | Sequence[Message]
 
@@ -43,6 +46,14 @@ class Change:
         key, tenant = (self.key, None) if self.key else (world.service, TENANT)
         return await world.call(self.rpc, self.request, key, tenant)
 
+    async def done(self, world: StorageWorld) -> None:
+        """Sent while nothing is wrong, but perhaps slow. Raises `SmileError`."""
+        for _ in range(TRIES):
+            with contextlib.suppress(Unavailable, DeadlineExceeded):
+                await self.send(world)
+                return
+        await self.send(world)
+
 
 Prepare = Callable[[StorageWorld, str], Awaitable[Change]]
 
@@ -52,18 +63,18 @@ async def create(world: StorageWorld, name: str) -> Change:
 
 
 async def create_over_deleted(world: StorageWorld, name: str) -> Change:
-    await (await create(world, name)).send(world)
-    await (await _deletion(world, name)).send(world)
+    await (await create(world, name)).done(world)
+    await (await _deletion(world, name)).done(world)
     return await create(world, name)
 
 
 async def upload_version(world: StorageWorld, name: str) -> Change:
-    await (await create(world, name)).send(world)
+    await (await create(world, name)).done(world)
     return _version(name, 1)
 
 
 async def move_alias(world: StorageWorld, name: str) -> Change:
-    await (await upload_version(world, name)).send(world)
+    await (await upload_version(world, name)).done(world)
     request = storage_pb2.SetAliasRequest(
         name=_vplm(name), alias="serving", version=2, request_id=new_id()
     )
@@ -71,7 +82,7 @@ async def move_alias(world: StorageWorld, name: str) -> Change:
 
 
 async def update(world: StorageWorld, name: str) -> Change:
-    await (await create(world, name)).send(world)
+    await (await create(world, name)).done(world)
     request = storage_pb2.UpdateVplmRecordRequest(
         vplm=resources_pb2.Vplm(name=_vplm(name), display_name="new"),
         update_mask=FieldMask(paths=["display_name"]),
@@ -81,7 +92,7 @@ async def update(world: StorageWorld, name: str) -> Change:
 
 
 async def delete(world: StorageWorld, name: str) -> Change:
-    await (await upload_version(world, name)).send(world)
+    await (await upload_version(world, name)).done(world)
     return await _deletion(world, name)
 
 
@@ -91,7 +102,7 @@ async def upload_dataset(world: StorageWorld, name: str) -> Change:
 
 
 async def delete_dataset(world: StorageWorld, name: str) -> Change:
-    await (await upload_dataset(world, name)).send(world)
+    await (await upload_dataset(world, name)).done(world)
     request = datasets_pb2.DeleteDatasetRequest(
         name=f"{_parent()}/datasets/{name}", request_id=new_id()
     )
@@ -106,7 +117,7 @@ async def create_tenant(world: StorageWorld, name: str) -> Change:
 
 
 async def create_key(world: StorageWorld, name: str) -> Change:
-    await (await create_tenant(world, name)).send(world)
+    await (await create_tenant(world, name)).done(world)
     request = identity_pb2.CreateApiKeyRequest(parent=f"tenants/{name}", request_id=new_id())
     return Change("IdentityService.CreateApiKey", request, world.operator, _shows_key)
 
@@ -117,7 +128,7 @@ async def create_job(world: StorageWorld, name: str) -> Change:
 
 
 async def checkpoint(world: StorageWorld, name: str) -> Change:
-    await (await create_job(world, name)).send(world)
+    await (await create_job(world, name)).done(world)
     header = records_pb2.PutTrainingCheckpointHeader(
         name=_job(name), fence=3, size_bytes=len(ROWS), digest=domain.declared(ROWS).digest
     )
@@ -129,7 +140,7 @@ async def checkpoint(world: StorageWorld, name: str) -> Change:
 
 
 async def keep_curve(world: StorageWorld, name: str) -> Change:
-    await (await create_job(world, name)).send(world)
+    await (await create_job(world, name)).done(world)
     metrics = [trainer_pb2.TrainingMetric(name="loss", value=1.5, step=n) for n in range(1, 50)]
     parts = [
         records_pb2.PutTrainingCurveRequest(name=_job(name)),
@@ -139,7 +150,7 @@ async def keep_curve(world: StorageWorld, name: str) -> Change:
 
 
 async def end_job(world: StorageWorld, name: str) -> Change:
-    await (await checkpoint(world, name)).send(world)
+    await (await checkpoint(world, name)).done(world)
     job = job_pb(name, TENANT)
     job.state = trainer_pb2.TrainingJob.STATE_CANCELLED
     record = records_pb2.TrainingRecord(training_job=job, fence=3)
@@ -148,14 +159,14 @@ async def end_job(world: StorageWorld, name: str) -> Change:
 
 
 async def download_version(world: StorageWorld, name: str) -> Change:
-    await (await create(world, name)).send(world)
+    await (await create(world, name)).done(world)
     request = storage_pb2.DownloadVersionRequest(name=f"{_vplm(name)}/versions/1")
     right = domain.module()
     return Change("StorageService.DownloadVersion", request, right=lambda a: _bytes(a) == right)
 
 
 async def download_dataset(world: StorageWorld, name: str) -> Change:
-    await (await upload_dataset(world, name)).send(world)
+    await (await upload_dataset(world, name)).done(world)
     request = datasets_pb2.DownloadDatasetRequest(name=f"{_parent()}/datasets/{name}")
     key = world.keys[TENANT]
     return Change("DatasetService.DownloadDataset", request, key, lambda a: _bytes(a) == ROWS)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smile.errors import SmileError, Unavailable
+from smile.errors import SmileError
 from smile.rpc.keys import KeyKind, KeyParts, new_key
 from smile.store.objects import open_store
 from smile.v1 import datasets_pb2, storage_pb2
@@ -21,7 +21,6 @@ from tests.faults.processes import Child, Nursery
 from tests.faults.tally import Selection, Tally, numbered
 
 WHOLE = "what storage acknowledged is there, nothing torn is visible, repeating completes"
-REPEATS_MAX = 3
 
 
 @dataclass
@@ -131,15 +130,10 @@ async def struck(here: Storage, operation: str, tally: Tally, blow: Blow, at: in
 
 async def repeated(here: Storage, change: Change, tally: Tally, where: str) -> None:
     """The same request again must succeed, at once but for a machine that is slow."""
-    for tries_left in range(REPEATS_MAX, -1, -1):
-        try:
-            await change.send(here.world)
-            break
-        except Unavailable as error:
-            tally.whole(tries_left > 0, f"{where}: repeated, it fails: {error}")
-        except SmileError as error:
-            tally.whole(False, f"{where}: repeated, it fails: {error!r}")
-            break
+    try:
+        await change.done(here.world)
+    except SmileError as error:
+        tally.whole(False, f"{where}: repeated, it fails: {error!r}")
 
 
 def compared(tally: Tally, where: str, verdicts: tuple[Verdict, Verdict, Verdict]) -> None:
@@ -188,7 +182,7 @@ async def steps_of(here: Storage, operation: str, blow: Blow) -> int:
     """How many steps it takes when nothing goes wrong."""
     change = await here.fresh(operation)
     here.child.points.arm(blow)
-    await change.send(here.world)
+    await change.done(here.world)
     count = here.child.points.count
     here.child.points.disarm()
     assert count > 0, f"{operation} takes no steps"

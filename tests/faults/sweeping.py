@@ -37,7 +37,10 @@ class Sweeping:
     async def sweeps(self) -> None:
         """Waits for a whole sweep that begins after this."""
         seen = self._count()
-        await until(lambda: self._count() >= seen + 2, "a sweep")
+        try:
+            await until(lambda: self._count() >= seen + 2, "a sweep")
+        except TimeoutError as error:
+            raise AssertionError(f"no sweep: {self.sweeper.log.read_text()[-2000:]}") from error
 
     def _count(self) -> int:
         return self.sweeper.log.read_text().count(SWEPT)

@@ -60,8 +60,8 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("full", "training", "hugging_face", ("full",), 3, 5e-5),
-    Contender("peft", "training", "hugging_face", ("peft",), 4, 1e-3),
+    Contender("full", "huggingface", "hugging_face", ("full",), 3, 5e-5),
+    Contender("peft", "huggingface", "hugging_face", ("peft",), 4, 1e-3),
     Contender("smile", OURS, "smile_trainer", (), 3, 2e-3),
 )
 Row = tuple[str, int]

@@ -95,6 +95,7 @@ class Runner:
         claim = holding.claim
         try:
             outcome = await self._outcome(holding)
+            await self._end(holding, outcome)
         except NotFound:  # the record: its tenant is gone
             await self._finish(holding, JobState.FAILED)
             return "record gone"
@@ -105,7 +106,7 @@ class Runner:
                 raise
             record = await patiently(lambda: self._storage.record(claim.name))
             outcome = Outcome(record.job.state, None)
-        await self._end(holding, outcome)
+            await self._end(holding, outcome)
         return outcome.state
 
     async def _outcome(self, holding: Holding) -> Outcome:

@@ -179,9 +179,42 @@ class TrainingSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialOutcome:
+    """What came of one trial: its job, the metric compared (None until it has succeeded), and the
+    version it made."""
+
+    job: str
+    state: JobState
+    value: float | None = None
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Several trainings of one vPLM on the same rows, each a job of its own, to find the best.
+
+    Attributes:
+        trials: What each trains with.
+        concurrency_max: Trials queued or running at a time.
+        metric: The one compared; of a loss, less is better.
+        outcomes: Of the trials begun so far, in their order.
+        best: Number of the best trial, from 1; 0 until one has succeeded.
+        stopping: It was asked to stop: no more trials begin.
+    """
+
+    trials: tuple[HyperParameters, ...]
+    concurrency_max: int = 2
+    metric: str = ""
+    outcomes: tuple[TrialOutcome, ...] = ()
+    best: int = 0
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingJob:
     """A training job. `promote_alias` empty moves no alias on success; jobs of higher `priority` go
-    before the tenant's others. Position and estimated start are those of a job that waits.
+    before the tenant's others. Position and estimated start are those of a job that waits. A job
+    with a `sweep` trains nothing itself; its trials name it as their `parent_job`.
     """
 
     name: str
@@ -206,6 +239,8 @@ class TrainingJob:
     queue_position: int = 0
     summary: TrainingSummary | None = None
     estimated_start_time: datetime | None = None
+    sweep: Sweep | None = None
+    parent_job: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,9 +120,18 @@ class TrainingRecords:
         following = pages.token_for(listing, last) if last else ""
         return [record for _, record in found], following
 
-    async def put_curve(self, name: JobName, batches: AsyncIterator[tuple[Metric, ...]]) -> int:
-        """Replace a job's curve; the points kept. Raises `NotFound`, `InvalidArgument`."""
-        await self.get(name)
+    async def put_curve(
+        self, name: JobName, fence: int, batches: AsyncIterator[tuple[Metric, ...]]
+    ) -> int:
+        """Replace a job's curve; the points kept.
+
+        Raises:
+            NotFound: there is no such job.
+            Aborted: a later worker has it.
+            FailedPrecondition: it has ended.
+            InvalidArgument: there are too many points.
+        """
+        await self._may_write(name, fence)
         lines = _CurveLines(batches)
         await self._store.put_stream(keys.curve(name), aiter(lines))
         return lines.points

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +14,7 @@ from services.trainer.queue import JobQueue
 from services.trainer.servicer import FULL_NAME, TrainerServicer
 from services.trainer.storage_client import StorageClient
 from services.trainer.supervisor import SupervisorSettings, supervised, worker_command
+from services.trainer.sweeps import Sweeps
 from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
 from smile import logs
@@ -26,6 +26,8 @@ from smile.rpc.health import Readiness
 from smile.rpc.server import Service, run, serve
 from smile.store.redis import connect
 from smile.v1 import trainer_pb2_grpc
+
+SWEEPS_EVERY_S = 1.0
 
 
 async def main(settings: TrainerSettings) -> None:
@@ -51,22 +53,25 @@ async def main(settings: TrainerSettings) -> None:
             settings=settings,
             authenticator=RemoteAuthenticator(channel, key),
             readiness=readiness,
-            lifespan=working(settings, jobs),
+            lifespan=working(settings, jobs, Sweeps(jobs, storage)),
         )
     await client.aclose()
 
 
 @asynccontextmanager
-async def working(settings: TrainerSettings, jobs: Jobs) -> AsyncIterator[None]:
-    """Workers and the reconciler, beside the server."""
-    reconciling = asyncio.create_task(jobs.keep_reconciling(settings.reconcile_s))
+async def working(settings: TrainerSettings, jobs: Jobs, sweeps: Sweeps) -> AsyncIterator[None]:
+    """Workers, the reconciler and who advances sweeps, beside the server."""
+    beside = [
+        asyncio.create_task(jobs.keep_reconciling(settings.reconcile_s)),
+        asyncio.create_task(sweeps.keep_going(SWEEPS_EVERY_S)),
+    ]
     try:
         async with supervised(SupervisorSettings(worker_command(), settings.workers)):
             yield
     finally:
-        reconciling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reconciling
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
 
 
 if __name__ == "__main__":

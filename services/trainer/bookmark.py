@@ -119,7 +119,7 @@ class Bookmark:
 
     async def _store(self, data: bytes) -> None:
         try:
-            await self._storage.put_curve(self._claim.name, self._report.kept())
+            await self._storage.put_curve(self._claim.name, self._claim.fence, self._report.kept())
             await self._storage.put_checkpoint(self._claim.name, self._claim.fence, data)
         except SmileError as error:
             self._log.warning("could not keep a checkpoint", why=error.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from services.trainer.selection import selectable
 from smile.errors import InvalidArgument, InvalidSpec
@@ -13,6 +14,7 @@ from smile.resources import (
     ColumnMapping,
     HyperParameters,
     Selection,
+    Sweep,
     TrainingJob,
 )
 
@@ -35,6 +37,10 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 CLASS_WEIGHT_MAX = 1000.0
 PRIORITY_MAX = 10
+TRIALS_MAX = 256
+TRIALS_AT_ONCE_MAX = 64
+TRIAL_VIOLATIONS_MAX = 5
+VIOLATIONS_MAX = 20
 SHOWN_CHARS_MAX = 80
 TOKENS_MIN = 3  # two special tokens and one of the text
 
@@ -63,6 +69,41 @@ def check_job(job: TrainingJob, head: HeadSpec, shape: BackboneShape) -> None:
     if violations:
         raise InvalidSpec(_told(violations), violations=violations)
     check_columns(job.columns, head)
+
+
+def check_sweep(job: TrainingJob, sweep: Sweep, head: HeadSpec, shape: BackboneShape) -> str:
+    """The metric by which a sweep's trials are compared.
+
+    Raises:
+        InvalidSpec: a trial would not be accepted as a job of its own, there are too many, or they
+            cannot be compared.
+        InvalidArgument: as `check_job`.
+    """
+    bounds = (("trials", len(sweep.trials), TRIALS_MAX),
+              ("concurrency_max", sweep.concurrency_max, TRIALS_AT_ONCE_MAX))  # fmt: skip
+    for name, value, greatest in bounds:
+        if not 1 <= value <= greatest:
+            message = f"sweep.{name} must be between 1 and {greatest}, got {value}"
+            raise InvalidSpec(message, violations=[(f"sweep.{name}", message)])
+    violations: list[Violation] = []
+    for number, values in enumerate(sweep.trials, 1):
+        try:
+            check_job(replace(job, sweep=None, hyper_parameters=values), head, shape)
+        except InvalidSpec as error:
+            found = (error.violations or [("", error.message)])[:TRIAL_VIOLATIONS_MAX]
+            violations += [(f"sweep.trials[{number}]", f"trial {number}: {m}") for _, m in found]
+    metrics = {selectable(head).get(values.selection, "") for values in sweep.trials}
+    if len(metrics) > 1:
+        violations.append(("sweep.trials", "trials must all select by the same metric"))
+    compared = (replace(job, hyper_parameters=values) for values in sweep.trials)
+    if not all(map(_validates, compared)):
+        message = "trials are compared on validation rows: set validation_ratio or "
+        violations.append(("sweep.trials", message + "validation_dataset"))
+    if violations:
+        raise InvalidSpec(
+            _told(violations[:VIOLATIONS_MAX]), violations=violations[:VIOLATIONS_MAX]
+        )
+    return metrics.pop()
 
 
 def check_columns(columns: ColumnMapping, head: HeadSpec) -> None:

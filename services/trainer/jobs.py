@@ -14,18 +14,20 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from services.trainer.backbones import Backbones
-from services.trainer.checks import check_job
+from services.trainer.checks import check_job, check_sweep
 from services.trainer.metering import Allowances
 from services.trainer.queue import Claim, JobQueue, QueueState, Sighting
 from services.trainer.storage import Storage
-from smile.errors import AlreadyExists, NotFound, SmileError, Unavailable
+from smile.errors import AlreadyExists, NotFound, QuotaExceeded, SmileError, Unavailable
 from smile.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from smile.logs import get_logger
 from smile.model.sources import BackboneInfo
 from smile.names import DatasetName, JobName, TenantId, VersionName, VplmName
-from smile.resources import JobState, TrainingJob, TrainingRecord
+from smile.resources import JobState, Sweep, TrainingJob, TrainingRecord, VersionOrigin
 
 ID_HEX_CHARS = 24
+SWEEPS_MAX = 10  # of a tenant, that have not ended
+SWEEP_RETRY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Jobs:
         self._backbones = backbones
         self._clock = clock
         self._consumer = f"trainer-{uuid4().hex}"
+        self.sweeps: set[JobName] = set()  # parents that have not ended, as far as is known here
 
     async def submit(
         self, tenant: TenantId, wanted: TrainingJob, request_id: str, *, validate_only: bool = False
@@ -75,15 +78,18 @@ class Jobs:
         name = JobName(tenant, job_id(tenant, request_id))
         record = await self._known(name)
         if record is None:
-            await self._check(wanted)
-            job = _fresh(wanted, name, self._clock())
+            wanted = await self._from_adapter(wanted)
+            metric = await self._check(wanted)
+            job = _fresh(wanted, name, self._clock(), metric)
             if validate_only:
                 return job
-            await self._allowances.check(tenant, wanted.when)
-            await self._queue.reserve(name, self._allowances.share)
+            if job.sweep is None:
+                await self._allowances.check(tenant, wanted.when)
+                await self._queue.reserve(name, self._allowances.share)
+            else:
+                self._check_sweeps(tenant)
             record = await self._create(job)
-        if not record.job.state.done:
-            await self._queue.enqueue(record)
+        await self._keep(record)
         return await self._seen(record)
 
     async def get(self, name: JobName) -> TrainingJob:
@@ -98,7 +104,8 @@ class Jobs:
         return JobPage(tuple(await self._seen_all(jobs)), page.next_page_token)
 
     async def cancel(self, name: JobName) -> TrainingJob:
-        """Asks a job to stop: one that waits ends now, one that runs within a few steps.
+        """Asks a job to stop: one that waits ends now, one that runs within a few steps, a sweep
+        when all its trials have.
 
         Raises:
             NotFound: there is no such job.
@@ -107,6 +114,8 @@ class Jobs:
         record = await self._storage.record(name)
         if record.job.state.done:
             return record.job
+        if record.job.sweep is not None:
+            return await self._stop(record, record.job.sweep)
         state, claim = await self._queue.cancel(name, self._consumer)
         if state is QueueState.UNKNOWN:  # the queue forgot it
             await self._queue.enqueue(record)
@@ -116,13 +125,14 @@ class Jobs:
         return await self._seen(record)
 
     async def reconcile(self) -> int:
-        """Queues every unfinished record that the queue does not know; how many it did not."""
+        """Queues every unfinished record that the queue does not know; how many it did not. Sweeps
+        are for `Sweeps`."""
         await self._queue.prune_consumers()
         found, token = 0, ""
         while True:
             page = await self._storage.pending_records(token)
             for record in page.records:
-                if not record.job.state.done and await self._queue.enqueue(record):
+                if await self._keep(record):
                     get_logger().warning("job was not in the queue", job=record.job.name)
                     found += 1
             token = page.next_page_token
@@ -155,7 +165,49 @@ class Jobs:
         except AlreadyExists:  # the same request, at the same time
             return await self._storage.record(JobName.parse(job.name))
 
-    async def _check(self, wanted: TrainingJob) -> None:
+    async def _keep(self, record: TrainingRecord) -> bool:
+        """Sees to it that a job which has not ended goes on; whether the queue did not know it."""
+        if record.job.state.done:
+            return False
+        if record.job.sweep is None:
+            return await self._queue.enqueue(record)
+        self.sweeps.add(JobName.parse(record.job.name))
+        return False
+
+    async def _stop(self, record: TrainingRecord, sweep: Sweep) -> TrainingJob:
+        """Lets a sweep begin no more trials; who advances it stops those that run. Under a higher
+        fence, so that nobody who read the record before writes over it."""
+        self.sweeps.add(JobName.parse(record.job.name))
+        if sweep.stopping:
+            return record.job
+        job = replace(record.job, sweep=replace(sweep, stopping=True))
+        return (await self._storage.update_record(TrainingRecord(job, record.fence + 1))).job
+
+    def _check_sweeps(self, tenant: TenantId) -> None:
+        going = sum(name.tenant == tenant for name in self.sweeps)
+        if going >= SWEEPS_MAX:
+            raise QuotaExceeded(
+                f"{tenant} has {going} sweeps that have not ended, at most {SWEEPS_MAX} may be",
+                reason="TOO_MANY_SWEEPS",
+                metadata={"limit": str(SWEEPS_MAX), "value": str(going)},
+                retry_after=SWEEP_RETRY_S,
+            )
+
+    async def _from_adapter(self, wanted: TrainingJob) -> TrainingJob:
+        """Of a vPLM that began as a public adapter, training goes on from that unless the job names
+        another version.
+        """
+        if wanted.base_version:
+            return wanted
+        try:
+            first = await self._storage.version(VersionName(VplmName.parse(wanted.vplm), 1))
+        except NotFound:
+            return wanted
+        begun = 1 if first.origin is VersionOrigin.ADAPTER else 0
+        return replace(wanted, base_version=begun)
+
+    async def _check(self, wanted: TrainingJob) -> str:
+        """The metric by which the trials of a sweep are compared."""
         vplm_name = VplmName.parse(wanted.vplm)
         vplm = await self._storage.vplm(vplm_name)
         for dataset in filter(None, (wanted.dataset, wanted.validation_dataset)):
@@ -163,7 +215,10 @@ class Jobs:
         if wanted.base_version:
             await self._storage.version(VersionName(vplm_name, wanted.base_version))
         info = await asyncio.to_thread(self._backbones.of, vplm.spec, lambda found: found.digest)
+        if wanted.sweep is not None:
+            return check_sweep(wanted, wanted.sweep, vplm.spec.head, info.shape)
         check_job(wanted, vplm.spec.head, info.shape)
+        return ""
 
     async def _end_cancelled(self, name: JobName, claim: Claim) -> TrainingRecord:
         record = await self._storage.record(name)
@@ -178,7 +233,7 @@ class Jobs:
 
     async def _seen_all(self, jobs: Sequence[TrainingJob]) -> list[TrainingJob]:
         """Jobs with what the queue knows of them now; as recorded while the queue is away."""
-        live = [job for job in jobs if not job.state.done]
+        live = [job for job in jobs if not job.state.done and job.sweep is None]
         try:
             sightings = await self._queue.look([JobName.parse(job.name) for job in live])
         except Unavailable:
@@ -193,7 +248,11 @@ def job_id(tenant: TenantId, request_id: str) -> str:
     return f"j{digest[:ID_HEX_CHARS]}"
 
 
-def _fresh(wanted: TrainingJob, name: JobName, now: datetime) -> TrainingJob:
+def _fresh(wanted: TrainingJob, name: JobName, now: datetime, metric: str) -> TrainingJob:
+    """The job as it is first known. A sweep has begun then; it compares its trials by `metric`."""
+    sweep = wanted.sweep
+    if sweep is not None:
+        sweep = Sweep(sweep.trials, sweep.concurrency_max, metric)
     return TrainingJob(
         name=str(name),
         vplm=wanted.vplm,
@@ -205,7 +264,11 @@ def _fresh(wanted: TrainingJob, name: JobName, now: datetime) -> TrainingJob:
         promote_alias=wanted.promote_alias,
         when=wanted.when,
         priority=wanted.priority,
+        state=JobState.QUEUED if sweep is None else JobState.RUNNING,
         create_time=now,
+        start_time=None if sweep is None else now,
+        sweep=sweep,
+        parent_job=wanted.parent_job,
     )
 
 

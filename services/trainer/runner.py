@@ -188,7 +188,7 @@ class Runner:
             summary=trained.summary,
             request_id=str(uuid5(NAMESPACE_URL, job.name)),
         )
-        await patiently(lambda: self._storage.put_curve(holding.claim.name, holding.report.kept()))
+        await patiently(lambda: self._put_curve(holding))
         now = await patiently(lambda: self._storage.vplm(name))
         if now.uid != vplm.uid:
             raise JobFailure(
@@ -253,9 +253,13 @@ class Runner:
             await asyncio.sleep(CURVE_EVERY_S)
             await self._save_curve(holding)
 
+    async def _put_curve(self, holding: Holding) -> None:
+        claim = holding.claim
+        await self._storage.put_curve(claim.name, claim.fence, holding.report.kept())
+
     async def _save_curve(self, holding: Holding) -> None:
         try:
-            await self._storage.put_curve(holding.claim.name, holding.report.kept())
+            await self._put_curve(holding)
         except SmileError as error:
             get_logger().warning(
                 "cannot save the curve", job=str(holding.claim.name), why=error.message

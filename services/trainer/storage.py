@@ -87,7 +87,9 @@ class Storage(Protocol):
 
     async def set_alias(self, version: VersionName, alias: str, request_id: str) -> None: ...
 
-    async def put_curve(self, name: JobName, metrics: Sequence[Metric]) -> None: ...
+    async def put_curve(self, name: JobName, fence: int, metrics: Sequence[Metric]) -> None:
+        """Raises `Aborted` under a lower fence, `FailedPrecondition` (JOB_FINISHED) at the end."""
+        ...
 
     async def put_checkpoint(self, name: JobName, fence: int, data: bytes) -> None:
         """Raises `Aborted` under a lower fence, `FailedPrecondition` (JOB_FINISHED) at the end."""

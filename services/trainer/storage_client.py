@@ -151,9 +151,9 @@ class StorageClient:
                 )
             )
 
-    async def put_curve(self, name: JobName, metrics: Sequence[Metric]) -> None:
+    async def put_curve(self, name: JobName, fence: int, metrics: Sequence[Metric]) -> None:
         with _for(name.tenant):
-            parts = _curve_parts(name, metrics)
+            parts = _curve_parts(name, fence, metrics)
             await self._records.PutTrainingCurve(parts, timeout=TRANSFER_TIMEOUT_S)
 
     async def put_checkpoint(self, name: JobName, fence: int, data: bytes) -> None:
@@ -221,9 +221,9 @@ def _checkpoint_parts(
 
 
 def _curve_parts(
-    name: JobName, metrics: Sequence[Metric]
+    name: JobName, fence: int, metrics: Sequence[Metric]
 ) -> Iterator[training_records_pb2.PutTrainingCurveRequest]:
-    yield training_records_pb2.PutTrainingCurveRequest(name=str(name))
+    yield training_records_pb2.PutTrainingCurveRequest(name=str(name), fence=fence)
     for start in range(0, len(metrics), CURVE_MESSAGE_METRICS_MAX):
         part = metrics[start : start + CURVE_MESSAGE_METRICS_MAX]
         yield training_records_pb2.PutTrainingCurveRequest(

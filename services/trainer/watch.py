@@ -7,6 +7,7 @@ replaying a curve) and the last step seen, by which a curve can go on where a lo
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from smile.errors import InvalidArgument, Unavailable
 from smile.names import JobName
 from smile.resources import JobState, Metric, TrainingEvent, TrainingJob
 
+SWEEP_LOOK_S = 1.0
 WAIT_S = 5.0  # how often a silent job's record is looked at
 CURVE_METRICS_MAX = 1000  # of one replayed event
 END = "end"
@@ -72,6 +74,10 @@ class Watcher:
         if resume_token == END:
             return
         place = Place.parse(resume_token)
+        if job.sweep is not None:
+            async for event in self._sweep(name, place):
+                yield event
+            return
         replayed = 0
         if not await self._goes_on(name, job, place):
             async for event in self._replay(name, place):
@@ -82,6 +88,20 @@ class Watcher:
             yield event
         ended = (await self._storage.record(name)).job
         yield TrainingEvent(END, ended.end_time, ended)
+
+    async def _sweep(self, name: JobName, place: Place) -> AsyncIterator[TrainingEvent]:
+        """A sweep whenever its record has changed, until it ends; its steps are trials ended."""
+        seen: TrainingJob | None = None
+        while True:
+            job = (await self._storage.record(name)).job
+            if job.state.done:
+                yield TrainingEvent(END, job.end_time, job)
+                return
+            known = seen is None and job.progress.step == place.step > 0
+            if job != seen and not known:
+                yield TrainingEvent(Place(START, job.progress.step).token, datetime.now(UTC), job)
+            seen = job
+            await asyncio.sleep(min(self._wait_s, SWEEP_LOOK_S))
 
     async def _goes_on(self, name: JobName, job: TrainingJob, place: Place) -> bool:
         """Whether the stream has all that follows `place`."""

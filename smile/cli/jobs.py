@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from smile.cli.command import Session, command
 from smile.cli.output import facts, metric_rows, seconds, short, table, when, write_json
-from smile.resources import ClassScore, TrainingJob, TrainingSummary
+from smile.resources import ClassScore, Sweep, TrainingJob, TrainingSummary
 
 CONFUSION_SHOWN_MAX = 12  # classes; a wider matrix fits no screen
 
@@ -66,10 +67,37 @@ def cancel(session: Session, job: Annotated[str, typer.Argument(help="Id of the 
 def show_job(session: Session, job: TrainingJob) -> None:
     """A job for people, with its metrics and tables."""
     session.out.print(facts(job_facts(job)))
+    if job.sweep is not None:
+        session.out.print(
+            table(
+                ["", "trial>", "job", "state", job.sweep.metric + ">", "tried"],
+                _trial_rows(job.sweep),
+            )
+        )
     if job.metrics:
         session.out.print(table(["metric", "value>"], metric_rows(job.metrics)))
     if job.summary is not None:
         _show_summary(session, job.summary)
+
+
+def _trial_rows(sweep: Sweep) -> Iterator[list[str]]:
+    """A row per trial, with the values by which it differs from the first."""
+    first = asdict(sweep.trials[0])
+    for number, values in enumerate(sweep.trials, 1):
+        begun = sweep.outcomes[number - 1] if number <= len(sweep.outcomes) else None
+        varied = [
+            f"{name} {value}"
+            for name, value in asdict(values).items()
+            if any(asdict(other)[name] != first[name] for other in sweep.trials)
+        ]
+        yield [
+            "best" if number == sweep.best else "",
+            str(number),
+            short(begun.job) if begun else "",
+            str(begun.state) if begun else "",
+            f"{begun.value:.4f}" if begun and begun.value is not None else "",
+            ", ".join(varied),
+        ]
 
 
 def _show_summary(session: Session, summary: TrainingSummary) -> None:
@@ -100,6 +128,7 @@ def job_facts(job: TrainingJob) -> list[tuple[str, str]]:
         ("job", job.name),
         ("vplm", job.vplm),
         ("dataset", job.dataset),
+        ("trial of", job.parent_job),
         ("state", str(job.state)),
         ("runs", f"{job.when}, priority {job.priority}"),
         ("ahead in queue", str(job.queue_position or "")),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Unpack
 
 from smile import codec
@@ -19,11 +20,14 @@ from smile.client.calls import (
     new_request_id,
 )
 from smile.client.retry import Backoff
+from smile.client.trials import Trial
 from smile.errors import Cancelled, DeadlineExceeded, SmileError, Unavailable
+from smile.names import VplmName
 from smile.resources import (
     ColumnMapping,
     DatasetReport,
     JobState,
+    Sweep,
     TrainingEvent,
     TrainingJob,
 )
@@ -124,17 +128,49 @@ class TrainingCalls(Calls):
             QuotaExceeded: too many jobs of yours are queued.
         """
         o.known(options, o.TrainOptions)
-        name = self._scope.vplm(vplm)
+        return await self._create(self._wanted(vplm, dataset, options), options)
+
+    async def sweep(
+        self,
+        vplm: str,
+        dataset: str,
+        trials: Sequence[Trial],
+        *,
+        concurrency_max: int = 2,
+        **options: Unpack[o.TrainOptions],
+    ) -> TrainingJob:
+        """Queues a sweep: a training for each of `trials`, as many at a time as `concurrency_max`.
+
+        The job it gives is their parent: it can be watched and cancelled as any other, trains
+        nothing itself, and ends with the best trial's version, to which `promote_alias` moves.
+
+        Args:
+            trials: Hyper-parameters by name, in place of those in `options`; `smile.grid` makes all
+                combinations. All must select by the same metric, on validation rows.
+
+        Raises:
+            InvalidSpec: a hyper-parameter of a trial is unknown or out of range.
+            NotFound: there is no such vPLM, dataset or base version.
+            QuotaExceeded: too many sweeps of yours have not ended.
+        """
+        o.known(options, o.TrainOptions)
+        job = self._wanted(vplm, dataset, options)
+        values = tuple(o.trial(options, trial) for trial in trials)
+        return await self._create(replace(job, sweep=Sweep(values, concurrency_max)), options)
+
+    def _wanted(self, vplm: str, dataset: str, options: o.TrainOptions) -> TrainingJob:
         validation = options.get("validation_dataset", "")
-        job = o.job(
-            str(name),
+        return o.job(
+            str(self._scope.vplm(vplm)),
             str(self._scope.dataset(dataset)),
             str(self._scope.dataset(validation)) if validation else "",
             options,
         )
+
+    async def _create(self, job: TrainingJob, options: o.TrainOptions) -> TrainingJob:
         with asking():
             request = trainer_pb2.CreateTrainingJobRequest(
-                parent=str(self._scope.parent(name.tenant)),
+                parent=str(self._scope.parent(VplmName.parse(job.vplm).tenant)),
                 training_job=codec.job_to_pb(job),
                 validate_only=options.get("validate_only", False),
                 request_id=options.get("request_id") or new_request_id(),

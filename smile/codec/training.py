@@ -17,6 +17,7 @@ from smile.codec.tables import (
 from smile.v1 import trainer_pb2, training_records_pb2
 
 NO_ALIAS = "-"
+SWEEP_CONCURRENCY_DEFAULT = 2
 
 
 def columns_to_pb(columns: r.ColumnMapping) -> trainer_pb2.ColumnMapping:
@@ -110,6 +111,44 @@ def report_from_pb(message: trainer_pb2.DatasetReport) -> r.DatasetReport:
     )
 
 
+def sweep_to_pb(sweep: r.Sweep) -> trainer_pb2.Sweep:
+    outcomes = [
+        trainer_pb2.TrialOutcome(
+            job=one.job, state=STATES.to_pb(one.state), value=one.value, version=one.version
+        )
+        for one in sweep.outcomes
+    ]
+    return trainer_pb2.Sweep(
+        trials=[hyper_parameters_to_pb(trial) for trial in sweep.trials],
+        concurrency_max=sweep.concurrency_max,
+        metric=sweep.metric,
+        outcomes=outcomes,
+        best=sweep.best,
+        stopping=sweep.stopping,
+    )
+
+
+def sweep_from_pb(message: trainer_pb2.Sweep) -> r.Sweep:
+    """The sweep with the platform's default where it does not say how many run at a time."""
+    outcomes = tuple(
+        r.TrialOutcome(
+            one.job,
+            STATES.from_pb(one.state),
+            one.value if one.HasField("value") else None,
+            one.version,
+        )
+        for one in message.outcomes
+    )
+    return r.Sweep(
+        tuple(hyper_parameters_from_pb(trial) for trial in message.trials),
+        message.concurrency_max or SWEEP_CONCURRENCY_DEFAULT,
+        message.metric,
+        outcomes,
+        message.best,
+        message.stopping,
+    )
+
+
 def job_to_pb(job: r.TrainingJob) -> trainer_pb2.TrainingJob:
     message = trainer_pb2.TrainingJob(
         name=job.name,
@@ -133,6 +172,8 @@ def job_to_pb(job: r.TrainingJob) -> trainer_pb2.TrainingJob:
         queue_position=job.queue_position,
         estimated_start_time=time_to_pb(job.estimated_start_time),
         summary=None if job.summary is None else summary_to_pb(job.summary),
+        sweep=None if job.sweep is None else sweep_to_pb(job.sweep),
+        parent_job=job.parent_job,
     )
     if job.error is not None:
         message.error.reason = job.error.reason
@@ -167,6 +208,8 @@ def job_from_pb(message: trainer_pb2.TrainingJob) -> r.TrainingJob:
         queue_position=message.queue_position,
         estimated_start_time=time_from_pb(message, "estimated_start_time"),
         summary=summary_from_pb(message.summary) if message.HasField("summary") else None,
+        sweep=sweep_from_pb(message.sweep) if message.HasField("sweep") else None,
+        parent_job=message.parent_job,
     )
 
 

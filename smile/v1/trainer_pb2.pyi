@@ -309,6 +309,91 @@ class HyperParameters(_message.Message):
 Global___HyperParameters: _TypeAlias = HyperParameters  # noqa: Y015
 
 @_typing.final
+class TrialOutcome(_message.Message):
+    """What came of one trial of a sweep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job that trained it, `tenants/{tenant}/trainingJobs/{job}`."""
+    state: Global___TrainingJob.State.ValueType
+    value: _builtins.float
+    """The metric compared; unset until it has succeeded."""
+    version: _builtins.str
+    """The version it made."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        state: Global___TrainingJob.State.ValueType = ...,
+        value: _builtins.float | None = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "job", b"job", "state", b"state", "value", b"value", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___TrialOutcome: _TypeAlias = TrialOutcome  # noqa: Y015
+
+@_typing.final
+class Sweep(_message.Message):
+    """Several trainings of one vPLM on the same rows, to find the best: each trial is a job of its own, and the job
+    with the sweep is their parent, which trains nothing itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIALS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_MAX_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    STOPPING_FIELD_NUMBER: _builtins.int
+    concurrency_max: _builtins.int
+    """Trials queued or running at a time, 1 to 64. Default 2."""
+    metric: _builtins.str
+    """Output only from here on.
+    The metric compared, e.g. `validation_accuracy`; of a loss, less is better.
+    """
+    best: _builtins.int
+    """Number of the best trial, from 1; 0 until one has succeeded."""
+    stopping: _builtins.bool
+    """It was asked to stop: no more trials begin."""
+    @_builtins.property
+    def trials(self) -> _containers.RepeatedCompositeFieldContainer[Global___HyperParameters]:
+        """What each trial trains with, 1 to 256. All select by the same metric, on validation rows."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrialOutcome]:
+        """Of the trials begun so far, in their order."""
+
+    def __init__(
+        self,
+        *,
+        trials: _abc.Iterable[Global___HyperParameters] | None = ...,
+        concurrency_max: _builtins.int = ...,
+        metric: _builtins.str = ...,
+        outcomes: _abc.Iterable[Global___TrialOutcome] | None = ...,
+        best: _builtins.int = ...,
+        stopping: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "concurrency_max", b"concurrency_max", "metric", b"metric", "outcomes", b"outcomes", "stopping", b"stopping", "trials", b"trials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sweep: _TypeAlias = Sweep  # noqa: Y015
+
+@_typing.final
 class TrainingJob(_message.Message):
     """A job, a resource of its own (AIP-152)."""
 
@@ -375,6 +460,7 @@ class TrainingJob(_message.Message):
     PROMOTE_ALIAS_FIELD_NUMBER: _builtins.int
     WHEN_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SWEEP_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
@@ -387,6 +473,7 @@ class TrainingJob(_message.Message):
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     ESTIMATED_START_TIME_FIELD_NUMBER: _builtins.int
+    PARENT_JOB_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/trainingJobs/{job}`."""
     vplm: _builtins.str
@@ -396,7 +483,9 @@ class TrainingJob(_message.Message):
     validation_dataset: _builtins.str
     """Dataset to validate on; unset means a share of `dataset`."""
     base_version: _builtins.int
-    """Start from these weights: a version number of the vPLM. Default: fresh initial weights."""
+    """Start from these weights: a version number of the vPLM. Default: version 1 of a vPLM made of a public adapter,
+    fresh initial weights of others.
+    """
     promote_alias: _builtins.str
     """Alias to move to the new version on success. Default `serving`; `-` moves none."""
     when: Global___When.ValueType
@@ -410,10 +499,18 @@ class TrainingJob(_message.Message):
     """Times a worker has claimed it."""
     queue_position: _builtins.int
     """Jobs ahead of it while it is queued, of all tenants."""
+    parent_job: _builtins.str
+    """The sweep it is a trial of, `tenants/{tenant}/trainingJobs/{job}`."""
     @_builtins.property
     def columns(self) -> Global___ColumnMapping: ...
     @_builtins.property
     def hyper_parameters(self) -> Global___HyperParameters: ...
+    @_builtins.property
+    def sweep(self) -> Global___Sweep:
+        """Makes this the parent of a sweep: its trials' hyper-parameters are used and `hyper_parameters` are not;
+        `promote_alias` moves to the best trial's version when all have ended.
+        """
+
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -451,6 +548,7 @@ class TrainingJob(_message.Message):
         promote_alias: _builtins.str = ...,
         when: Global___When.ValueType = ...,
         priority: _builtins.int = ...,
+        sweep: Global___Sweep | None = ...,
         state: Global___TrainingJob.State.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
@@ -463,10 +561,11 @@ class TrainingJob(_message.Message):
         queue_position: _builtins.int = ...,
         summary: _training_summary_pb2.TrainingSummary | None = ...,
         estimated_start_time: _timestamp_pb2.Timestamp | None = ...,
+        parent_job: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "hyper_parameters", b"hyper_parameters", "progress", b"progress", "start_time", b"start_time", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "hyper_parameters", b"hyper_parameters", "progress", b"progress", "start_time", b"start_time", "summary", b"summary", "sweep", b"sweep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "columns", b"columns", "create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "hyper_parameters", b"hyper_parameters", "metrics", b"metrics", "name", b"name", "priority", b"priority", "progress", b"progress", "promote_alias", b"promote_alias", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "summary", b"summary", "validation_dataset", b"validation_dataset", "version", b"version", "vplm", b"vplm", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_version", b"base_version", "columns", b"columns", "create_time", b"create_time", "dataset", b"dataset", "end_time", b"end_time", "error", b"error", "estimated_start_time", b"estimated_start_time", "hyper_parameters", b"hyper_parameters", "metrics", b"metrics", "name", b"name", "parent_job", b"parent_job", "priority", b"priority", "progress", b"progress", "promote_alias", b"promote_alias", "queue_position", b"queue_position", "start_time", b"start_time", "state", b"state", "summary", b"summary", "sweep", b"sweep", "validation_dataset", b"validation_dataset", "version", b"version", "vplm", b"vplm", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

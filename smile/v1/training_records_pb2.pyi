@@ -211,8 +211,11 @@ class PutTrainingCurveRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/trainingJobs/{job}`; read from the first message."""
+    fence: _builtins.int
+    """Fencing number of the worker that measured it; read from the first message."""
     @_builtins.property
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_trainer_pb2.TrainingMetric]:
         """At most 10,000 a message."""
@@ -222,10 +225,11 @@ class PutTrainingCurveRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         metrics: _abc.Iterable[_trainer_pb2.TrainingMetric] | None = ...,
+        fence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "metrics", b"metrics", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

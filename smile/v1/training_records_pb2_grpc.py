@@ -124,7 +124,8 @@ class TrainingRecordServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutTrainingCurve(self, request_iterator, context):
-        """Replaces a job's kept curve.
+        """Replaces a job's kept curve. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+        JOB_FINISHED when the job has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

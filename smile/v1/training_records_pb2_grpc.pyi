@@ -48,7 +48,9 @@ class TrainingRecordServiceStub:
     must hold again. Names no tenant in its metadata.
     """
     PutTrainingCurve: _grpc.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCurveRequest, _training_records_pb2.PutTrainingCurveResponse]
-    """Replaces a job's kept curve."""
+    """Replaces a job's kept curve. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+    JOB_FINISHED when the job has ended.
+    """
     GetTrainingCurve: _grpc.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCurveRequest, _training_records_pb2.GetTrainingCurveResponse]
     """Streams a job's kept curve."""
     PutTrainingCheckpoint: _grpc.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCheckpointRequest, _training_records_pb2.PutTrainingCheckpointResponse]
@@ -78,7 +80,9 @@ class TrainingRecordServiceAsyncStub(TrainingRecordServiceStub):
     must hold again. Names no tenant in its metadata.
     """
     PutTrainingCurve: _aio.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCurveRequest, _training_records_pb2.PutTrainingCurveResponse]  # type: ignore[assignment]
-    """Replaces a job's kept curve."""
+    """Replaces a job's kept curve. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+    JOB_FINISHED when the job has ended.
+    """
     GetTrainingCurve: _aio.UnaryStreamMultiCallable[_training_records_pb2.GetTrainingCurveRequest, _training_records_pb2.GetTrainingCurveResponse]  # type: ignore[assignment]
     """Streams a job's kept curve."""
     PutTrainingCheckpoint: _aio.StreamUnaryMultiCallable[_training_records_pb2.PutTrainingCheckpointRequest, _training_records_pb2.PutTrainingCheckpointResponse]  # type: ignore[assignment]
@@ -141,7 +145,9 @@ class TrainingRecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_training_records_pb2.PutTrainingCurveRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_training_records_pb2.PutTrainingCurveResponse, _abc.Awaitable[_training_records_pb2.PutTrainingCurveResponse]]:
-        """Replaces a job's kept curve."""
+        """Replaces a job's kept curve. Refused with CONCURRENT_CHANGE when `fence` is lower than the record's, and with
+        JOB_FINISHED when the job has ended.
+        """
 
     @_abc_1.abstractmethod
     def GetTrainingCurve(

@@ -401,6 +401,18 @@ async def test_the_record_of_a_job(world: StorageWorld) -> None:
         world.service,
     )
     assert [item.training_job.name for item in pending.records] == [get.name]
+    parts = [
+        R.PutTrainingCurveRequest(
+            name=get.name if number == 0 else "",
+            fence=2 if number == 0 else 0,
+            metrics=[
+                trainer_pb2.TrainingMetric(name="loss", value=1.0, step=s) for s in range(5000)
+            ],
+        )
+        for number in range(3)
+    ]
+    (kept,) = await world.call("TrainingRecordService.PutTrainingCurve", parts, *caller)
+    assert kept.metric_count == 15_000
     record.fence = 2
     record.training_job.state = trainer_pb2.TrainingJob.STATE_SUCCEEDED
     ended = R.UpdateTrainingRecordRequest(record=record)
@@ -410,17 +422,8 @@ async def test_the_record_of_a_job(world: StorageWorld) -> None:
     error = await world.error("TrainingRecordService.UpdateTrainingRecord", again, *caller)
     assert isinstance(error, FailedPrecondition)
     assert error.reason == "JOB_FINISHED"
-    parts = [
-        R.PutTrainingCurveRequest(
-            name=get.name if number == 0 else "",
-            metrics=[
-                trainer_pb2.TrainingMetric(name="loss", value=1.0, step=s) for s in range(5000)
-            ],
-        )
-        for number in range(3)
-    ]
-    (kept,) = await world.call("TrainingRecordService.PutTrainingCurve", parts, *caller)
-    assert kept.metric_count == 15_000
+    error = await world.error("TrainingRecordService.PutTrainingCurve", parts, *caller)
+    assert error.reason == "JOB_FINISHED"
     curve = R.GetTrainingCurveRequest(name=get.name)
     pages = await world.call("TrainingRecordService.GetTrainingCurve", curve, *caller)
     assert [metric for page in pages for metric in page.metrics] == [

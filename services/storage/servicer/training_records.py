@@ -78,7 +78,9 @@ class TrainingRecordServicer(training_records_pb2_grpc.TrainingRecordServiceServ
         first = await anext(request, None)
         if first is None:
             raise InvalidArgument("the first message names the job", reason="HEADER_MISSING")
-        points = await self._records.put_curve(_job(first.name), _batches(first, request))
+        points = await self._records.put_curve(
+            _job(first.name), first.fence, _batches(first, request)
+        )
         return training_records_pb2.PutTrainingCurveResponse(metric_count=points)
 
     async def GetTrainingCurve(

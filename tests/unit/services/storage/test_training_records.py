@@ -154,10 +154,24 @@ async def test_curves_come_back(world: World) -> None:
         for epoch in range(9)
     ]
     nan = (Metric("loss", float("inf"), 1, 1),)
-    assert await world.records.put_curve(name, _batches(*batches, nan)) == 27_001
+    assert await world.records.put_curve(name, 0, _batches(*batches, nan)) == 27_001
     assert [batch async for batch in world.records.curve(name)] == [*batches, nan]
-    assert await world.records.put_curve(name, _batches(nan)) == 1
+    assert await world.records.put_curve(name, 0, _batches(nan)) == 1
     assert [batch async for batch in world.records.curve(name)] == [nan]
+
+
+async def test_a_curve_is_written_by_who_holds_the_job(world: World) -> None:
+    name, point = JobName(ACME, "j1"), (Metric("loss", 1.0, 1, 1),)
+    await world.records.create(job())
+    running = replace(job(), state=JobState.RUNNING)
+    await world.records.update(TrainingRecord(running, 2))
+    with pytest.raises(Aborted, match="fence 2, this is 1"):
+        await world.records.put_curve(name, 1, _batches(point))
+    assert await world.records.put_curve(name, 2, _batches(point)) == 1
+    await world.records.update(TrainingRecord(replace(job(), state=JobState.FAILED), 2))
+    with pytest.raises(FailedPrecondition, match="has ended as 'failed'"):
+        await world.records.put_curve(name, 3, _batches(point))
+    assert [batch async for batch in world.records.curve(name)] == [point]
 
 
 async def test_curves_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +180,10 @@ async def test_curves_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch)
     await world.records.create(job())
     point = Metric("loss", 1.0, 1, 1)
     with pytest.raises(InvalidArgument, match="3"):
-        await world.records.put_curve(name, _batches((point,) * 2, (point,) * 2))
+        await world.records.put_curve(name, 0, _batches((point,) * 2, (point,) * 2))
     assert [batch async for batch in world.records.curve(name)] == []
     with pytest.raises(NotFound):
-        await world.records.put_curve(JobName(ACME, "none"), _batches((point,)))
+        await world.records.put_curve(JobName(ACME, "none"), 0, _batches((point,)))
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"junk\n", b"[[1]]\n", b'[["l",1,1,1]]\n'])

@@ -150,17 +150,14 @@ class FakeStorage:
         self.aliases.append((str(version), alias))
         self._fail("set_alias")
 
-    async def put_curve(self, name: JobName, metrics: Sequence[Metric]) -> None:
+    async def put_curve(self, name: JobName, fence: int, metrics: Sequence[Metric]) -> None:
         self._called("put_curve")
+        self._may_write(name, fence)
         self.curves[str(name)] = list(metrics)
 
     async def put_checkpoint(self, name: JobName, fence: int, data: bytes) -> None:
         self._called("put_checkpoint")
-        kept = self.kept[str(name)]
-        if fence < kept.fence:
-            raise Aborted(f"fence {fence} is below {kept.fence}")
-        if kept.job.state.done:
-            raise FailedPrecondition("the job has ended", reason="JOB_FINISHED")
+        self._may_write(name, fence)
         self.checkpoints[str(name)] = data
         self._fail("put_checkpoint")
 
@@ -172,6 +169,13 @@ class FakeStorage:
         self._called("curve")
         for metric in self.curves.get(str(name), []):
             yield metric
+
+    def _may_write(self, name: JobName, fence: int) -> None:
+        kept = self.kept[str(name)]
+        if fence < kept.fence:
+            raise Aborted(f"fence {fence} is below {kept.fence}")
+        if kept.job.state.done:
+            raise FailedPrecondition("the job has ended", reason="JOB_FINISHED")
 
     def _called(self, call: str) -> None:
         self.calls.append(call)

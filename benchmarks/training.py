@@ -62,7 +62,7 @@ class Contender:
 CONTENDERS = (
     Contender("full", "huggingface", "hugging_face", ("full",), 3, 5e-5),
     Contender("peft", "huggingface", "hugging_face", ("peft",), 4, 1e-3),
-    Contender("smile", OURS, "smile_trainer", (), 3, 2e-3),
+    Contender("smile", OURS, "smile_trainer", (), 4, 2e-3),
 )
 Row = tuple[str, int]
 
@@ -168,7 +168,7 @@ def texts_of(run: Run) -> tuple[Texts, Texts]:
     documents = tuple((one.text, TOPICS.index(one.topic)) for one in news.train)
     held_out_documents = tuple((one.text, TOPICS.index(one.topic)) for one in news.held_out)
     return (
-        Texts("", train[: run.choose(1500, 160)], held_out[: run.choose(1782, 100)]),
+        Texts("", train[: run.choose(2000, 160)], held_out[: run.choose(1000, 100)]),
         Texts(
             "_documents",
             documents[: run.choose(700, 64)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
@@ -211,6 +212,25 @@ def index(result: Mapping[str, Json], path: Path) -> None:
     _save(axes, path)
 
 
+def training(result: Mapping[str, Json], path: Path) -> None:
+    """Held-out accuracy over time, of each way to train."""
+    found = result.get("trainings")
+    assert isinstance(found, Mapping), "recorded with the result"
+    _, panels = plt.subplots(1, len(found), figsize=SIZE, sharey=True)
+    for axes, (name, trained) in zip(panels, found.items(), strict=True):
+        assert isinstance(trained, Mapping)
+        for (who, runs), colour in zip(trained.items(), (THEIRS, BOUND, OURS), strict=True):
+            for number_of, run in enumerate(cast("Sequence[Mapping[str, Json]]", runs)):
+                epochs = cast("Sequence[tuple[float, float]]", run["epochs"])
+                label = None if number_of else who
+                axes.plot(*zip(*epochs, strict=True), marker="o", color=colour, label=label)
+        axes.set_xlabel(f"seconds, {name}")
+        axes.set_xlim(left=0)
+    panels[0].set_ylabel("held-out accuracy")
+    panels[0].legend()
+    _save(panels[0], path)
+
+
 def materialized(result: Mapping[str, Json], path: Path) -> None:
     """Texts a second of each mode, and the speed-up by size of the table."""
     _, (left, right) = plt.subplots(1, 2, figsize=SIZE)
@@ -239,6 +259,7 @@ def materialized(result: Mapping[str, Json], path: Path) -> None:
 
 PLOTS: Mapping[str, Plot] = {
     "materialized": materialized,
+    "training": training,
     "index": index,
     "storage": storage,
     "density": density,

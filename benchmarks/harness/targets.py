@@ -70,6 +70,16 @@ TARGETS: Mapping[str, tuple[Target, ...]] = {
         at_least("create_per_second", 100),
     ),
     "index": (at_most("open_s_1m", 1.0),),
+    "training": (
+        at_least("speedup_vs_full", 3.0),
+        at_least("speedup_vs_full_documents", 3.0),
+        at_least("speedup_vs_peft", 1.8),
+        at_least("speedup_vs_peft_documents", 1.8),
+        at_least("memory_saving", 0.8),
+        at_least("memory_saving_documents", 0.8),
+        at_most("accuracy_loss", 0.005),
+        at_most("accuracy_loss_documents", 0.005),
+    ),
     "eviction": (),
     "forming": (),
 }

@@ -62,6 +62,24 @@ inline Vec widen_bytes(Bytes bytes) {
 #endif
 }
 
+// To nearest, ties to even. Numbers are at most INT8_MOST in size.
+inline Bytes narrow_bytes(Vec value) {
+#ifdef SMILE_AVX512
+    return bits_as<Bytes>(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(bits_as<__m512>(value))));
+#else
+    Bytes bytes;
+    for (int lane = 0; lane < LANES; ++lane)
+        bytes[lane] = static_cast<int8_t>(std::nearbyint(value[lane]));
+    return bytes;
+#endif
+}
+
+inline float largest_of(Vec value) {
+    float most = value[0];
+    for (int lane = 1; lane < LANES; ++lane) most = value[lane] > most ? value[lane] : most;
+    return most;
+}
+
 template <class V, class E>
 inline V part_of(const E* from, int count) {
     V value{};
@@ -108,18 +126,20 @@ struct Int8View {
 
     template <class T>
     static void write(char* to, const T* from, int64_t width) {
-        float most = 0.0f;
-        for (int64_t at = 0; at < width; ++at) {
-            const float size = std::fabs(to_float(from[at]));
-            most = size > most ? size : most;
-        }
+        Vec sizes{};
+        for_lanes(width, [&](int64_t at, int lanes) {
+            const Vec value = load_lanes(from + at, lanes);
+            sizes = greatest(sizes, greatest(value, -value));
+        });
+        const float most = largest_of(sizes);
         const bool some = most > SCALED_MIN;
         const float scale = some ? most / INT8_MOST : 0.0f, by = some ? INT8_MOST / most : 0.0f;
         std::memset(to, 0, bytes(width));
         std::memcpy(to, &scale, sizeof(scale));
-        auto* numbers = reinterpret_cast<int8_t*>(to) + 4;
-        for (int64_t at = 0; at < width; ++at)
-            numbers[at] = static_cast<int8_t>(std::nearbyint(to_float(from[at]) * by));
+        for_lanes(width, [&](int64_t at, int lanes) {
+            const Bytes numbers = narrow_bytes(load_lanes(from + at, lanes) * by);
+            std::memcpy(to + sizeof(scale) + at, &numbers, lanes);
+        });
     }
 };
 

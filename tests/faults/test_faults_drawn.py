@@ -10,7 +10,11 @@ import pytest_asyncio
 
 from tests.faults.scenarios import SCENARIOS, Ground, ground
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.e2e]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),  # each takes seconds; a machine may be starved
+]
 SEED = int(os.environ.get("SMILE_TEST_FAULTS_SEED", "0"))
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from services.processor.engine import Engine, Prepared
+from services.processor.materialize.options import StandInPlace
 from services.processor.options import EngineOptions
 from services.processor.requests import Track
-from services.processor.scheduling.probe import Probe, subject_of, tables
+from services.processor.scheduling.latency import Latencies
+from services.processor.scheduling.probe import Probe, learn, subject_of, tables
+from smile.model.backbone import Backbone
 from smile.model.sources import BackboneSource, SourceKind
 from smile.model.specs import PetKind
 from smile.model.toy import write_toy_backbone
+from tests.contract.materialized_world import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +71,20 @@ def test_a_busy_machine_is_measured_again(
     monkeypatch.setattr(Probe, "_seconds", lambda *_: next(runs))
     tables(engine, Track("toy"), tmp_path, budget_s=1.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_materialised_batches_are_measured_apart(tmp_path: Path) -> None:
+    folder = write_toy_backbone(tmp_path / "toy")
+    encoder = Encoder.make(Backbone.load(folder, "toy"), tmp_path / "encoder.safetensors")
+    source = BackboneSource("toy", SourceKind.DIR, str(folder))
+    stand_ins = {"toy": StandInPlace(encoder.path)}
+    engine = Engine(EngineOptions((source,), threads=1, stand_ins=stand_ins))
+    engine.load()
+    exact, materialised = engine.tracks
+    assert subject_of(engine, exact) != subject_of(engine, materialised)
+    probe = Probe(engine, materialised)
+    assert all(probe(40, 3, kind) > 0 for kind in probe.kinds), "modules begin at the boundary"
+    latencies = Latencies()
+    learn(engine, latencies, tmp_path / "kept", 0.2)
+    assert latencies.of(exact) is not None and latencies.of(materialised) is not None
+    assert engine.level().ngrams == 0, "what was measured was not asked for"

@@ -260,7 +260,7 @@ STATS = st.builds(
     *[REAL] * 3,
     *[BIG] * 8,
     *[REAL] * 7,
-    BIG,
+    *[BIG] * 6,
     st.dictionaries(TEXT, BIG, max_size=2),
     st.dictionaries(TEXT, BIG, max_size=2),
     st.lists(st.builds(r.ClassLatency, TEXT, BIG, REAL, REAL), max_size=2).map(tuple),

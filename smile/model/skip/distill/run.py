@@ -217,7 +217,7 @@ class Distillation:
             raise FailedPrecondition(
                 f"the error is no number any more at step {self._place.step}: try a rate below "
                 f"{self._settings.rate}",
-                reason="LOSS_NOT_FINITE",
+                reason="DISTILLATION_DIVERGED",
             )
         self._optimizer.step()
         return errors

@@ -165,6 +165,7 @@ def test_keys_are_read_from_text_and_file(tmp_path: Path) -> None:
         f"{NEW}\n{NEW}",
         "new:" + "*" * 43,
     ],
+    ids=["empty", "comment", "no-colon", "no-key", "short", "case", "twice", "letters"],
 )
 def test_malformed_keys_are_refused_without_their_secret(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:

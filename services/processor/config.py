@@ -11,7 +11,12 @@ from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.lanes.sequence import Execution
-from services.processor.materialize.options import LearningOptions, StandInPlace, parse_places
+from services.processor.materialize.options import (
+    INCLUDED,
+    LearningOptions,
+    StandInPlace,
+    parse_places,
+)
 from services.processor.options import (
     Device,
     EngineOptions,
@@ -191,7 +196,7 @@ class ProcessorSettings(BackboneServiceSettings):
 
     def _check_stand_ins(self, prefix: str) -> None:
         served = {source.name for source in self.sources}
-        encoders = self._places(f"{prefix}SKIP", self.skip)
+        encoders = self._places(f"{prefix}SKIP", self.skip, INCLUDED)
         for name, given, known in (
             (f"{prefix}SKIP={self.skip}", encoders, served),
             (
@@ -205,9 +210,9 @@ class ProcessorSettings(BackboneServiceSettings):
                 raise ValueError(f"{name}: backbone '{unknown[0]}' {what}")
 
     @staticmethod
-    def _places(name: str, text: str) -> Mapping[str, Path]:
+    def _places(name: str, text: str, *words: Path) -> Mapping[str, Path]:
         try:
-            return parse_places(text)
+            return parse_places(text, *words)
         except SmileError as error:
             raise ValueError(f"{name}: {error.message}") from None
 
@@ -217,7 +222,7 @@ class ProcessorSettings(BackboneServiceSettings):
         tables = parse_places(self.tables)
         return {
             name: StandInPlace(encoder, tables.get(name))
-            for name, encoder in parse_places(self.skip).items()
+            for name, encoder in parse_places(self.skip, INCLUDED).items()
         }
 
     @property

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from services.processor.lanes.trace import Facts, Lane, Trace
 from services.processor.materialize.learning import Heard, LiveRows
 from services.processor.materialize.level import StandInLevel
+from services.processor.materialize.options import INCLUDED
 from services.processor.materialize.standin import StandIn
 from services.processor.options import EngineOptions, Precision
 from services.processor.requests import Batch, Computed, FloatArray, Materialized, Track
@@ -32,6 +34,8 @@ from smile.model.kernels.rows import own_row
 from smile.model.loaded import DecodedModule, Decoder, LoadedModule
 from smile.model.materialized import LookedUp
 from smile.model.skip import artifact
+from smile.model.skip.artifact import EncoderFile
+from smile.model.skip.included import included_for
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.tokenizer import TextTokenizer
 from smile.resources import Exactness, Materialization
@@ -259,7 +263,7 @@ class Engine:
         if place is None:
             return _Served(engine, Decoder(backbone, dtype), None)
         try:
-            file = artifact.read(place.encoder)
+            file = _encoder_file(place.encoder, backbone)
             found = StandIn(file, backbone, kernels, self._device, dtype)
         except SmileError as error:  # exact answers do without
             get_logger().error("a local encoder cannot be used", why=error.message)
@@ -303,6 +307,20 @@ class Engine:
         served.engine.run(batch)
         if served.stand_in is not None and served.stand_in.boundary <= batch.boundary:
             served.engine.run(batch, served.stand_in.look_up(batch))
+
+
+def _encoder_file(path: Path, backbone: Backbone) -> EncoderFile:
+    """A backbone's local encoder. Raises what reading it raises, `FailedPrecondition` where none is
+    included."""
+    if path != INCLUDED:
+        return artifact.read(path)
+    if (found := included_for(backbone.digest)) is None:
+        raise FailedPrecondition(
+            f"no local encoder for backbone '{backbone.name}' comes with SMILE; distil one with "
+            f"'smile backbones distill'",
+            reason="NOT_MATERIALIZED",
+        )
+    return found[1]
 
 
 def _checked(outputs: tuple[FloatArray, ...]) -> Computed:

@@ -11,13 +11,15 @@ from smile.errors import InvalidArgument
 from smile.names import check_id
 from smile.representations.traffic import CountRules
 
+INCLUDED = Path("included")
+
 
 @dataclass(frozen=True, slots=True)
 class StandInPlace:
     """What stands in for the lower layers of one backbone.
 
     Attributes:
-        encoder: File of the local encoder.
+        encoder: File of the local encoder; `INCLUDED`: the one that comes with SMILE.
         table: Folder of a table's snapshot; None: all rows are computed, or learned.
     """
 
@@ -42,8 +44,9 @@ class LearningOptions:
     rules: CountRules = field(default_factory=CountRules)
 
 
-def parse_places(text: str) -> Mapping[str, Path]:
-    """Reads `backbone=/path,...`: paths by backbone; none where the text is empty.
+def parse_places(text: str, *words: Path) -> Mapping[str, Path]:
+    """Reads `backbone=/path,...`: paths by backbone; none where the text is empty. A place may be
+    one of `words`, too.
 
     Raises:
         InvalidName: a name is not a resource id.
@@ -52,8 +55,9 @@ def parse_places(text: str) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for entry in filter(None, map(str.strip, text.split(","))):
         name, equals, place = entry.partition("=")
-        if not equals or not Path(place).is_absolute():
-            raise InvalidArgument(f"expected 'backbone=/absolute/path', got {entry!r}")
+        if not equals or not (Path(place).is_absolute() or Path(place) in words):
+            told = "".join(f" or 'backbone={word}'" for word in words)
+            raise InvalidArgument(f"expected 'backbone=/absolute/path'{told}, got {entry!r}")
         if check_id(name, "backbone") in found:
             raise InvalidArgument(f"backbone '{name}' repeats")
         found[name] = Path(place)

@@ -46,6 +46,10 @@ AREA = Area(
             "TrainingProgress.phase",
             "JobError",
             "TrainingJob.metrics",
+            "TrainingJob.parent_job",
+            "Sweep.metric",
+            "TrialOutcome.job",
+            "TrialOutcome.version",
         }
     ),
     free=frozenset(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from services.processor.engine import Engine
+from services.processor.materialize.options import INCLUDED, StandInPlace
 from services.processor.options import Device, EngineOptions
 from services.processor.requests import Batch, Chunk, FloatArray, ModuleKey
 from smile.errors import DataCorrupted, FailedPrecondition
@@ -21,6 +22,7 @@ from smile.model.sources import BackboneSource, SourceKind
 from smile.model.specs import DType, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.toy import write_toy_backbone
 from smile.names import tenant_id
+from smile.resources import Exactness
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +142,15 @@ def test_no_such_device(folder: Path) -> None:
     source = BackboneSource("toy", SourceKind.DIR, str(folder))
     with pytest.raises(FailedPrecondition, match="no CUDA device"):
         Engine(EngineOptions((source,), device=Device.CUDA)).load()
+
+
+def test_a_backbone_for_which_no_local_encoder_comes_along_is_exact(folder: Path) -> None:
+    source = BackboneSource("toy", SourceKind.DIR, str(folder))
+    engine = Engine(EngineOptions((source,), threads=1, stand_ins={"toy": StandInPlace(INCLUDED)}))
+    engine.load()
+    assert engine.backbones == ("toy",)
+    spec = ModuleSpec("toy", engine.digest("toy"), PetSpec(PetKind.NONE), HeadSpec(Task.EMBEDDING))
+    engine.check(spec, Exactness.EXACT)
+    with pytest.raises(FailedPrecondition) as caught:
+        engine.check(spec, Exactness.MATERIALIZED)
+    assert caught.value.reason == "NOT_MATERIALIZED"

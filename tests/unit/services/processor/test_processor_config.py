@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from services.processor.config import ProcessorSettings
+from services.processor.materialize.options import INCLUDED
 from services.processor.options import Device
 from smile.rpc.keys import KeyKind, new_key
 
@@ -38,7 +39,12 @@ def test_defaults() -> None:
         ({"device_bytes_max": 1_000}, "DEVICE_BYTES_MAX=1000 must hold the largest module"),
         ({"pinned_share": 0.9}, "PINNED_SHARE=0.9 may pin"),
         ({"backbones": "x=tape:y"}, "kind must be one of"),
-        ({"skip": "minilm"}, "PROCESSOR_SKIP: expected 'backbone=/absolute/path', got 'minilm'"),
+        (
+            {"skip": "minilm"},
+            "PROCESSOR_SKIP: expected 'backbone=/absolute/path' or 'backbone=included', "
+            "got 'minilm'",
+        ),
+        ({"skip": "minilm=/a", "tables": "minilm=included"}, "got 'minilm=included'"),
         ({"skip": "minilm=here"}, "expected 'backbone=/absolute/path'"),
         ({"skip": "minilm=/a,minilm=/b"}, "backbone 'minilm' repeats"),
         ({"skip": "other=/a"}, "PROCESSOR_SKIP=other=/a: backbone 'other' is not served"),
@@ -51,6 +57,11 @@ def test_defaults() -> None:
 def test_what_does_not_hold_together_is_told(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=told):
         settings(**changes)
+
+
+def test_the_local_encoder_that_comes_along() -> None:
+    place = settings(skip="minilm=included").stand_ins["minilm"]
+    assert (place.encoder, place.table) == (INCLUDED, None)
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from demo.measure import latency_p50_ms, quality
+from demo.measure import latency_p50_ms, quality, rated
 from demo.recipes import Recipe
-from smile import Client, TrainingJob
+from smile import Client, Exactness, TrainingJob
 from smile.cli.progress import JobView
 from smile.errors import Internal
 
@@ -96,6 +96,10 @@ class Journey:
             latency_p50_ms=latency_p50_ms(self._client, recipe),
             version=job.version,
         )
+
+    def rate(self, exactness: Exactness) -> tuple[float, float]:
+        """As `demo.measure.rated`."""
+        return rated(self._client, self.recipe, exactness)
 
     def _say(self, sentence: str) -> None:
         text = Text(f"{self.recipe.tenant:<9}", style="bold")

@@ -27,10 +27,10 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         yield world
 
 
-async def looked_up(world: World, vplm: str) -> str:
+async def looked_up(world: World, vplm: str, seed: int = 1) -> str:
     """A vPLM that the processor knows where to find, and does not have in memory."""
     name = f"tenants/acme/vplms/{vplm}"
-    world.add("acme", vplm, seed=1)
+    world.add("acme", vplm, seed=seed)
     await world.infer("acme", name, [TEXT])
     world.processor.pipeline.demand.sweep(0.0)
     return name
@@ -113,7 +113,7 @@ async def test_bytes_that_come_along_are_not_asked_for_again(
 ) -> None:
     monkeypatch.setattr(world.storage, "brings", True)
     downloads = world.storage.asked["download"]
-    name = await looked_up(world, "along")
+    name = await looked_up(world, "along", seed=11)
     assert world.storage.asked["download"] == downloads
     result = await world.infer("acme", name, [TEXT])  # it had left memory
     check(world, result, [TEXT])
@@ -124,7 +124,7 @@ async def test_bytes_that_come_along_and_are_wrong_are_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(world.storage, "brings", True)
-    wrong = world.add("acme", "wrong", seed=3)
+    wrong = world.add("acme", "wrong", seed=12)
     world.storage.lie(wrong.name, b"not these", digest=False)
     with pytest.raises(errors.DataCorrupted):
         await world.infer("acme", "tenants/acme/vplms/wrong", [TEXT])

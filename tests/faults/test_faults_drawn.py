@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.timeout(900),  # each takes seconds; a machine may be starved
 ]
 SEED = int(os.environ.get("SMILE_TEST_FAULTS_SEED", "0"))
+DRAWS_MAX = 6
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -29,7 +30,10 @@ async def test_nothing_acknowledged_is_lost(on: Ground, name: str) -> None:
     scenario = SCENARIOS[name]
     if not scenario.possible():
         pytest.skip("this machine does not allow it")
-    tally = await scenario.play(on, seed=SEED)
+    for seed in range(SEED, SEED + DRAWS_MAX):
+        tally = await scenario.play(on, seed=seed)
+        if tally.faults:
+            break  # how many steps a job has goes by its time, too: the one drawn may not come
     assert tally.faults > 0, "no fault was injected"
     assert tally.acknowledged > 0
     assert tally.lost == []

@@ -97,24 +97,8 @@ class Platform:
         (port,) = assign_ports(("processor",), 0).values()
         log = DataDirectory.at(self.data).log(f"processor-{name}")
         environment = {**self._environment(), **settings, "SMILE_PROCESSOR_PORT": str(port)}
-        with log.open("ab") as out:
-            process = subprocess.Popen(
-                leashed((sys.executable, "-P", "-m", "services.processor")),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
-        try:
-            _await_ready(process, f"{HOST}:{port}", log)
+        with running("processor", f"{HOST}:{port}", environment, log) as process:
             yield ProcessorProcess(_with_processor(self.state, f"{HOST}:{port}"), process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_S_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
     def _environment(self) -> dict[str, str]:
         """What the platform's own services were started with."""
@@ -167,12 +151,41 @@ def _environment(settings: Settings) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _await_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+@contextmanager
+def running(
+    service: str, address: str, environment: Settings, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A service as a process that ends with this one, ready at `address`, ended on leaving.
+
+    Raises:
+        FailedPrecondition: it ended or was not ready in time; the message has its log's end.
+    """
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            leashed((sys.executable, "-P", "-m", f"services.{service}")),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        _await_ready(process, service, address, log)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_ready(process: subprocess.Popen[bytes], service: str, address: str, log: Path) -> None:
     until = time.monotonic() + START_S_MAX
     with ThreadPoolExecutor(1) as beside:  # whoever waits may run an event loop of its own
         while not beside.submit(asyncio.run, probe(address)).result().ready:
             if process.poll() is not None or time.monotonic() > until:
-                raise FailedPrecondition(f"the processor is not ready; its log: {last_lines(log)}")
+                raise FailedPrecondition(f"the {service} is not ready; its log: {last_lines(log)}")
             time.sleep(0.2)
 
 

@@ -98,6 +98,14 @@ class _Known:
     failed: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What storage is being asked, since `began`."""
+
+    task: asyncio.Task[Route]
+    began: float
+
+
 class Resolver:
     """Remembers where names point. For use on the event loop only.
 
@@ -124,7 +132,7 @@ class Resolver:
         self._clock = clock
         self._entries_max = entries_max
         self._known: OrderedDict[Asked, _Known] = OrderedDict()
-        self._asking: dict[Asked, asyncio.Task[Route]] = {}
+        self._asking: dict[Asked, _Question] = {}
 
     async def target(self, asked: Asked, routing_key: str = "") -> Target:
         """The version that answers a request for `asked`; the key decides where there are two.
@@ -143,16 +151,14 @@ class Resolver:
             NotFound: there is no such vPLM, alias or version any more.
             Unavailable: storage is away.
         """
-        if (earlier := self._asking.get(asked)) is not None:
-            await asyncio.wait({earlier})
-        return (await asyncio.shield(self._start(asked))).pick(asked, routing_key)
+        return (await self._asked_since(asked, self._clock())).pick(asked, routing_key)
 
     async def _route(self, asked: Asked) -> Route:
         known = self._known.get(asked)
         lookups = self.freshness.lookups
         if known is None:
             lookups[Lookup.ALIAS_ASKED] += 1
-            return await asyncio.shield(self._start(asked))
+            return await self._asked_since(asked, self._clock() - self._ttl_s)
         self._known.move_to_end(asked)
         now = self._clock()
         age_s = now - self.freshness.fresh_at(known.name, known.asked, now)
@@ -170,29 +176,38 @@ class Resolver:
 
     async def close(self) -> None:
         """End what is being asked."""
-        tasks = list(self._asking.values())
+        tasks = [question.task for question in self._asking.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _asked_since(self, asked: Asked, since: float) -> Route:
+        """Storage's answer to a question put after `since`: one under way from before may tell of
+        what was long ago, and is let pass.
+        """
+        earlier = self._asking.get(asked)
+        if earlier is not None and earlier.began <= since:
+            await asyncio.wait({earlier.task})
+        return await asyncio.shield(self._start(asked))
+
     async def _doubted(self, asked: Asked, known: _Known) -> Route:
         """The answer as of now; the one known where storage does not give any in time."""
-        asking = self._start(asked)
-        await asyncio.wait({asking}, timeout=PATIENCE_S)
-        if asking.done() and not isinstance(asking.exception(), _AWAY):
-            return asking.result()
-        get_logger().warning(
-            "storage is away, using a remembered version", version=str(known.route.target.name)
-        )
-        return known.route
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._asked_since(asked, self._clock() - self._ttl_s)
+        except (TimeoutError, *_AWAY):
+            get_logger().warning(
+                "storage is away, using a remembered version", version=str(known.route.target.name)
+            )
+            return known.route
 
     def _start(self, asked: Asked) -> asyncio.Task[Route]:
-        task = self._asking.get(asked)
-        if task is None:
+        question = self._asking.get(asked)
+        if question is None:
             task = asyncio.get_running_loop().create_task(self._ask(asked), context=Context())
-            self._asking[asked] = task
+            self._asking[asked] = question = _Question(task, self._clock())
             task.add_done_callback(lambda done: self._asked(asked, done))
-        return task
+        return question.task
 
     def _asked(self, asked: Asked, task: asyncio.Task[Route]) -> None:
         del self._asking[asked]

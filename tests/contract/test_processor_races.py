@@ -35,7 +35,8 @@ FEED_SEEDS = (5, 6, 7)
 FEED_DOUBT_S = 0.02  # storage is changed in no time
 RUN_S = 3.0
 TTL_S = 0.1
-SLACK_S = 0.4  # a busy machine's
+SLACK_S = 0.4  # a busy machine's; one that stood still for longer proves nothing
+ATTEMPTS = 5
 PATIENT_S = 30.0
 TENANTS = ("acme", "rival")
 IDS = [f"v{number}" for number in range(5)]
@@ -80,6 +81,7 @@ class Race:
     until: float
     replies: list[Reply] = field(default_factory=list)
     rents: Counter[str] = field(default_factory=Counter)
+    stall_s: float = 0.0
 
     def random(self, actor: str) -> Random:
         return Random(f"{self.seed} {actor}")
@@ -148,12 +150,26 @@ class Race:
     async def sweep(self, random: Random) -> None:
         self.world.processor.pipeline.demand.sweep(random.choice((0.0, 0.05)))
 
+    async def watch(self) -> None:
+        """Notice for how long nothing ran at all."""
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            self.stall_s = max(self.stall_s, now - before)
+            before = now
+
     def blame(self, reply: Reply, what: str) -> str:
         """A failure, for people."""
-        start, end = reply.start - reply.end, 0.0
+        answer = reply.answer
+        if not isinstance(answer, SmileError):
+            told = f"{answer.version} {answer.digest[:8]}"
+        else:
+            told = f"{answer!r:.600}"
         return (
-            f"seed {self.seed}: {what}\nasked {reply.version or reply.vplm} from {start:+.3f} to "
-            f"{end:+.3f} s: {reply.answer!r:.600}\n{self.history.tail(reply.vplm, reply.end)}"
+            f"seed {self.seed}: {what}\nasked {reply.version or reply.vplm} for "
+            f"{reply.end - reply.start:.3f} s: {told}\n"
+            f"{self.history.tail(reply.vplm, reply.end)}"
         )
 
 
@@ -174,6 +190,18 @@ def shared_oracle() -> dict[str, Oracle]:
 async def test_no_reply_comes_from_the_wrong_version(
     backbone: Path, shared_oracle: dict[str, Oracle], seed: int, feed_doubt_s: float | None
 ) -> None:
+    stalls = []
+    for _ in range(ATTEMPTS):
+        stalls.append(await _race(backbone, shared_oracle, seed, feed_doubt_s))
+        if stalls[-1] <= SLACK_S:
+            return
+    pytest.fail(f"the machine stood still for {stalls} s, {SLACK_S} s at most prove something")
+
+
+async def _race(
+    backbone: Path, shared_oracle: dict[str, Oracle], seed: int, feed_doubt_s: float | None
+) -> float:
+    """Run it once, and judge unless the machine stood still. Returns for how long it did, in s."""
     async with processor_world(backbone, feed_doubt_s=feed_doubt_s, resolve_ttl_s=TTL_S) as world:
         oracle = shared_oracle.setdefault("", Oracle(world.backbone))
         for tenant in TENANTS:
@@ -184,11 +212,16 @@ async def test_no_reply_comes_from_the_wrong_version(
         async with world.client(TENANTS[0]) as first, world.client(TENANTS[1]) as second:
             clients = dict(zip(TENANTS, (first, second), strict=True))
             race = Race(seed, world, history, clients, time.monotonic() + RUN_S)
+            watch = asyncio.create_task(race.watch())
             await _run(race)
-            _judge(race, oracle)
-            await _calm_down(race)
-            _judge(race, oracle)
-            await _clear(race)
+            if race.stall_s <= SLACK_S:
+                _judge(race, oracle)
+                await _calm_down(race)
+            if race.stall_s <= SLACK_S:
+                _judge(race, oracle)
+                await _clear(race)
+            watch.cancel()
+            return race.stall_s
 
 
 async def _shrink(world: World, oracle: Oracle) -> None:
@@ -259,6 +292,8 @@ async def _calm_down(race: Race) -> None:
             result = await race.clients[tenant].infer(name, TEXTS)
             race.replies.append(Reply(name, None, start, time.monotonic(), TEXTS, result))
             (now,) = race.history.during(name, time.monotonic(), time.monotonic())
+            if race.stall_s > SLACK_S:
+                return
             assert {result.version: result.digest} == now.reached(None), race.blame(
                 race.replies[-1], "an old version"
             )

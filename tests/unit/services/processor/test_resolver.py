@@ -74,7 +74,7 @@ async def number(resolver: Resolver, asked: Asked = TOPICS) -> int:
 
 
 async def settled(resolver: Resolver) -> None:
-    await asyncio.gather(*resolver._asking.values())
+    await asyncio.gather(*(question.task for question in resolver._asking.values()))
     await asyncio.sleep(0)
 
 
@@ -215,6 +215,25 @@ async def test_an_answer_asked_for_before_is_not_new(
     versions.gate.set()
     assert (await renewing).name.number == 2
     assert versions.asked == 3, "first, in the background, anew"
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_question_put_long_ago_answers_nobody_who_asks_now(
+    resolver: Resolver, versions: FakeVersions, clock: FakeClock, known: bool
+) -> None:
+    if known:
+        await number(resolver)
+        clock.advance(2.1)
+    versions.gate = asyncio.Event()
+    then = asyncio.create_task(number(resolver))
+    await asyncio.sleep(0)
+    clock.advance(2.1)
+    now = asyncio.create_task(number(resolver))
+    await asyncio.sleep(0)
+    asked = versions.asked
+    versions.gate.set()
+    assert (await then, await now) == (1, 1)
+    assert versions.asked == asked + 1, "the second has a question of its own"
 
 
 async def test_storage_away_and_nothing_known(resolver: Resolver, versions: FakeVersions) -> None:

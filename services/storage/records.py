@@ -53,7 +53,9 @@ class Document(BaseModel):
 
 
 class Deletion(BaseModel):
-    """Who deleted a resource, and when. Until `purge_time` it can be had back; None: it is gone."""
+    """Who deleted a resource, and when. With a `purge_time` it can be had back, until it is swept
+    after that; None: it is gone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -64,7 +66,7 @@ class Deletion(BaseModel):
     @property
     def restorable(self) -> bool:
         """Whether it can still be undone."""
-        return self.purge_time is not None and now() < self.purge_time
+        return self.purge_time is not None
 
 
 class Deletable(Document):

@@ -9,6 +9,7 @@ from datetime import timedelta
 from services.storage.blobs import ByteBudget
 from services.storage.catalog import Catalog
 from services.storage.diffs import Diffs
+from services.storage.grace import Grace
 from services.storage.identity import Identity
 from services.storage.quota import Ledger
 from services.storage.trash import Trash
@@ -42,5 +43,5 @@ def emptying(store: ObjectStore, grace: timedelta) -> Emptying:
     """For who runs beside the server, or instead of it."""
     ledger = Ledger(store)
     catalog = Catalog(store, Identity(store), ledger, ByteBudget(0))
-    trash = Trash(store, catalog, ledger, grace)
+    trash = Trash(store, catalog, ledger, Grace(store, grace))
     return Emptying(trash.sweep, VersionTrash(store, trash, ledger).sweep)

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 from services.storage import keys
 from services.storage.catalog import Catalog, check_etag, live
 from services.storage.changes import Announcer, Unannounced
 from services.storage.documents import Documents, Stored, load_page
+from services.storage.grace import Grace, Left, swept
 from services.storage.quota import Ledger, every_object
 from services.storage.records import (
     DeletedVplm,
@@ -37,10 +37,7 @@ from smile.errors import Aborted, AlreadyExists, DataCorrupted, NotFound, SmileE
 from smile.logs import get_logger
 from smile.names import TenantId, VplmName
 from smile.resources import Vplm
-from smile.store.objects import ObjectInfo, ObjectStore
-
-DELETE_GRACE = timedelta(days=7)
-REQUEST_AGE_MAX = timedelta(hours=1)  # no request is under way for so long
+from smile.store.objects import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ class Trash:
         store: Where everything is.
         catalog: The vPLMs.
         ledger: Told where bytes are gone.
-        grace: How long what is deleted can be had back; 0: not at all.
+        grace: How long what is deleted can be had back.
         announcer: Tells of deletions.
     """
 
@@ -102,14 +99,14 @@ class Trash:
         store: ObjectStore,
         catalog: Catalog,
         ledger: Ledger,
-        grace: timedelta = DELETE_GRACE,
+        grace: Grace | None = None,
         announcer: Announcer | None = None,
     ) -> None:
         self._store = store
         self._documents = Documents(store)
         self._catalog = catalog
         self._ledger = ledger
-        self.grace = grace
+        self.grace = grace or Grace(store)
         self._announcer = announcer or Unannounced()
 
     async def delete(self, wanted: VplmDeletion) -> Vplm:
@@ -121,7 +118,7 @@ class Trash:
         """
         if wanted.for_good and (emptied := await self._empty(wanted)) is not None:
             return emptied
-        ending = Deletion(request_id=wanted.request_id, time=now(), purge_time=self._end(wanted))
+        ending = await self.grace.deletion(wanted.request_id, for_good=wanted.for_good)
         taken: list[VplmRecord] = []
 
         def apply(stored: Stored[VplmRecord] | None) -> VplmRecord | None:
@@ -139,7 +136,7 @@ class Trash:
         )
         deleted = stored.document.deleted
         if deleted is not None and deleted.request_id == wanted.request_id:
-            if deleted.purge_time is None:
+            if not deleted.restorable:
                 await self._remove(wanted.name, stored.document.uid)
             if taken:
                 return taken[0].view(str(wanted.name), stored.etag)
@@ -219,35 +216,24 @@ class Trash:
                 found = await self._read(name, info.key)
             except DataCorrupted:
                 return True  # unreadable: touch nothing
-            if found is not None and found.stored.document.deletion.purge_time is not None:
+            if found is not None and found.stored.document.deletion.restorable:
                 return True
         return False
 
     async def sweep(self) -> int:
         """Remove for good what nobody can have back any more; the vPLMs removed."""
-        removed = 0
-        for text in await self._store.list_folders(keys.TENANT_DATA):
-            tenant = TenantId(text)
-            folder = keys.deleted_vplms(tenant)
-            async for info in every_object(self._store, folder):
-                name = VplmName(tenant, info.key.removeprefix(folder).partition("/")[0])
-                try:
-                    removed += await self._end_of(name, info)
-                except SmileError as error:
-                    get_logger().warning("left in the trash", key=info.key, why=error.message)
-        return removed
+        return await swept(self._store, keys.deleted_vplms, self._end_of)
 
-    async def _end_of(self, name: VplmName, info: ObjectInfo) -> bool:
-        found = await self._read(name, info.key)
+    async def _end_of(self, left: Left) -> bool:
+        entry = left.info.key.removeprefix(keys.deleted_vplms(left.tenant))
+        found = await self._read(VplmName(left.tenant, entry.partition("/")[0]), left.info.key)
         if found is None:
             return False
         if await self._lives(found):  # a deletion or an undelete that broke off, or is under way
-            if now() - info.modified > REQUEST_AGE_MAX:
-                await self._store.delete(info.key)
+            if left.stale:
+                await self._store.delete(left.info.key)
             return False
-        if found.stored.document.deletion.restorable:
-            return False
-        return await self._purge(found)
+        return left.ended(found.stored.document.deletion) and await self._purge(found)
 
     async def _purge(self, found: Trashed) -> bool:
         """Say that it is gone, then remove it; False where somebody has it back."""
@@ -351,9 +337,6 @@ class Trash:
             return False
         return stored.document.uid == found.record.uid
 
-    def _end(self, wanted: VplmDeletion) -> datetime | None:
-        return None if wanted.for_good or not self.grace else now() + self.grace
-
     def _trashing(
         self, wanted: VplmDeletion, taken: list[VplmRecord]
     ) -> Callable[[], AbstractAsyncContextManager[None]]:
@@ -362,7 +345,7 @@ class Trash:
         @asynccontextmanager
         async def around() -> AsyncIterator[None]:
             (record,) = taken
-            if record.deleted is not None and record.deleted.purge_time is not None:
+            if record.deleted is not None and record.deleted.restorable:
                 place = keys.deleted_vplm(wanted.name, record.uid, wanted.id)
                 document = DeletedVplm(record=record)
                 await self._documents.edit(place, DeletedVplm, lambda _: document)

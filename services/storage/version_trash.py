@@ -15,21 +15,21 @@ from services.storage import aliases, keys
 from services.storage.catalog import check_etag, live
 from services.storage.changes import Announcer, Unannounced
 from services.storage.documents import Documents, Stored
-from services.storage.quota import Ledger, every_object
+from services.storage.grace import Left, swept
+from services.storage.quota import Ledger
 from services.storage.records import (
     Deletion,
     RequestKind,
     RequestNote,
     VersionManifest,
     VplmRecord,
-    now,
 )
-from services.storage.trash import REQUEST_AGE_MAX, Trash
+from services.storage.trash import Trash
 from smile.errors import FailedPrecondition, NotFound, QuotaExceeded, SmileError
 from smile.logs import get_logger
-from smile.names import TenantId, VersionName, VplmName
+from smile.names import VersionName, VplmName
 from smile.resources import VplmVersion
-from smile.store.objects import ObjectInfo, ObjectStore
+from smile.store.objects import ObjectStore
 
 DELETED_VERSIONS_MAX = 256  # of one vPLM, that can be had back
 
@@ -70,12 +70,8 @@ class VersionTrash:
             Aborted: `etag` is not the vPLM's.
         """
         number = wanted.name.number
-        kept = self._trash.grace and not wanted.for_good
-        ending = Deletion(
-            request_id=wanted.request_id,
-            time=now(),
-            purge_time=now() + self._trash.grace if kept else None,
-        )
+        ending = await self._trash.grace.deletion(wanted.request_id, for_good=wanted.for_good)
+        changed = _trashed if ending.restorable else _gone
 
         def apply(stored: Stored[VplmRecord] | None) -> VplmRecord | None:
             record = _live(stored, wanted.name)
@@ -86,7 +82,7 @@ class VersionTrash:
             note = RequestNote(
                 request_id=wanted.request_id, kind=RequestKind.DELETE_VERSION, version=number
             )
-            return record.noted(note, **(_trashed if kept else _gone)(record, number, ending))
+            return record.noted(note, **changed(record, number, ending))
 
         place = keys.vplm(wanted.name.vplm)
         record = _live(await self._documents.read(place, VplmRecord), wanted.name)
@@ -124,36 +120,29 @@ class VersionTrash:
 
     async def sweep(self) -> int:
         """Remove for good what nobody can have back any more; the versions removed."""
-        removed = 0
-        for text in await self._store.list_folders(keys.TENANT_DATA):
-            folder = keys.deleted_versions(TenantId(text))
-            async for info in every_object(self._store, folder):
-                try:
-                    removed += await self._end_of(TenantId(text), info)
-                except SmileError as error:
-                    get_logger().warning("left in the trash", key=info.key, why=error.message)
-        return removed
+        return await swept(self._store, keys.deleted_versions, self._end_of)
 
-    async def _end_of(self, tenant: TenantId, info: ObjectInfo) -> bool:
-        vplm, _, rest = info.key.removeprefix(keys.deleted_versions(tenant)).partition("/")
+    async def _end_of(self, left: Left) -> bool:
+        entry = left.info.key.removeprefix(keys.deleted_versions(left.tenant))
+        vplm, _, rest = entry.partition("/")
         uid, _, number = rest.partition(".")
-        name = VersionName(VplmName(tenant, vplm), int(number))
+        name = VersionName(VplmName(left.tenant, vplm), int(number))
         stored = await self._documents.read(keys.vplm(name.vplm), VplmRecord)
         if stored is None or stored.document.deleted is not None or stored.document.uid != uid:
             if not await self._trash.holds(name.vplm, uid):
-                await self._store.delete(info.key)
+                await self._store.delete(left.info.key)
             return False
         if stored.document.has(name.number):  # had back, or just being deleted
-            if now() - info.modified > REQUEST_AGE_MAX:
-                await self._store.delete(info.key)
+            if left.stale:
+                await self._store.delete(left.info.key)
             return False
         held = stored.document.deleted_versions.get(name.number)
-        if held is not None and held.restorable:
+        if held is not None and not left.ended(held):
             return False
-        await self._end(name, uid)
+        await self._end(name, uid, left)
         return await self._remove(name, uid)
 
-    async def _end(self, name: VersionName, uid: str) -> None:
+    async def _end(self, name: VersionName, uid: str, left: Left) -> None:
         """Let the record say that the number is gone."""
 
         def apply(stored: Stored[VplmRecord] | None) -> VplmRecord | None:
@@ -161,7 +150,7 @@ class VersionTrash:
             held = record.deleted_versions.get(name.number)
             if record.uid != uid or held is None:
                 return None
-            if held.restorable:
+            if not left.ended(held):
                 raise FailedPrecondition(f"{name} can be had back")
             return record.model_copy(update=_gone(record, name.number, held))
 

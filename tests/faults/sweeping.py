@@ -8,13 +8,16 @@ import time
 from dataclasses import dataclass
 
 from smile.errors import SmileError
+from smile.v1 import storage_pb2
+from tests.contract.storage_world import new_id
 from tests.faults.failpoints import Blow
+from tests.faults.operations import TENANT
 from tests.faults.processes import Child, Nursery, until
 from tests.faults.remote import remote_storage
 from tests.faults.storing import Storage, compared, everything_told, kind_of, repeated, steps_of
 from tests.faults.tally import Selection, Tally
 
-YOUNG = "what is being stored is not swept away, however wrong a replica's clock is"
+YOUNG = "what is being stored, or can be had back, is not swept away by a replica's wrong clock"
 AHEAD_S = 30 * 86_400.0  # more than any grace period
 MAKING = (
     "create a vPLM",
@@ -57,12 +60,32 @@ async def wrong_sweeps(nursery: Nursery, port: int, selection: Selection, tally:
             await sweeper.start()
             try:
                 count = await steps_of(here, operation, Blow.COUNT)
+                deleted = await _deleted(here)
                 for at in selection.of(count, f"sweep {operation}"):
                     await _swept(Sweeping(here, sweeper), operation, tally, at)
+                await _had_back(here, deleted, tally)
                 await everything_told(here, tally)
             finally:
                 await sweeper.close()
     tally.seconds += time.monotonic() - began
+
+
+async def _deleted(here: Storage) -> str:
+    """A vPLM that was deleted just now."""
+    change = await here.fresh("delete a vPLM")
+    await change.done(here.world)
+    assert isinstance(change.request, storage_pb2.DeleteVplmRecordRequest)
+    return change.request.name
+
+
+async def _had_back(here: Storage, name: str, tally: Tally) -> None:
+    request = storage_pb2.UndeleteVplmRecordRequest(name=name, request_id=new_id())
+    try:
+        await here.world.call("StorageService.UndeleteVplm", request, here.world.service, TENANT)
+    except SmileError as error:
+        tally.expect(False, f"{name} was deleted just now, and is gone: {error!r}")
+    else:
+        tally.expect(True, name)
 
 
 async def _swept(pair: Sweeping, operation: str, tally: Tally, at: int) -> None:

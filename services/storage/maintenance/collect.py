@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 from services.storage import keys
-from services.storage.maintenance.listing import info_of, store_time
+from services.storage.listing import info_of, store_time
 from services.storage.maintenance.places import Place, PlaceKind, place_of
 from services.storage.maintenance.references import References
 from services.storage.maintenance.work import Work

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from services.storage.blobs import Declared, verified
-from services.storage.maintenance.listing import info_of
+from services.storage.listing import info_of
 from services.storage.maintenance.places import Place
 from services.storage.maintenance.work import Work
 from smile.errors import DataCorrupted, InvalidSpec

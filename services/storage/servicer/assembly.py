@@ -14,6 +14,7 @@ from services.storage.changes import Announcer
 from services.storage.datasets import Datasets
 from services.storage.diffs import Diffs
 from services.storage.feed.hub import Hub
+from services.storage.grace import DELETE_GRACE, Grace
 from services.storage.identity import Identity
 from services.storage.maintenance.collect import GRACE
 from services.storage.quota import Ledger
@@ -30,7 +31,7 @@ from services.storage.servicer import (
 from services.storage.servicer.authenticator import LocalAuthenticator
 from services.storage.shelves import Shelves
 from services.storage.training_records import TrainingRecords
-from services.storage.trash import DELETE_GRACE, Trash
+from services.storage.trash import Trash
 from services.storage.usage import UsageReports
 from services.storage.version_trash import VersionTrash
 from services.storage.versions import Versions
@@ -85,7 +86,8 @@ def assemble(
     budget = ByteBudget(options.upload_bytes_max)
     catalog = Catalog(store, owner, ledger, budget, feed.announcer)
     versions = Versions(store, catalog, owner, ledger, budget)
-    trash = Trash(store, catalog, ledger, options.delete_grace, feed.announcer)
+    grace = Grace(store, options.delete_grace)
+    trash = Trash(store, catalog, ledger, grace, feed.announcer)
     shelves = Shelves(
         catalog,
         versions,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
 
 from services.storage import keys, records
 from services.storage.aliases import AliasMove
+from services.storage.listing import store_time
 from services.storage.trash import Restoration, VplmDeletion
 from services.storage.version_trash import DELETED_VERSIONS_MAX, VersionDeletion
 from smile.accounting import Limit
@@ -23,6 +24,7 @@ from smile.errors import (
 )
 from smile.names import VersionName, VplmName
 from smile.resources import SERVING, Canary, Vplm
+from smile.store.objects import ObjectStore
 from tests.unit.services.storage.world import (
     ACME,
     World,
@@ -49,15 +51,28 @@ async def world() -> World:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
-    """Puts all clocks forward."""
-    modules = ("records", "trash", "version_trash")
+    """Lets time go by for the object store, which is whose clock counts."""
 
     def forward(by: timedelta) -> None:
-        shifted = records.now() + by
-        for module_name in modules:
-            monkeypatch.setattr(f"services.storage.{module_name}.now", lambda: shifted)
+        async def shifted(store: ObjectStore) -> datetime:
+            return await store_time(store) + by
+
+        monkeypatch.setattr("services.storage.grace.store_time", shifted)
 
     return forward
+
+
+@pytest.fixture
+def wrong_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
+    """Puts the clock of this process wrong, and only that."""
+
+    def wrong(by: timedelta) -> None:
+        for module_name in ("records", "grace", "trash", "versions", "catalog"):
+            monkeypatch.setattr(
+                f"services.storage.{module_name}.now", lambda: datetime.now(UTC) + by
+            )
+
+    return wrong
 
 
 async def trash(world: World) -> list[Vplm]:
@@ -168,10 +183,10 @@ async def test_after_the_grace_period_nothing_is_left(
     assert await world.trash.sweep() == 0
     assert len(await trash(world)) == 1
     later(GRACE + timedelta(minutes=1))
+    assert await world.trash.sweep() == 1
     assert await trash(world) == []
     with pytest.raises(NotFound):
         await undelete(world)
-    assert await world.trash.sweep() == 1
     assert [key for key in await world.keys() if "ertain" in key or "/deleted" in key] == []
     assert not [key for key in await world.keys() if "/versions/" in key or "/blobs/" in key]
     assert await world.trash.sweep() == 0
@@ -242,12 +257,9 @@ async def test_an_undelete_and_the_sweeper_do_not_both_win(
             await undelete(world)
     else:
         stale = await world.trash.entries(ACME)
-        forward = records.now() + GRACE + timedelta(days=3)
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("records", "trash"):
-                patch.setattr(f"services.storage.{name}.now", lambda: forward)
-            sweeping = asyncio.create_task(world.trash.sweep())
-            await held.wait()
+        later(GRACE + timedelta(days=3))
+        sweeping = asyncio.create_task(world.trash.sweep())
+        await held.wait()
         with pytest.raises(NotFound):
             await undelete(world)
         go.set()
@@ -351,8 +363,8 @@ async def test_versions_of_the_trash_end_with_the_grace_period(
         await delete_version(world, number)
     assert await world.version_trash.sweep() == 0
     later(GRACE + timedelta(minutes=1))
-    assert await numbers(world, deleted=True) == [6, 5, 1]
     assert await world.version_trash.sweep() == 3
+    assert await numbers(world, deleted=True) == [6, 5, 1]
     record = (await world.catalog.record(vplm())).document
     assert (record.gone_versions, record.deleted_versions) == (((2, 4),), {})
     uid = record.uid
@@ -379,6 +391,43 @@ async def test_a_version_can_be_deleted_for_good(world: World, first: bool) -> N
         await world.version_trash.undelete(wanted.name, new_id())
     assert await world.version_trash.sweep() == 1
     assert await numbers(world, deleted=True) == [1]
+
+
+@pytest.mark.parametrize("days", [30, -30])
+async def test_a_wrong_clock_ends_no_grace_period(
+    world: World, wrong_clock: Callable[[timedelta], None], days: int
+) -> None:
+    """Neither where it deletes nor where it sweeps, nor where it is asked to undo."""
+    await commit(world)
+    for name in ("early", "late"):
+        await commit(world, vplm(name))
+    for seed in (1, 2):
+        await put(world, seed)
+    await world.delete(vplm("early"))
+    await delete_version(world, 2)
+    wrong_clock(timedelta(days=days))
+    await world.delete(vplm("late"))
+    await delete_version(world, 3)
+    assert (await world.trash.sweep(), await world.version_trash.sweep()) == (0, 0)
+    for name in ("early", "late"):
+        await world.trash.undelete(Restoration(vplm(name), new_id()))
+    for number in (2, 3):
+        await world.version_trash.undelete(VersionName(vplm(), number), new_id())
+    assert await numbers(world) == [3, 2, 1]
+
+
+@pytest.mark.parametrize("days", [30, -30])
+async def test_a_wrong_clock_prolongs_no_grace_period(
+    world: World,
+    later: Callable[[timedelta], None],
+    wrong_clock: Callable[[timedelta], None],
+    days: int,
+) -> None:
+    await commit(world)
+    wrong_clock(timedelta(days=days))
+    await world.delete(vplm())
+    later(GRACE + timedelta(minutes=1))
+    assert await world.trash.sweep() == 1
 
 
 async def test_deleted_versions_are_bounded(world: World) -> None:

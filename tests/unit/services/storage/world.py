@@ -14,6 +14,7 @@ from services.storage.adapters import Adapters, AdapterTexts, NewAdapter
 from services.storage.blobs import ByteBudget, Declared
 from services.storage.catalog import Catalog, NewVplm
 from services.storage.datasets import Datasets, NewDataset
+from services.storage.grace import Grace
 from services.storage.identity import Identity, KeySecret, NewTenant
 from services.storage.quota import Ledger
 from services.storage.training_records import TrainingRecords
@@ -172,7 +173,7 @@ class World:
         budget = ByteBudget(64 * MIB)
         self.catalog = Catalog(self.store, self.identity, self.ledger, budget)
         self.versions = Versions(self.store, self.catalog, self.identity, self.ledger, budget)
-        self.trash = Trash(self.store, self.catalog, self.ledger, grace)
+        self.trash = Trash(self.store, self.catalog, self.ledger, Grace(self.store, grace))
         self.version_trash = VersionTrash(self.store, self.trash, self.ledger)
         self.adapters = Adapters(self.store, self.catalog, self.versions, budget)
         self.datasets = Datasets(self.store, self.identity, self.ledger, dataset_bytes_max)

@@ -3,7 +3,7 @@
 1,000 tenants with ten vPLMs each: 167 requests a second (Zhu et al., "SMILE", SIGMOD-Companion
 2023). Every vPLM asks once in every minute at a random time in it, by its tenant's key over its
 tenant's connection. The headline is float32; the same load in bfloat16, by another processor, is
-beside it, and so is, where a local encoder is named, the same load materialised.
+beside it, and so is the same load asked for materialised answers.
 
 One client process asks for all tenants, on the cores that serve them; what it takes is told
 (`client_cores_busy`). It keeps a connection for each tenant, as tenants do: one connection for all
@@ -13,6 +13,7 @@ saves it a tenth of a millisecond a request, and the processor nothing.
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
@@ -83,17 +84,17 @@ async def _measure(run: Run, platform: Platform) -> Figures:
         "rss_gib": rss_gib,
         "bfloat16": bfloat16,
         "materialized": materialized,
+        "p99_ms_materialized": materialized["p99_ms"],
+        "achieved_ratio_materialized": materialized["achieved_ratio"],
     }
 
 
-async def _materialized(asked: Asked, duration_s: float) -> dict[str, Json] | None:
-    """The same load with lower layers looked up; None where no local encoder is named."""
-    with stood_in() as settings:
-        if settings is None:
-            asked.run.say("no local encoder is named: materialised answers are left out")
-            return None
-        with asked.platform.another_processor("materialized", {**ROOMY, **settings}) as other:
-            return await asked.of(other, "materialised", duration_s, Exactness.MATERIALIZED)
+async def _materialized(asked: Asked, duration_s: float) -> dict[str, Json]:
+    """The same load with lower layers looked up."""
+    with ExitStack() as stack:
+        settings = {**ROOMY, **stack.enter_context(stood_in())}
+        other = stack.enter_context(asked.platform.another_processor("materialized", settings))
+        return await asked.of(other, "materialised", duration_s, Exactness.MATERIALIZED)
 
 
 @dataclass(frozen=True, slots=True)

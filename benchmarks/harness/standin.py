@@ -1,4 +1,4 @@
-"""The local encoder that the processor's settings name, and tables of its rows."""
+"""The local encoder that the processor's settings name, or the included one, and its tables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from benchmarks.harness import workload
 from benchmarks.harness.engine import settings
 from benchmarks.harness.fleet import BACKBONE
 from demo.news import Document, load_news
+from services.processor.materialize.options import INCLUDED
 from smile.errors import FailedPrecondition
 from smile.limits import GIB
 from smile.model.backbone import Backbone
 from smile.model.ngram_rows import RowDtype, RowFormat
+from smile.model.skip.included import included_for
 from smile.model.skip.rows import EncoderRows
 from smile.representations import build
 from smile.representations.build import TableWish
@@ -26,14 +28,21 @@ EVERYTHING = 64 * GIB
 
 
 def encoder_place() -> Path:
-    """The file that `SMILE_PROCESSOR_SKIP` names for this backbone. Raises `FailedPrecondition`."""
+    """The file that `SMILE_PROCESSOR_SKIP` names for this backbone; where it names none, the one
+    that comes with SMILE.
+
+    Raises:
+        FailedPrecondition: none does.
+    """
     place = settings().stand_ins.get(BACKBONE)
-    if place is None:
+    if place is not None and place.encoder != INCLUDED:
+        return place.encoder
+    if (found := included_for(backbone().digest)) is None:
         raise FailedPrecondition(
             f"materialised answers need a local encoder: set SMILE_PROCESSOR_SKIP={BACKBONE}=/file",
             reason="NOT_MATERIALIZED",
         )
-    return place.encoder
+    return found[0]
 
 
 @cache
@@ -88,13 +97,10 @@ class Tables:
 
 
 @contextmanager
-def stood_in() -> Iterator[Mapping[str, str] | None]:
-    """Settings of a processor with the local encoder and a table of the training sentences; None
-    where no encoder is named. The table is gone afterwards.
+def stood_in() -> Iterator[Mapping[str, str]]:
+    """Settings of a processor with the local encoder and a table of the training sentences, which
+    is gone afterwards. Raises what `encoder_place` raises.
     """
-    if BACKBONE not in settings().stand_ins:
-        yield None
-        return
     with tempfile.TemporaryDirectory(prefix="smile-bench-tables-") as made:
         place = Tables.at(Path(made)).make("train", Halves.load().train)
         yield {

@@ -23,6 +23,7 @@ from services.processor.materialize.standin import StandIn
 from services.processor.options import EngineOptions, Precision
 from services.processor.requests import Batch, Computed, FloatArray, Materialized, Track
 from smile.errors import DataCorrupted, FailedPrecondition, SmileError
+from smile.limits import MIB
 from smile.logs import get_logger
 from smile.model import weights
 from smile.model.backbone import Backbone
@@ -38,8 +39,10 @@ from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.included import included_for
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.tokenizer import TextTokenizer
+from smile.representations import manifest
 from smile.resources import Exactness, Materialization
 
+OPENED_AT_START_BYTES_MAX = 512 * MIB  # of a table: read in a fraction of a second
 WARM_UP_TEXTS = ("a first text", "and a second one that is a little longer")
 
 
@@ -110,7 +113,8 @@ class Engine:
 
     def live_rows(self) -> Mapping[str, LiveRows]:
         """Rows that stand in for lower layers, by backbone."""
-        found = {name: served.live for name, served in self._engines.items()}
+        loaded = tuple(self._engines.items())  # at once: `load` may add one meanwhile
+        found = {name: served.live for name, served in loaded}
         return {name: live for name, live in found.items() if live is not None}
 
     def level(self) -> StandInLevel:
@@ -271,10 +275,7 @@ class Engine:
         live = LiveRows(found, self._options.learning)
         found.rows = live
         if place.table is not None:
-            try:
-                live.open(place.table)
-            except (SmileError, OSError) as error:  # rows are computed
-                get_logger().error("a table cannot be used", why=str(error))
+            _open_small(live, place.table)
         return _Served(engine, Decoder(backbone, dtype), found, live)
 
     def _stand_in(self, backbone: str) -> StandIn:
@@ -307,6 +308,16 @@ class Engine:
         served.engine.run(batch)
         if served.stand_in is not None and served.stand_in.boundary <= batch.boundary:
             served.engine.run(batch, served.stand_in.look_up(batch))
+
+
+def _open_small(live: LiveRows, folder: Path) -> None:
+    """A table that is read in a moment; until a larger one is, rows are computed: whoever looks
+    after rows opens it, in the background."""
+    try:
+        if manifest.read(folder).bytes <= OPENED_AT_START_BYTES_MAX:
+            live.open(folder)
+    except (SmileError, OSError) as error:  # rows are computed
+        get_logger().error("a table cannot be used", why=str(error))
 
 
 def _encoder_file(path: Path, backbone: Backbone) -> EncoderFile:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,9 @@ from smile.model.kernels.ngrams import BUCKET_WORDS
 from smile.model.ngram_rows import RowDtype, RowFormat, RowStore, RowStores
 from smile.representations import manifest as names
 from smile.representations.index import NgramIndex
-from smile.representations.manifest import Origin, TableManifest
+from smile.representations.manifest import FileFacts, Origin, TableManifest
+
+ROWS_BATCH = 8_192  # put into another format at a time
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -41,7 +44,8 @@ class Table:
 
     @classmethod
     def open(cls, folder: Path, origin: Origin | None = None, *, verify: bool = False) -> Table:
-        """Maps a snapshot's files. Keys and index are checked in full, rows for their size.
+        """Maps a snapshot's files. Keys and index are checked in full, rows for their size. What
+        was checked is what was mapped, whatever takes the folder's place meanwhile.
 
         Args:
             origin: Whose rows are wanted; None: any.
@@ -56,18 +60,19 @@ class Table:
             stated.origin.check(origin)
         row_format = _format(stated)
         checked = names.FILES if verify else (names.KEYS_FILE, names.COUNTS_FILE, names.INDEX_FILE)
-        names.check_size(folder, names.ROWS_FILE, stated.files[names.ROWS_FILE])
-        for name in checked:
-            names.check_digest(folder, name, stated.files[name])
+        mapped = {
+            name: _mapped(folder / name, stated.files[name], verify=name in checked)
+            for name in names.FILES
+        }
         return cls(
             folder=folder,
             manifest=stated,
             format=row_format,
-            keys=_mapped(folder, names.KEYS_FILE, np.int64, (stated.rows,)),
-            counts=_mapped(folder, names.COUNTS_FILE, np.int64, (stated.rows,)),
-            index=NgramIndex(_mapped(folder, names.INDEX_FILE, np.int64, (-1, BUCKET_WORDS))),
+            keys=_numbers(mapped, names.KEYS_FILE, np.int64, (stated.rows,)),
+            counts=_numbers(mapped, names.COUNTS_FILE, np.int64, (stated.rows,)),
+            index=NgramIndex(_numbers(mapped, names.INDEX_FILE, np.int64, (-1, BUCKET_WORDS))),
             store=RowStore(
-                _mapped(folder, names.ROWS_FILE, np.uint8, (stated.rows, row_format.row_bytes))
+                _numbers(mapped, names.ROWS_FILE, np.uint8, (stated.rows, row_format.row_bytes))
             ),
             digest=stated.digest,
         )
@@ -81,6 +86,16 @@ class Table:
         """The row of each key [n]; -1 where there is none."""
         return self.index.find(keys)
 
+    def stored_as(self, row_format: RowFormat) -> RowStore:
+        """Its rows in a format: as they are mapped, or in memory where that is another."""
+        if row_format == self.format:
+            return self.store
+        rows = np.empty((self.store.count, row_format.row_bytes), np.uint8)
+        for start in range(0, len(rows), ROWS_BATCH):
+            part = slice(start, start + ROWS_BATCH)
+            rows[part] = row_format.pack(self.format.unpack(self.store.rows[part]))
+        return RowStore(rows)
+
 
 def _format(stated: TableManifest) -> RowFormat:
     try:
@@ -89,13 +104,24 @@ def _format(stated: TableManifest) -> RowFormat:
         raise DataCorrupted(f"no table's manifest: {error}") from error
 
 
-def _mapped(
-    folder: Path, name: str, dtype: type[_Scalar], shape: Sequence[int]
-) -> NDArray[_Scalar]:
-    """A file's numbers, read only."""
-    path = folder / name
+def _mapped(path: Path, facts: FileFacts, *, verify: bool) -> NDArray[np.uint8]:
+    """A file's bytes, read only. Raises `DataCorrupted`."""
+    names.check_size(path.parent, path.name, facts)
     try:
-        flat = np.memmap(path, dtype, "r")
-        return np.asarray(flat).reshape(tuple(shape))
+        mapped = np.asarray(np.memmap(path, np.uint8, "r"))
+    except (ValueError, OSError) as error:
+        raise DataCorrupted(f"{path} cannot be mapped: {error}") from error
+    found = hashlib.sha256(mapped.data).hexdigest() if verify else facts.sha256
+    if (mapped.nbytes, found) != (facts.bytes, facts.sha256):
+        raise DataCorrupted(f"{path} must have SHA-256 {facts.sha256}, got {found}")
+    return mapped
+
+
+def _numbers(
+    mapped: Mapping[str, NDArray[np.uint8]], name: str, dtype: type[_Scalar], shape: Sequence[int]
+) -> NDArray[_Scalar]:
+    """A file's numbers. Raises `DataCorrupted`."""
+    try:
+        return mapped[name].view(dtype).reshape(tuple(shape))
     except ValueError as error:
-        raise DataCorrupted(f"{path} does not hold what its manifest says: {error}") from error
+        raise DataCorrupted(f"{name} does not hold what its manifest says: {error}") from error

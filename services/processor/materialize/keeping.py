@@ -13,27 +13,39 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from services.processor.materialize.learning import LiveRows
 from services.processor.materialize.options import StandInPlace
 from services.processor.materialize.sharing import Shared, Sharing
 from smile.errors import SmileError
 from smile.logs import get_logger
+from smile.representations.manifest import FILES, MANIFEST_FILE
 from smile.representations.update import Learned
 from smile.store.redis import Redis
 
 T = TypeVar("T")
+FIRST_ROUND_S = 0.5  # while backbones are loaded, to look for one again
+Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(slots=True)
 class Kept:
-    """One backbone's rows, and what was said of them last."""
+    """One backbone's rows.
+
+    Attributes:
+        table: Where a snapshot lies.
+        said: What was logged last.
+        refused: The snapshot that could not be used: it is not read again before it changes.
+        untold: Whether others may lack what was learned here.
+    """
 
     rows: LiveRows
     table: Path | None
     sharing: Sharing | None
     said: str = ""
+    refused: Stamp = ()
+    untold: bool = False
 
 
 class Keeper:
@@ -64,8 +76,8 @@ class Keeper:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(self._rounds_s)
             await self.round()
+            await asyncio.sleep(self._rounds_s if self._kept else FIRST_ROUND_S)
 
     async def round(self) -> None:
         """One round for all backbones' rows."""
@@ -95,18 +107,28 @@ class Keeper:
 
     async def _renew(self, kept: Kept) -> None:
         folder = kept.table
-        if folder is not None and await self._beside(partial(kept.rows.newer, folder)):
+        if folder is None or not await self._beside(partial(kept.rows.newer, folder)):
+            return
+        stamp = await self._beside(partial(_stamp, folder))
+        if stamp == kept.refused:
+            return
+        try:
             await self._beside(partial(kept.rows.open, folder))
+        except SmileError:
+            kept.refused = stamp
+            raise
 
     async def _learn(self, kept: Kept) -> None:
         learned: Learned = await self._beside(kept.rows.round)
         if kept.sharing is None or not kept.rows.learning:
             return
         kept.sharing.use(kept.rows.format)
-        if await kept.sharing.empty():  # nobody has told anything, or Redis was wiped
+        again, kept.untold = kept.untold, kept.untold or len(learned.keys) > 0
+        if again or await kept.sharing.empty():  # Redis was away, or wiped
             await kept.sharing.tell(await self._beside(partial(_all_of, kept.rows)))
         elif len(learned.keys):
             await kept.sharing.tell(Shared.of(learned.keys, learned.counts, learned.rows))
+        kept.untold = False
 
     async def _take_in(self, kept: Kept) -> None:
         if kept.sharing is None or not kept.rows.learning:
@@ -124,6 +146,12 @@ def _say(backbone: str, kept: Kept, error: Exception) -> None:
     if why != kept.said:
         kept.said = why
         get_logger().warning("rows were not looked after", backbone=backbone, why=why)
+
+
+def _stamp(folder: Path) -> Stamp:
+    """Another where a file of the snapshot is another."""
+    found = [(folder / name).stat() for name in (MANIFEST_FILE, *FILES) if (folder / name).exists()]
+    return tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in found)
 
 
 def _all_of(rows: LiveRows) -> Shared:

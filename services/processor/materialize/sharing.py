@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from redis.typing import EncodableT, FieldT
 
+from smile.errors import SmileError
 from smile.logs import get_logger
 from smile.model.ngram_rows import RowFormat
 from smile.representations.rows import RowEncoder
@@ -133,7 +134,7 @@ class Sharing:
                 self._encoder.packed(keys[one : one + 1], self._format)[0], rows[one]
             ):
                 raise ValueError("its rows are not those that this machine computes")
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, SmileError) as error:
             get_logger().warning("rows told by another processor are left out", why=str(error))
             return None
         return Shared.of(keys, counts, rows)

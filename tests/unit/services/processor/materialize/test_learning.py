@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,16 @@ from services.processor.materialize.options import LearningOptions, StandInPlace
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument
 from smile.model.backbone import Backbone
 from smile.model.toy import write_toy_backbone
+from smile.representations import manifest
 from smile.representations.keys import keys_of_texts
+from smile.representations.manifest import FileFacts
 from smile.representations.traffic import CountRules
 from smile.store.redis import connect
 from tests.contract.materialized_world import Encoder
 
 SEEN = ("the movie was good and the story was sad", "a slow train and a cold river")
 ASKED = ("a cold movie and the slow story", "the river was sad and the train was good")
+TENANTS = tuple(f"tenant-{number}" for number in range(10))  # not all fall into one group
 OPTIONS = LearningOptions(bytes_max=1 << 20, rules=CountRules(tenants_min=2, count_min=2.0))
 
 
@@ -77,7 +82,8 @@ def test_what_enough_tenants_ask_often_enough_is_learned(encoder: Encoder, table
     keys = keys_of(encoder, [ASKED[0]])
     ask(rows, encoder, ASKED[0], "acme", times=9)
     assert len(rows.round().keys) == 0, "one tenant's own texts are nobody's business"
-    ask(rows, encoder, ASKED[0], "globex")
+    for tenant in TENANTS:
+        ask(rows, encoder, ASKED[0], tenant)
     learned = rows.round()
     assert len(learned.keys) and rows.count == before + len(learned.keys)
     view = rows.view
@@ -92,11 +98,11 @@ def test_what_enough_tenants_ask_often_enough_is_learned(encoder: Encoder, table
 
 def test_an_operator_may_switch_it_off(encoder: Encoder) -> None:
     rows = LiveRows(encoder.stand_in, LearningOptions(on=False, bytes_max=1 << 20))
-    for tenant in ("a", "b", "c", "d"):
+    for tenant in TENANTS:
         ask(rows, encoder, ASKED[0], tenant, times=20)
     assert len(rows.round().keys) == 0
     on = LiveRows(encoder.stand_in, OPTIONS)
-    for tenant in ("a", "b", "c", "d"):
+    for tenant in TENANTS:
         ask(on, encoder, ASKED[0], tenant, times=20)
     on.switch(learning=False)
     assert len(on.round().keys) == 0
@@ -139,6 +145,11 @@ def test_rows_that_are_not_their_ngrams_are_refused(encoder: Encoder, table: Pat
     data = np.fromfile(table / "rows.bin", np.uint8)
     data[: len(data) // 2] = 17
     data.tofile(table / "rows.bin")
+    with pytest.raises(DataCorrupted, match=r"rows\.bin must have SHA-256"):
+        LiveRows(encoder.stand_in, OPTIONS).open(table)
+    stated = manifest.read(table)
+    changed = {**stated.files, "rows.bin": FileFacts(len(data), sha256(data.tobytes()).hexdigest())}
+    (table / "manifest.json").write_bytes(replace(stated, files=changed).encode())
     with pytest.raises(DataCorrupted, match="rows are not those of their n-grams"):
         LiveRows(encoder.stand_in, OPTIONS).open(table)
 
@@ -178,7 +189,7 @@ def test_rows_are_right_while_tables_are_swapped_and_traffic_is_learned(
         looker.start()
     for number in range(60):
         rows.open(tables[number % 2])
-        for tenant in ("acme", "globex"):
+        for tenant in TENANTS:
             ask(rows, encoder, ASKED[number % 2], tenant)
         rows.round()
     done.set()
@@ -202,7 +213,7 @@ async def _tell(encoder: Encoder, url: str) -> None:
         )
         for rows in (teller, hearer)
     ]
-    for tenant in ("acme", "globex"):
+    for tenant in TENANTS:
         ask(teller, encoder, ASKED[0], tenant)
     keys = keys_of(encoder, [ASKED[0]])
     for keeper in keepers:
@@ -232,7 +243,7 @@ def test_without_redis_processors_learn_alone(encoder: Encoder, tmp_path: Path) 
     keeper = Keeper(
         lambda: {"toy": rows}, {}, rounds_s=1.0, redis=lambda: connect(nowhere, text=False)
     )
-    for tenant in ("acme", "globex"):
+    for tenant in TENANTS:
         ask(rows, encoder, ASKED[0], tenant)
 
     async def rounds() -> None:

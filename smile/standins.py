@@ -1,0 +1,91 @@
+"""Where local encoders and their tables are found: what settings of processor and trainer say.
+
+No torch, so that whoever only accepts work may ask whether it can be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from smile.errors import FailedPrecondition, InvalidArgument
+from smile.model.skip import artifact
+from smile.model.skip.artifact import EncoderFile
+from smile.model.skip.included import included_for
+from smile.names import check_id
+
+INCLUDED = Path("included")
+
+
+@dataclass(frozen=True, slots=True)
+class StandInPlace:
+    """What stands in for the lower layers of one backbone.
+
+    Attributes:
+        encoder: File of the local encoder; `INCLUDED`: the one that comes with SMILE.
+        table: Folder of a table's snapshot; None: all rows are computed, or learned.
+        domains: Folder of its domains, each in a folder of its name; None: there are none.
+    """
+
+    encoder: Path
+    table: Path | None = None
+    domains: Path | None = None
+
+
+def parse_places(text: str, *words: Path) -> Mapping[str, Path]:
+    """Reads `backbone=/path,...`: paths by backbone; none where the text is empty. A place may be
+    one of `words`, too.
+
+    Raises:
+        InvalidName: a name is not a resource id.
+        InvalidArgument: an entry is malformed, or repeats a backbone.
+    """
+    found: dict[str, Path] = {}
+    for entry in filter(None, map(str.strip, text.split(","))):
+        name, equals, place = entry.partition("=")
+        if not equals or not (Path(place).is_absolute() or Path(place) in words):
+            told = "".join(f" or 'backbone={word}'" for word in words)
+            raise InvalidArgument(f"expected 'backbone=/absolute/path'{told}, got {entry!r}")
+        if check_id(name, "backbone") in found:
+            raise InvalidArgument(f"backbone '{name}' repeats")
+        found[name] = Path(place)
+    return found
+
+
+def parse_stand_ins(skip: str, tables: str) -> Mapping[str, StandInPlace]:
+    """Stand-ins by backbone, from the settings `skip` and `tables`.
+
+    Raises:
+        InvalidName, InvalidArgument: as `parse_places`, or a table is of a backbone that has no
+            local encoder.
+    """
+    encoders, folders = parse_places(skip, INCLUDED), parse_places(tables)
+    if unknown := sorted(folders.keys() - encoders.keys()):
+        raise InvalidArgument(f"backbone '{unknown[0]}' has a table and no local encoder")
+    return {name: StandInPlace(path, folders.get(name)) for name, path in encoders.items()}
+
+
+def encoder_file(place: Path, backbone: str, digest: str) -> EncoderFile:
+    """A backbone's local encoder, from its file or as it comes with SMILE.
+
+    Args:
+        backbone: Its name, to tell.
+        digest: Of the backbone.
+
+    Raises:
+        FailedPrecondition: there is none, or it is for another backbone.
+        DataCorrupted: it is no local encoder's file.
+    """
+    if place != INCLUDED:
+        found = artifact.read(place)
+        found.check(digest)
+        return found
+    included = included_for(digest)
+    if included is None:
+        raise FailedPrecondition(
+            f"no local encoder for backbone '{backbone}' comes with SMILE; distil one with "
+            f"`smile backbones distill`",
+            reason="BACKBONE_MISMATCH",
+        )
+    return included[1]

@@ -12,7 +12,7 @@ class Severity(enum.StrEnum):
     """How bad a finding is."""
 
     DAMAGE = "damage"  # something stored is lost or wrong: a backup has it
-    REPAIRABLE = "repairable"  # an index is wrong: `rebuild` makes it anew
+    REPAIRABLE = "repairable"  # `rebuild` makes it good
     NOTE = "note"  # nothing is wrong
 
 
@@ -23,6 +23,7 @@ class FindingKind(enum.StrEnum):
     SIGNATURE_INVALID = "signature-invalid"
     SIGNATURE_MISSING = "signature-missing"
     SIGNATURE_OLD = "signature-old"
+    RECORD_MISSING = "record-missing"
     MANIFEST_MISSING = "manifest-missing"
     BLOB_MISSING = "blob-missing"
     DIGEST_MISMATCH = "digest-mismatch"

@@ -130,6 +130,8 @@ class _FindingKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingKi
     """Nothing points to it."""
     FINDING_KIND_UNKNOWN_OBJECT: _FindingKind.ValueType  # 13
     """Storage has written no such object."""
+    FINDING_KIND_RECORD_MISSING: _FindingKind.ValueType  # 14
+    """A vPLM has versions and no record. RebuildIndexes makes one from what the versions say."""
 
 class FindingKind(_FindingKind, metaclass=_FindingKindEnumTypeWrapper):
     """What was found."""
@@ -161,6 +163,8 @@ FINDING_KIND_UNREFERENCED: FindingKind.ValueType  # 12
 """Nothing points to it."""
 FINDING_KIND_UNKNOWN_OBJECT: FindingKind.ValueType  # 13
 """Storage has written no such object."""
+FINDING_KIND_RECORD_MISSING: FindingKind.ValueType  # 14
+"""A vPLM has versions and no record. RebuildIndexes makes one from what the versions say."""
 Global___FindingKind: _TypeAlias = FindingKind  # noqa: Y015
 
 class _Severity:

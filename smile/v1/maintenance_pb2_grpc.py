@@ -83,7 +83,9 @@ class MaintenanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RebuildIndexes(self, request, context):
-        """Makes the indexes of records anew from the records, and signs with the present key what others have signed.
+        """Makes the indexes of records anew from the records, and signs with the present key what others have signed. Records of
+        vPLMs that are lost are made anew from their versions, as far as those tell. Training jobs are queued again by the
+        trainer, at once by RequeueTrainingJobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

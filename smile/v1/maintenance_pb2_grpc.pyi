@@ -40,7 +40,10 @@ class MaintenanceServiceStub:
     CollectGarbage: _grpc.UnaryStreamMultiCallable[_maintenance_pb2.CollectGarbageRequest, _maintenance_pb2.MaintenanceEvent]
     """Puts aside what nothing points to and has lain for the grace period, and removes what has lain aside for as long."""
     RebuildIndexes: _grpc.UnaryStreamMultiCallable[_maintenance_pb2.RebuildIndexesRequest, _maintenance_pb2.MaintenanceEvent]
-    """Makes the indexes of records anew from the records, and signs with the present key what others have signed."""
+    """Makes the indexes of records anew from the records, and signs with the present key what others have signed. Records of
+    vPLMs that are lost are made anew from their versions, as far as those tell. Training jobs are queued again by the
+    trainer, at once by RequeueTrainingJobs.
+    """
 
 @_typing.type_check_only
 class MaintenanceServiceAsyncStub(MaintenanceServiceStub):
@@ -54,7 +57,10 @@ class MaintenanceServiceAsyncStub(MaintenanceServiceStub):
     CollectGarbage: _aio.UnaryStreamMultiCallable[_maintenance_pb2.CollectGarbageRequest, _maintenance_pb2.MaintenanceEvent]  # type: ignore[assignment]
     """Puts aside what nothing points to and has lain for the grace period, and removes what has lain aside for as long."""
     RebuildIndexes: _aio.UnaryStreamMultiCallable[_maintenance_pb2.RebuildIndexesRequest, _maintenance_pb2.MaintenanceEvent]  # type: ignore[assignment]
-    """Makes the indexes of records anew from the records, and signs with the present key what others have signed."""
+    """Makes the indexes of records anew from the records, and signs with the present key what others have signed. Records of
+    vPLMs that are lost are made anew from their versions, as far as those tell. Training jobs are queued again by the
+    trainer, at once by RequeueTrainingJobs.
+    """
 
 class MaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells what the object store can do, checks what it holds, and puts it in order."""
@@ -89,6 +95,9 @@ class MaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _maintenance_pb2.RebuildIndexesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_maintenance_pb2.MaintenanceEvent], _abc.AsyncIterator[_maintenance_pb2.MaintenanceEvent]]:
-        """Makes the indexes of records anew from the records, and signs with the present key what others have signed."""
+        """Makes the indexes of records anew from the records, and signs with the present key what others have signed. Records of
+        vPLMs that are lost are made anew from their versions, as far as those tell. Training jobs are queued again by the
+        trainer, at once by RequeueTrainingJobs.
+        """
 
 def add_MaintenanceServiceServicer_to_server(servicer: MaintenanceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -107,17 +107,23 @@ class Collector:
         old = [(place_of(info.key), info) for info in held if self._old(info)]
         if not old:
             return []
+        manifests = sum(place_of(info.key).kind is PlaceKind.MANIFEST for info in held)
         try:
             if not await self._references.names_vplm(name, uid):
-                return old
+                return [] if await self._recordless(name, held) else old
             blobs = [(p, info) for p, info in old if p.kind is PlaceKind.BLOB]
-            manifests = sum(place_of(info.key).kind is PlaceKind.MANIFEST for info in held)
             if not blobs or (len(blobs) <= manifests and not self._thorough):
                 return []
             named = {m.digest for m in await self._references.manifests(name, uid)}
         except DataCorrupted:
             return []  # who knows what it points to
         return [(place, info) for place, info in blobs if place.last not in named]
+
+    async def _recordless(self, name: VplmName, held: list[ObjectInfo]) -> bool:
+        """Whether these are of a vPLM whose record is lost: `rebuild` restores it from them."""
+        places = [place_of(info.key) for info in held]
+        later = any(p.kind is PlaceKind.MANIFEST and int(p.last) > 1 for p in places)
+        return later and await self._store.get(keys.vplm(name)) is None
 
     async def _single(self, folder: str, work: Work) -> None:
         """Objects that are looked at one by one."""

@@ -1,7 +1,9 @@
-"""Makes indexes in the store anew from the records that are the truth, and signs records again.
+"""Makes indexes in the store anew from the records that are the truth, and signs records again;
+makes records of vPLMs anew that are lost and whose versions are there.
 
 What lives in Redis needs nothing of this: the change feed keeps nothing there, and the trainer
-queues again whatever job's record has not ended, which it finds by the index that is made here.
+queues again whatever job's record has not ended, which it finds by the index that is made here. It
+does so when it starts, every so often, and when it is asked to (`RequeueTrainingJobs`).
 """
 
 from __future__ import annotations
@@ -10,14 +12,16 @@ from collections.abc import AsyncIterator
 
 from services.storage import keys
 from services.storage.documents import Documents
+from services.storage.listing import store_time
+from services.storage.maintenance.orphans import OrphanSearch, Restorer
 from services.storage.maintenance.places import Place, PlaceKind, place_of
 from services.storage.maintenance.work import Work
 from services.storage.quota import every_object
-from services.storage.records import JobRecord, VplmRecord
+from services.storage.records import AdapterRecord, JobRecord, VplmRecord
 from services.storage.signing import SignatureState, SignedStore
 from smile.errors import Aborted, DataCorrupted
 from smile.maintenance import Action, Finding, FindingKind, MaintenanceEvent, Severity
-from smile.resources import TrainingRecord
+from smile.resources import Backbone, TrainingRecord
 from smile.store.objects import ObjectStore
 
 TOLD_EVERY = 50  # objects
@@ -35,20 +39,33 @@ class Rebuilder:
         self._documents = Documents(store)
         self._dry_run = dry_run
         self._work = Work()
+        self._orphans = OrphanSearch()
+        self._backbones: dict[str, Backbone] = {}  # that records name, by digest
 
     async def rebuild(self) -> AsyncIterator[MaintenanceEvent]:
         """Rebuild once; the last event is the summary."""
         seen = 0
         async for info in every_object(self._store, ""):
-            await self._object(place_of(info.key))
+            place = place_of(info.key)
+            self._orphans.saw(place, info)
+            await self._object(place)
             self._work.looked()
             seen += 1
             if seen % TOLD_EVERY == 0:
                 for event in self._work.drain():
                     yield event
+        await self._restore()
         for event in self._work.drain():
             yield event
         yield self._work.summary
+
+    async def _restore(self) -> None:
+        """Records of vPLMs that have versions and none."""
+        time = await store_time(self._store)
+        restorer = Restorer(self._store, self._work)
+        for lost in self._orphans.found():
+            if lost.missed(time):
+                await restorer.restore(lost, self._backbones, dry_run=self._dry_run)
 
     async def _object(self, place: Place) -> None:
         try:
@@ -60,6 +77,8 @@ class Rebuilder:
                 await self._entry(place)
             elif place.kind is PlaceKind.VPLM:
                 await self._vplm(place)
+            elif place.kind is PlaceKind.ADAPTER:
+                await self._adapter(place)
         except DataCorrupted as error:
             self._work.corrupted(place, error)
 
@@ -103,11 +122,19 @@ class Rebuilder:
     async def _vplm(self, place: Place) -> None:
         """The places of versions that can be had back."""
         stored = await self._documents.read(place.key, VplmRecord)
-        if stored is None or stored.document.deleted is not None:
+        if stored is None:
+            return
+        self._backbones[stored.document.backbone.digest] = stored.document.backbone
+        if stored.document.deleted is not None:
             return
         for number in stored.document.deleted_versions:
             key = keys.deleted_version(place.vplm, stored.document.uid, number)
             await self._put(key, place)
+
+    async def _adapter(self, place: Place) -> None:
+        stored = await self._documents.read(place.key, AdapterRecord)
+        if stored is not None:
+            self._backbones[stored.document.backbone.digest] = stored.document.backbone
 
     async def _record(self, place: Place) -> TrainingRecord | None:
         stored = await self._documents.read(keys.job(place.job), JobRecord)

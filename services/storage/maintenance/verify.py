@@ -15,8 +15,10 @@ from typing import TypeVar
 from services.storage import keys
 from services.storage.blobs import Declared
 from services.storage.documents import Documents
+from services.storage.listing import store_time
 from services.storage.maintenance.contents import Contents
 from services.storage.maintenance.jobs import JobChecks
+from services.storage.maintenance.orphans import OrphanSearch
 from services.storage.maintenance.places import Place, PlaceKind, place_of
 from services.storage.maintenance.work import Work
 from services.storage.quota import every_object
@@ -31,7 +33,7 @@ from services.storage.records import (
     VplmRecord,
 )
 from smile.errors import DataCorrupted
-from smile.maintenance import Finding, FindingKind, MaintenanceEvent, Severity
+from smile.maintenance import Action, Finding, FindingKind, MaintenanceEvent, Severity
 from smile.model import weights
 from smile.names import TenantId
 from smile.store.objects import ObjectInfo, ObjectStore
@@ -101,7 +103,21 @@ class Verifier:
             self._work.looked(len(batch))
             for event in self._work.drain():
                 yield event
+        await self._recordless()
+        for event in self._work.drain():
+            yield event
         yield self._work.summary
+
+    async def _recordless(self) -> None:
+        """vPLMs that have versions and no record."""
+        search = OrphanSearch()
+        for info in self._held.values():
+            search.saw(place_of(info.key), info)
+        for lost in search.found():
+            if lost.missed(await store_time(self._store)) and not await self._exists(
+                place_of(keys.vplm(lost.name))
+            ):
+                self._work.found(lost.finding(Action.NONE))
 
     async def _document(self, place: Place, kind: type[D]) -> D | None:
         """What `place` holds; None where it is gone meanwhile or cannot be read, which is told."""

@@ -1,15 +1,18 @@
 """What happens around every handler, for all four shapes of call.
 
 request id and access log → deadline → key and role → parse and validate → handler → errors to
-statuses. One interceptor rewrites each handler once; gRPC then hands over raw bytes, so
-that even a message that does not parse is answered with a proper status. Handlers read streamed
-requests from their iterator, never through `context.read`, and yield streamed replies.
+statuses. Each handler is rewritten once; gRPC then hands over raw bytes, so that even a message
+that does not parse is answered with a proper status. Handlers read streamed requests from their
+iterator, never through `context.read`, and yield streamed replies.
+
+Handlers are found here rather than by gRPC: for a method that is registered with it, its asyncio
+server waits anew for each call, and so does it for all registered ones whenever any call comes.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -24,11 +27,12 @@ from smile.rpc.validation import decode
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Recheck: TypeAlias = "Callable[[], Awaitable[None]]"
-_Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
 
 
-class Guard(grpc.aio.ServerInterceptor):
+class Guard(grpc.GenericRpcHandler):
     """Puts the stages above around the handlers of `access`; leaves others (health) alone.
+
+    Stands for the server in what generated code adds handlers to.
 
     Args:
         access: The RPCs served and who may call them, by path.
@@ -46,16 +50,24 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> None:
         self._access = access
         self._inside = Inside(authenticator, concurrent_rpcs_max, budget)
+        self._handlers: list[grpc.GenericRpcHandler] = []
         self._guarded: dict[str, _Handler] = {}
 
-    async def intercept_service(
-        self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> _Handler | None:
-        path = handler_call_details.method
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Serve what these do."""
+        self._handlers += handlers
+
+    def add_registered_method_handlers(self, name: str, handlers: Mapping[str, _Handler]) -> None:
+        """The same handlers once more, which generated code adds for gRPC to find them faster."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> _Handler | None:
+        """What serves a call."""
+        path = details.method
         guarded = self._guarded.get(path)
         if guarded is not None:
             return guarded
-        handler = await continuation(handler_call_details)
+        found = (handler.service(details) for handler in self._handlers)
+        handler = next((handler for handler in found if handler is not None), None)
         if handler is None or path not in self._access:
             return handler
         return self._guarded.setdefault(path, self._guard(handler, self._access[path]))

@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from smile.config import ServiceSettings
 from smile.logs import get_logger
@@ -120,15 +120,16 @@ def build_server(
         CallBytes(settings.call_bytes_max),
     )
     server = grpc.aio.server(
-        interceptors=[guard],
         options=_options(settings),
         maximum_concurrent_rpcs=2 * settings.concurrent_rpcs_max + HEALTH_RPCS_SPARE,
     )
     for service in services:
-        service.add(service.servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), server)
+        service.add(service.servicer, guard)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(readiness, names), guard)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
+    listed = reflection.aio.ReflectionServicer([*names, health_name, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(listed, guard)
+    server.add_generic_rpc_handlers((guard,))
     return RunningServer(server, _bind(server, settings), settings, readiness)
 
 

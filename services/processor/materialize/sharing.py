@@ -134,7 +134,7 @@ class Sharing:
                 self._encoder.packed(keys[one : one + 1], self._format)[0], rows[one]
             ):
                 raise ValueError("its rows are not those that this machine computes")
-        except (KeyError, ValueError, SmileError) as error:
+        except (LookupError, ValueError, SmileError) as error:
             get_logger().warning("rows told by another processor are left out", why=str(error))
             return None
         return Shared.of(keys, counts, rows)

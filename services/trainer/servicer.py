@@ -22,7 +22,7 @@ Context = grpc.aio.ServicerContext[object, object]
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
-    """Every call acts for the tenant of its key."""
+    """Every call acts for the tenant of its key, but for what operators ask."""
 
     def __init__(self, jobs: Jobs, watcher: Watcher, validator: Validator) -> None:
         self._jobs = jobs
@@ -79,6 +79,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             codec.columns_from_pb(request.columns),
         )
         return codec.report_to_pb(report)
+
+    async def RequeueTrainingJobs(
+        self, request: trainer_pb2.RequeueTrainingJobsRequest, context: Context
+    ) -> trainer_pb2.RequeueTrainingJobsResponse:
+        return trainer_pb2.RequeueTrainingJobsResponse(jobs=await self._jobs.reconcile())
 
 
 def _owned(job: TrainingJob, principal: Principal) -> TrainingJob:

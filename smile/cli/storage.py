@@ -13,6 +13,7 @@ from rich.text import Text
 from smile.cli.command import Session, command
 from smile.cli.exits import Exit
 from smile.cli.output import facts, size, table, when, write_json
+from smile.errors import Unavailable
 from smile.maintenance import (
     Action,
     Finding,
@@ -99,15 +100,32 @@ def collect(
 def rebuild(session: Session, dry_run: DryRun = False) -> None:
     """Make indexes anew from records, as after a loss, and sign with the present key.
 
-    Exit code 1 where a record cannot be read. The trainer queues jobs again by itself.
+    Records of vPLMs that are lost are made anew of their versions. Then the trainer queues again
+    what its queue has lost. Exit code 1 where a record cannot be read or restored.
     """
     summary = _show(session, session.client.rebuild_indexes(dry_run=dry_run))
     session.note(
         f"{summary.objects} objects looked at, {summary.changed} made anew, "
         f"{summary.damage} damaged"
     )
+    if not dry_run:
+        _requeue(session)
     if not summary.sound:
         raise typer.Exit(Exit.INTERNAL)
+
+
+def _requeue(session: Session) -> None:
+    """The trainer's part, where there is one."""
+    try:
+        jobs = session.client.requeue_jobs()
+    except Unavailable as error:
+        return session.note(
+            f"the trainer cannot be asked ({error.message}): it queues what was lost when "
+            "it starts, and every SMILE_TRAINER_RECONCILE_S"
+        )
+    if session.json:
+        return write_json({"jobs_queued": jobs}, indent=None)
+    return session.note(f"{jobs} jobs were queued again")
 
 
 def _facts(report: StoreReport) -> list[tuple[str, str]]:

@@ -8,9 +8,10 @@ from smile.client.calls import READ_TIMEOUT_S, Calls, asking
 from smile.codec.maintenance import maintenance_event_from_pb, store_from_pb
 from smile.codec.tables import duration_to_pb
 from smile.maintenance import MaintenanceEvent, StoreReport
-from smile.v1 import maintenance_pb2
+from smile.v1 import maintenance_pb2, trainer_pb2
 
 MAINTENANCE_TIMEOUT_S = 6 * 3600.0
+REQUEUE_TIMEOUT_S = 600.0
 
 
 class MaintenanceCalls(Calls):
@@ -59,10 +60,22 @@ class MaintenanceCalls(Calls):
     async def rebuild_indexes(
         self, *, dry_run: bool = False, timeout: float | None = None
     ) -> AsyncGenerator[MaintenanceEvent, None]:
-        """Makes indexes anew from records, and signs records again; a summary comes last."""
+        """Makes indexes anew from records, lost records of vPLMs from their versions, and signs
+        records again; a summary comes last. What Redis lost, `requeue_jobs` puts back.
+        """
         request = maintenance_pb2.RebuildIndexesRequest(dry_run=dry_run)
         with asking():
             async for event in self._connection.maintenance.RebuildIndexes(
                 request, timeout=timeout or MAINTENANCE_TIMEOUT_S
             ):
                 yield maintenance_event_from_pb(event)
+
+    async def requeue_jobs(self, *, timeout: float | None = None) -> int:
+        """Queues again whatever job has not ended and is unknown to the trainer's queue, as after a
+        loss of Redis; how many these were. The trainer does so by itself, too, every so often.
+        """
+        with asking():
+            answer = await self._connection.trainer.RequeueTrainingJobs(
+                trainer_pb2.RequeueTrainingJobsRequest(), timeout=timeout or REQUEUE_TIMEOUT_S
+            )
+        return int(answer.jobs)

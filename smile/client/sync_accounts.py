@@ -117,7 +117,15 @@ class SyncAccounts(SyncBase):
     def rebuild_indexes(
         self, *, dry_run: bool = False, timeout: float | None = None
     ) -> Iterator[MaintenanceEvent]:
-        """Makes indexes anew from records, and signs records again; a summary comes last."""
+        """Makes indexes anew from records, lost records of vPLMs from their versions, and signs
+        records again; a summary comes last. What Redis lost, `requeue_jobs` puts back.
+        """
         return self._loop.iterate(
             lambda: self._client.rebuild_indexes(dry_run=dry_run, timeout=timeout)
         )
+
+    def requeue_jobs(self, *, timeout: float | None = None) -> int:
+        """Queues again whatever job has not ended and is unknown to the trainer's queue, as after a
+        loss of Redis; how many these were. The trainer does so by itself, too, every so often.
+        """
+        return self._loop.call(lambda _: self._client.requeue_jobs(timeout=timeout))

@@ -65,6 +65,11 @@ class TrainerServiceStub:
                 request_serializer=smile_dot_v1_dot_trainer__pb2.ValidateDatasetRequest.SerializeToString,
                 response_deserializer=smile_dot_v1_dot_trainer__pb2.DatasetReport.FromString,
                 _registered_method=True)
+        self.RequeueTrainingJobs = channel.unary_unary(
+                '/smile.v1.TrainerService/RequeueTrainingJobs',
+                request_serializer=smile_dot_v1_dot_trainer__pb2.RequeueTrainingJobsRequest.SerializeToString,
+                response_deserializer=smile_dot_v1_dot_trainer__pb2.RequeueTrainingJobsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -114,6 +119,14 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequeueTrainingJobs(self, request, context):
+        """Queues again every job that has not ended and that the queue does not know, as after a loss of Redis. The trainer does so
+        when it starts and every so often; this is at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +159,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ValidateDataset,
                     request_deserializer=smile_dot_v1_dot_trainer__pb2.ValidateDatasetRequest.FromString,
                     response_serializer=smile_dot_v1_dot_trainer__pb2.DatasetReport.SerializeToString,
+            ),
+            'RequeueTrainingJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueTrainingJobs,
+                    request_deserializer=smile_dot_v1_dot_trainer__pb2.RequeueTrainingJobsRequest.FromString,
+                    response_serializer=smile_dot_v1_dot_trainer__pb2.RequeueTrainingJobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +329,33 @@ class TrainerService:
             '/smile.v1.TrainerService/ValidateDataset',
             smile_dot_v1_dot_trainer__pb2.ValidateDatasetRequest.SerializeToString,
             smile_dot_v1_dot_trainer__pb2.DatasetReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueTrainingJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smile.v1.TrainerService/RequeueTrainingJobs',
+            smile_dot_v1_dot_trainer__pb2.RequeueTrainingJobsRequest.SerializeToString,
+            smile_dot_v1_dot_trainer__pb2.RequeueTrainingJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

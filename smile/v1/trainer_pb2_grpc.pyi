@@ -47,6 +47,10 @@ class TrainerServiceStub:
     """Streams states and metrics from the start, or from after `resume_token`, and ends with the job."""
     ValidateDataset: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ValidateDatasetRequest, _trainer_pb2.DatasetReport]
     """Reads a dataset as a job for this vPLM would and reports every problem by row, without training."""
+    RequeueTrainingJobs: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.RequeueTrainingJobsRequest, _trainer_pb2.RequeueTrainingJobsResponse]
+    """Queues again every job that has not ended and that the queue does not know, as after a loss of Redis. The trainer does so
+    when it starts and every so often; this is at once.
+    """
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -67,6 +71,10 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Streams states and metrics from the start, or from after `resume_token`, and ends with the job."""
     ValidateDataset: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ValidateDatasetRequest, _trainer_pb2.DatasetReport]  # type: ignore[assignment]
     """Reads a dataset as a job for this vPLM would and reports every problem by row, without training."""
+    RequeueTrainingJobs: _aio.UnaryUnaryMultiCallable[_trainer_pb2.RequeueTrainingJobsRequest, _trainer_pb2.RequeueTrainingJobsResponse]  # type: ignore[assignment]
+    """Queues again every job that has not ended and that the queue does not know, as after a loss of Redis. The trainer does so
+    when it starts and every so often; this is at once.
+    """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Queues, runs and reports training jobs."""
@@ -120,5 +128,15 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.DatasetReport, _abc.Awaitable[_trainer_pb2.DatasetReport]]:
         """Reads a dataset as a job for this vPLM would and reports every problem by row, without training."""
+
+    @_abc_1.abstractmethod
+    def RequeueTrainingJobs(
+        self,
+        request: _trainer_pb2.RequeueTrainingJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.RequeueTrainingJobsResponse, _abc.Awaitable[_trainer_pb2.RequeueTrainingJobsResponse]]:
+        """Queues again every job that has not ended and that the queue does not know, as after a loss of Redis. The trainer does so
+        when it starts and every so often; this is at once.
+        """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

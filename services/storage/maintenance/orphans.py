@@ -49,25 +49,24 @@ class Orphans:
         """Whether their record may be missed, at `time` by the store's clock."""
         return self.certain or time - self.manifests[-1].modified > REQUEST_AGE_MAX
 
-    def finding(self, action: Action) -> Finding:
+    @property
+    def severity(self) -> Severity:
+        """How bad it is that they have no record."""
+        return Severity.DAMAGE if self.certain else Severity.REPAIRABLE
+
+    def finding(self, severity: Severity, action: Action = Action.NONE) -> Finding:
         """What is told of them."""
-        count = len(self.manifests)
         if self.certain:
-            severity, was = Severity.DAMAGE, f"the record of {count} versions is missing"
+            was = f"the record of {len(self.manifests)} versions is missing"
         else:
-            severity = Severity.REPAIRABLE
             was = "a first version has no record: its creation broke off, or the record is lost"
-        place = place_of(keys.vplm(self.name))
-        if action is Action.RESTORED:
-            why = f"{was}; restored without what else was in it, {SERVING} is the newest version"
-        else:
-            why = (
-                f"{was}; a backup has it whole, rebuild makes one without labels, display name "
-                f"and aliases but {SERVING}"
-            )
-        return Finding(
-            FindingKind.RECORD_MISSING, severity, place.key, place.resource, why, action=action
+        why = (
+            f"{was}; a backup has it whole, rebuild makes one without labels, display name and "
+            f"aliases but {SERVING}, which is the newest version"
         )
+        place = place_of(keys.vplm(self.name))
+        kind = FindingKind.RECORD_MISSING
+        return Finding(kind, severity, place.key, place.resource, why, action=action)
 
 
 class OrphanSearch:
@@ -123,9 +122,9 @@ class Restorer:
         record = _record(lost, kept, backbone).model_copy(update={"deleted_versions": deleted})
         if dry_run:
             if await self._store.get(keys.vplm(lost.name)) is None:
-                self._work.found(lost.finding(Action.NONE))
+                self._work.found(lost.finding(Severity.NOTE))
         elif await self._documents.create(keys.vplm(lost.name), record):
-            self._work.found(lost.finding(Action.RESTORED))
+            self._work.found(lost.finding(Severity.NOTE, Action.RESTORED))
         return None
 
     async def _readable(self, lost: Orphans) -> dict[int, VersionManifest]:

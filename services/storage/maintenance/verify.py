@@ -33,7 +33,7 @@ from services.storage.records import (
     VplmRecord,
 )
 from smile.errors import DataCorrupted
-from smile.maintenance import Action, Finding, FindingKind, MaintenanceEvent, Severity
+from smile.maintenance import Finding, FindingKind, MaintenanceEvent, Severity
 from smile.model import weights
 from smile.names import TenantId
 from smile.store.objects import ObjectInfo, ObjectStore
@@ -117,7 +117,7 @@ class Verifier:
             if lost.missed(await store_time(self._store)) and not await self._exists(
                 place_of(keys.vplm(lost.name))
             ):
-                self._work.found(lost.finding(Action.NONE))
+                self._work.found(lost.finding(lost.severity))
 
     async def _document(self, place: Place, kind: type[D]) -> D | None:
         """What `place` holds; None where it is gone meanwhile or cannot be read, which is told."""

@@ -17,12 +17,18 @@ from smile.cli.output import Json, facts, size, to_json, write_json
 from smile.cli.tables import source_of
 from smile.cli.vplms import backbones as list_backbones
 from smile.errors import FailedPrecondition
+from smile.model.skip.policy import MissPolicy, RowKind
 
 if TYPE_CHECKING:
     from smile.model.skip.artifact import EncoderFile
+    from smile.model.skip.form import EncoderForm
 
 DISTILLER = "smile.model.skip.distill"
 PHASES = {"teacher": "the teacher's states", "learning": "learning", "measuring": "measuring"}
+MISSES = {
+    MissPolicy.COMPUTE: "computed",
+    MissPolicy.SHORTER: "served by shorter n-grams' rows",
+}
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKS_MAX = 60
 LIST_COMMAND = "list"
@@ -79,6 +85,24 @@ class WidthOptions:
     context: Annotated[int | None, typer.Option(help="Of what a text's tokens share there.")] = None
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyOptions:
+    """What makes a row, and what serves an n-gram that no table has. Every default is the
+    distiller's own."""
+
+    rows: Annotated[
+        RowKind | None,
+        typer.Option(help="A network over three words, or the backbone's layers over them."),
+    ] = None
+    policy: Annotated[
+        MissPolicy | None,
+        typer.Option(help="Compute rows that no table has, or serve shorter n-grams' instead."),
+    ] = None
+    dropout: Annotated[
+        float | None, typer.Option(help="How often a shorter n-gram is learned from, there.")
+    ] = None
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     group = typer.Typer(help="Backbones, and local encoders for them.")
@@ -98,6 +122,7 @@ def distill(
     data: CorpusOptions,
     learning: LearningOptions,
     widths: WidthOptions,
+    misses: PolicyOptions,
     to: Annotated[
         Path | None, typer.Option(help="The encoder's file. Default: BACKBONE-bK.safetensors.")
     ] = None,
@@ -126,6 +151,9 @@ def distill(
             middle=widths.width,
             after=widths.after,
             context=widths.context,
+            rows=misses.rows,
+            policy=misses.policy,
+            dropout=misses.dropout,
         ),
         *("--corpus", *map(str, data.corpus)),
         *(("--test", *map(str, data.test)) if data.test else ()),
@@ -218,7 +246,9 @@ def _show(session: Session, path: Path, found: EncoderFile) -> None:
         ("digest", found.digest),
         ("backbone", f"{stated.backbone} ({stated.backbone_digest[:12]})"),
         ("boundary", f"layers below {form.boundary} are replaced"),
-        ("widths", f"{form.first}, {form.middle}; {form.after} + {form.context} behind the merge"),
+        ("rows", _rows_of(form)),
+        ("misses", MISSES[stated.policy]),
+        ("behind merge", f"{form.after} + {form.context} wide"),
         ("size", f"{form.parameters:,} numbers, {size(found.bytes)}"),
         ("corpus", f"{stated.corpus}: {stated.texts:,} texts, {stated.tokens:,} tokens"),
         ("learned", f"{stated.epochs} epochs in {stated.seconds:,.0f} s, seed {stated.seed}"),
@@ -226,6 +256,12 @@ def _show(session: Session, path: Path, found: EncoderFile) -> None:
         *((name.replace("_", " "), f"{value:.4f}") for name, value in stated.measures.items()),
     ]
     session.out.print(facts(rows))
+
+
+def _rows_of(form: EncoderForm) -> str:
+    if form.layers:
+        return f"{form.layers} layers over trigrams, {form.wide} wide"
+    return f"a network over words, {form.first} and {form.middle} wide"
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 from smile.errors import DataCorrupted, FailedPrecondition, InvalidArgument
 from smile.limits import MIB
 from smile.model.skip.form import EncoderForm
+from smile.model.skip.policy import MissPolicy
 
 Numbers: TypeAlias = NDArray[np.float32]
 
@@ -43,6 +44,7 @@ class EncoderFacts:
         texts, tokens: How many it saw once an epoch.
         seconds: How long distillation took.
         measures: How close it came, by name.
+        policy: What it was distilled for.
     """
 
     backbone: str
@@ -57,6 +59,7 @@ class EncoderFacts:
     tokens: int = 0
     seconds: float = 0.0
     measures: Mapping[str, float] = field(default_factory=dict)
+    policy: MissPolicy = MissPolicy.COMPUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,8 @@ def _facts(stated: object) -> EncoderFacts:
     try:
         form = EncoderForm(**{k: _whole(v) for k, v in dict(stated.pop("form")).items()})
         measures = {str(k): float(v) for k, v in dict(stated.pop("measures")).items()}
-        facts = EncoderFacts(form=form, measures=measures, **stated)
+        policy = MissPolicy(stated.pop("policy", MissPolicy.COMPUTE))
+        facts = EncoderFacts(form=form, measures=measures, policy=policy, **stated)
         for name in ("backbone", "backbone_digest", "corpus", "corpus_digest", "parent"):
             if not isinstance(getattr(facts, name), str):
                 raise TypeError(f"{name} must be a text")

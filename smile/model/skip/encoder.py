@@ -4,6 +4,8 @@
     middle  m = gelu(M s + b)
     last    row = L m + c                                          three views of H numbers
 
+or, to compare with, transformer layers over the three tokens (`networks.TrigramLayers`).
+
     merge   x[i] = LayerNorm(centre(i) + left(i + 1) + right(i - 1) + position[i] + segment)
     after   g[i] = gelu(I x[i] + d), whose last `context` numbers become their mean over the text
             state[i] = LayerNorm(x[i] + O g[i] + f)
@@ -28,11 +30,15 @@ from smile.model.packing import PackedTokens
 from smile.model.skip import form as names
 from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.form import VIEWS, EncoderForm, outside_of
+from smile.model.skip.networks import row_network
 from smile.model.skip.ngrams import ngram_keys, ngrams_from
 
 
 class LocalEncoder(nn.Module):
-    """Rows of trigrams, and states at the boundary.
+    """Rows of n-grams, and states at the boundary.
+
+    Attributes:
+        network: What makes rows.
 
     Args:
         form: Its dimensions. Its numbers are drawn from torch's generator.
@@ -48,9 +54,7 @@ class LocalEncoder(nn.Module):
         self.form = form
         self._embeddings = backbone.embeddings
         self.outside = outside_of(backbone.embeddings.position_offset)
-        self.first = nn.Linear(VIEWS * form.hidden, form.first)
-        self.middle = nn.Linear(form.first, form.middle)
-        self.last = nn.Linear(form.middle, form.row)
+        self.network = row_network(form, backbone)
         epsilon = backbone.embeddings.norm.epsilon
         self.merge_norm = nn.LayerNorm(form.hidden, epsilon)
         self.after_in = nn.Linear(form.hidden, form.inner)
@@ -70,10 +74,12 @@ class LocalEncoder(nn.Module):
         return encoder
 
     @torch.no_grad()
-    def start_from_embeddings(self) -> None:
-        """Begins where the backbone begins: merged views are normed as its embeddings are."""
-        self.merge_norm.weight.copy_(self._embeddings.norm.weight)
-        self.merge_norm.bias.copy_(self._embeddings.norm.bias)
+    def start_from(self, backbone: Backbone) -> None:
+        """Begins where the backbone does: merged views are normed as its embeddings, or its layers,
+        are."""
+        norm = self.network.start_from(backbone)
+        self.merge_norm.weight.copy_(norm.weight)
+        self.merge_norm.bias.copy_(norm.bias)
 
     @property
     def embeddings(self) -> Embeddings:
@@ -81,15 +87,11 @@ class LocalEncoder(nn.Module):
         return self._embeddings
 
     def rows(self, ngrams: Tensor) -> Tensor:
-        """[n, 3] int64 to [n, 3 H]: of each trigram what it says of its left, centre and right."""
-        tokens, places = torch.unique(ngrams, return_inverse=True)
-        words = functional.embedding(tokens, self._embeddings.word)  # [distinct, H]
-        parts = [
-            functional.linear(words, weight).index_select(0, places[:, view])
-            for view, weight in enumerate(self.first.weight.chunk(VIEWS, dim=1))
-        ]
-        total = parts[0] + parts[1] + parts[2] + self.first.bias.to(parts[0].dtype)
-        rows: Tensor = self.last(functional.gelu(self.middle(functional.gelu(total))))
+        """[n, 3] int64 to [n, 3 H]: of each n-gram what it says of its left, centre and right.
+
+        Neighbours that are left out are `ANY`.
+        """
+        rows: Tensor = self.network.rows(ngrams)
         return rows
 
     def merge(self, rows: Tensor, packed: PackedTokens) -> Tensor:
@@ -120,17 +122,20 @@ class LocalEncoder(nn.Module):
         states: Tensor = self.after_norm(x + self.after_out(inner))
         return states
 
-    def forward(self, packed: PackedTokens) -> Tensor:
-        """States at the boundary: [tokens, H]."""
-        keys, places = torch.unique(ngram_keys(packed, self.outside), return_inverse=True)
-        return self.merge(self.rows(ngrams_from(keys)).index_select(0, places), packed)
+    def forward(self, packed: PackedTokens, keys: Tensor | None = None) -> Tensor:
+        """States at the boundary: [tokens, H].
+
+        Args:
+            keys: [tokens] int64, the n-gram that serves each token; None: its trigram.
+        """
+        keys = ngram_keys(packed, self.outside) if keys is None else keys
+        different, places = torch.unique(keys, return_inverse=True)
+        return self.merge(self.rows(ngrams_from(different)).index_select(0, places), packed)
 
     def tensors(self) -> dict[str, Tensor]:
         """By the form's names, detached, sharing memory."""
         parts = {
-            names.FIRST: self.first,
-            names.MIDDLE: self.middle,
-            names.LAST: self.last,
+            **self.network.parts(),
             names.MERGE_NORM: self.merge_norm,
             names.AFTER_IN: self.after_in,
             names.AFTER_OUT: self.after_out,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from smile.errors import FailedPrecondition, InvalidArgument
 from smile.model.checkpoint import BackboneInfo
+from smile.model.skip.policy import RowKind
 from smile.model.specs import PetSpec
 
 WIDTH_MAX = 16_384
@@ -19,6 +20,18 @@ MERGE_NORM = "merge.norm"
 AFTER_IN = "after.in"
 AFTER_OUT = "after.out"
 AFTER_NORM = "after.norm"
+GATE = "gate"
+QKV = "qkv"
+ATTENTION_OUTPUT = "attention_output"
+ATTENTION_NORM = "attention_norm"
+INTERMEDIATE = "intermediate"
+OUTPUT = "output"
+OUTPUT_NORM = "output_norm"
+
+
+def layer_part(layer: int, part: str) -> str:
+    """The name of a part of one of the layers over trigrams."""
+    return f"layers.{layer}.{part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,9 @@ class EncoderForm:
         middle: Width of the layer after it.
         after: Inner width of the network that each merged token goes through.
         context: So much of that inner layer comes besides as a mean over the text's tokens.
+        layers: Transformer layers over a trigram in place of `first` and `middle`, which are 0
+            then; 0: there are none.
+        wide: Their inner width; their heads are the backbone's.
 
     Raises:
         InvalidArgument: a number is out of range.
@@ -43,16 +59,30 @@ class EncoderForm:
     middle: int
     after: int
     context: int = 0
+    layers: int = 0
+    wide: int = 0
 
     def __post_init__(self) -> None:
         if self.boundary < 1:
             raise InvalidArgument(f"boundary must be at least 1, got {self.boundary}")
-        for name in ("hidden", "first", "middle", "after", "context"):
-            width, least = getattr(self, name), 0 if name == "context" else 1
-            if not least <= width <= WIDTH_MAX:
-                raise InvalidArgument(
-                    f"{name} must be between {least} and {WIDTH_MAX}, got {width}"
-                )
+        words, layers = (1, 0) if self.kind is RowKind.WORDS else (0, 1)
+        for name, least, most in (
+            ("hidden", 1, WIDTH_MAX),
+            ("first", words, words * WIDTH_MAX),
+            ("middle", words, words * WIDTH_MAX),
+            ("after", 1, WIDTH_MAX),
+            ("context", 0, WIDTH_MAX),
+            ("layers", layers, layers * WIDTH_MAX),
+            ("wide", layers, layers * WIDTH_MAX),
+        ):
+            width = getattr(self, name)
+            if not least <= width <= most:
+                raise InvalidArgument(f"{name} must be between {least} and {most}, got {width}")
+
+    @property
+    def kind(self) -> RowKind:
+        """What makes its rows."""
+        return RowKind.LAYERS if self.layers else RowKind.WORDS
 
     @property
     def row(self) -> int:
@@ -71,14 +101,33 @@ class EncoderForm:
         """
         hidden = self.hidden
         return {
-            **_dense(FIRST, self.first, VIEWS * hidden),
-            **_dense(MIDDLE, self.middle, self.first),
-            **_dense(LAST, self.row, self.middle),
+            **(self._words() if self.kind is RowKind.WORDS else self._layers()),
             **_norm(MERGE_NORM, hidden),
             **_dense(AFTER_IN, self.inner, hidden),
             **_dense(AFTER_OUT, hidden, self.inner),
             **_norm(AFTER_NORM, hidden),
         }
+
+    def _words(self) -> Mapping[str, tuple[int, ...]]:
+        return {
+            **_dense(FIRST, self.first, VIEWS * self.hidden),
+            **_dense(MIDDLE, self.middle, self.first),
+            **_dense(LAST, self.row, self.middle),
+        }
+
+    def _layers(self) -> Mapping[str, tuple[int, ...]]:
+        found = dict(_dense(GATE, 1, self.hidden))
+        for layer in range(self.layers):
+            for part, outputs, inputs in (
+                (QKV, 3 * self.hidden, self.hidden),
+                (ATTENTION_OUTPUT, self.hidden, self.hidden),
+                (INTERMEDIATE, self.wide, self.hidden),
+                (OUTPUT, self.hidden, self.wide),
+            ):
+                found |= _dense(layer_part(layer, part), outputs, inputs)
+            for part in (ATTENTION_NORM, OUTPUT_NORM):
+                found |= _norm(layer_part(layer, part), self.hidden)
+        return found
 
     @property
     def parameters(self) -> int:

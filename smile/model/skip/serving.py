@@ -6,11 +6,14 @@ looked up is the row that would have been computed, given the same precision and
 
 The first layer is a sum of what each of three words adds by itself. That is computed for the whole
 vocabulary at load, unless it is too large, so a row costs the two other layers.
+
+Rows by layers over trigrams are torch's own, without that promise: they are there to compare with.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +28,69 @@ from smile.model.packing import PackedTokens
 from smile.model.skip import form as names
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import VIEWS, EncoderForm
+from smile.model.skip.policy import RowKind
 
 PARTS_MAX = 128 * 1024 * 1024  # numbers in the words' parts; beyond, they are computed for each row
 PARTS_BATCH = 2_048  # words
+
+
+class RowMaker(Protocol):
+    """Computes rows."""
+
+    def rows(self, ngrams: Tensor, kernels: Kernels) -> Tensor:
+        """[n, 3] int64 to rows [n, 3 H] in the encoder's precision, new; n is at least 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WordRows:
+    """Rows by the network over words.
+
+    Attributes:
+        words: [vocab, H], the backbone's word embeddings in the precision.
+        parts: [vocab, 3 W], what each word adds to the first layer as left, centre and right word;
+            None: `first` is a product of the three words side by side.
+        first_bias: [W] float32.
+    """
+
+    form: EncoderForm
+    words: Tensor
+    first: Linear
+    parts: Tensor | None
+    first_bias: Tensor
+    middle: Linear
+    last: Linear
+
+    def rows(self, ngrams: Tensor, kernels: Kernels) -> Tensor:
+        """See `RowMaker`."""
+        dense, room, dtype = kernels.dense, kernels.room, self.words.dtype
+        ngrams = ngrams.contiguous()
+        count = ngrams.shape[0]
+        wide = room.take(Slot.WIDE, count, self.form.first, dtype)
+        if self.parts is None:
+            words = dense.select(self.words, ngrams.view(-1))  # [3 n, H], which lie as [n, 3 H]
+            x = words.view(count, VIEWS * self.form.hidden)
+            x = dense.linear(x, self.first, Activation.GELU, wide)
+        else:
+            local = kernels.local
+            x = local.sum_words(ngrams, self.parts, self.first_bias, Activation.GELU, wide)
+        middle = room.take(Slot.QKV, count, self.form.middle, dtype)
+        return dense.linear(dense.linear(x, self.middle, Activation.GELU, middle), self.last)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRows:
+    """Rows by layers over trigrams, as they were learned, on the CPU."""
+
+    encoder: LocalEncoder
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def rows(self, ngrams: Tensor, kernels: Kernels) -> Tensor:
+        """See `RowMaker`."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            return self.encoder.rows(ngrams.cpu()).to(self.device, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +104,7 @@ class ServingEncoder:
         position_offset: The row of a text's first position.
         merge_norm: LayerNorm of the merged views, in float32.
         outside: The token id of neighbours outside a text.
-        parts: [vocab, 3 W], what each word adds to the first layer as left, centre and right word;
-            None: `first` is a product of the three words side by side.
-        first_bias: [W] float32.
+        maker: Computes rows.
     """
 
     form: EncoderForm
@@ -53,11 +114,7 @@ class ServingEncoder:
     position_offset: int
     outside: int
     merge_norm: NormWeights
-    first: Linear
-    parts: Tensor | None
-    first_bias: Tensor
-    middle: Linear
-    last: Linear
+    maker: RowMaker
     after_in: Linear
     after_out: Linear
     after_norm: NormWeights
@@ -81,6 +138,19 @@ class ServingEncoder:
 
         tables = encoder.embeddings
         words = tables.word.to(device, dtype)
+        maker: RowMaker
+        if encoder.form.kind is RowKind.LAYERS:
+            maker = LayerRows(encoder, device, dtype)
+        else:
+            maker = WordRows(
+                form=encoder.form,
+                words=words,
+                first=packed(names.FIRST),
+                parts=_parts(tensors[f"{names.FIRST}.weight"], words, kernels),
+                first_bias=tensors[f"{names.FIRST}.bias"].to(device, copy=True),
+                middle=packed(names.MIDDLE),
+                last=packed(names.LAST),
+            )
         return cls(
             form=encoder.form,
             words=words,
@@ -89,11 +159,7 @@ class ServingEncoder:
             position_offset=tables.position_offset,
             outside=encoder.outside,
             merge_norm=norm(names.MERGE_NORM),
-            first=packed(names.FIRST),
-            parts=_parts(tensors[f"{names.FIRST}.weight"], words, kernels),
-            first_bias=tensors[f"{names.FIRST}.bias"].to(device, copy=True),
-            middle=packed(names.MIDDLE),
-            last=packed(names.LAST),
+            maker=maker,
             after_in=packed(names.AFTER_IN),
             after_out=packed(names.AFTER_OUT),
             after_norm=norm(names.AFTER_NORM),
@@ -114,19 +180,7 @@ class ServingEncoder:
 
         Each is three views of H: what the trigram says of its left, centre and right token.
         """
-        dense, room = self.kernels.dense, self.kernels.room
-        ngrams = ngrams.contiguous()
-        count = ngrams.shape[0]
-        wide = room.take(Slot.WIDE, count, self.form.first, self.dtype)
-        if self.parts is None:
-            words = dense.select(self.words, ngrams.view(-1))  # [3 n, H], which lie as [n, 3 H]
-            x = words.view(count, VIEWS * self.form.hidden)
-            x = dense.linear(x, self.first, Activation.GELU, wide)
-        else:
-            local = self.kernels.local
-            x = local.sum_words(ngrams, self.parts, self.first_bias, Activation.GELU, wide)
-        middle = room.take(Slot.QKV, count, self.form.middle, self.dtype)
-        return dense.linear(dense.linear(x, self.middle, Activation.GELU, middle), self.last)
+        return self.maker.rows(ngrams, self.kernels)
 
     def after(self, x: Tensor, packed: PackedTokens, out: Tensor | None = None) -> Tensor:
         """Merged and normed views [tokens, H] to states at the boundary [tokens, H]."""

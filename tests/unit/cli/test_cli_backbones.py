@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from smile.cli.app import build
 from smile.cli.backbones import SPARKS, SPARKS_MAX, sparkline
 from smile.model.skip.artifact import read
+from smile.model.skip.policy import MissPolicy
 from smile.model.toy import WORDS, write_toy_backbone
 
 PATIENCE_S = 150.0
@@ -62,6 +63,15 @@ def test_programs_read_json(folder: Path) -> None:
     stated = json.loads(shown.stdout)
     assert result["digest"] == stated["digest"] == read(folder / "programs.safetensors").digest
     assert result["measures"] == stated["measures"] and stated["form"]["middle"] == 16
+
+
+def test_another_policy_is_distilled_by_the_same_command(folder: Path) -> None:
+    wished = ("--rows", "layers", "--policy", "shorter", "--dropout", "0.4")
+    made = smile(*arguments(folder, "shorter.safetensors", 1), *wished)
+    assert made.exit_code == 0, made.stderr
+    assert "2 layers over trigrams" in made.stdout and "shorter n-grams" in made.stdout
+    stated = read(folder / "shorter.safetensors").facts
+    assert stated.policy is MissPolicy.SHORTER and stated.form.layers == 2
 
 
 def test_killed_it_goes_on_to_the_same_file(folder: Path) -> None:
@@ -118,6 +128,7 @@ def test_only_one_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (("--boundary", "9"), 6, "BACKBONE_MISMATCH"),
         (("--boundary", "0"), 3, "INVALID_ARGUMENT"),
+        (("--policy", "shorter", "--dropout", "2"), 3, "INVALID_ARGUMENT"),
         (("--corpus", "/nowhere.txt"), 3, "INVALID_ARGUMENT"),
         (("--parent", "/nowhere"), 6, "FAILED_PRECONDITION"),
     ],

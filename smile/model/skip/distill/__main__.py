@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
 from smile.errors import FailedPrecondition, SmileError
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         if one.name == "threads":
             parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
             continue
-        kind = float if isinstance(one.default, float) else int
+        kind = int if one.default is MISSING else type(one.default)
         parser.add_argument(f"--{one.name.replace('_', '-')}", type=kind, default=one.default)
     return parser
 

@@ -4,14 +4,17 @@ By layer: the squared error of each layer's output over that output's variance, 
 a mean over tokens. Where texts have labels: a linear probe, trained on the ordinary backbone's mean
 states of one half of the documents and asked of the other half, once as the ordinary backbone has
 them and once as they come out of the encoder. That is how serving uses it: modules and heads are
-trained on the one and answer on the other.
+trained on the one and answer on the other. Where shorter n-grams serve for missing ones they do so
+here, too, as with a table of all that was learned from.
 """
 
 from __future__ import annotations
 
 import random
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,8 +29,20 @@ SPREAD_MIN = 1e-3  # of a feature: some never change
 
 
 @torch.no_grad()
-def measure(encoder: LocalEncoder, teacher: Teacher, pieces: Pieces, seed: int) -> dict[str, float]:
-    """Measures by name: `error_layer_3` is of the boundary's states if that is 3, and so on."""
+def measure(
+    encoder: LocalEncoder,
+    teacher: Teacher,
+    pieces: Pieces,
+    seed: int,
+    keys: NDArray[np.int64] | None = None,
+) -> dict[str, float]:
+    """Measures by name: `error_layer_3` is of the boundary's states if that is 3, and so on.
+
+    Args:
+        keys: [tokens] of the pieces, one after the other: the n-gram that serves each; None: its
+            own trigram.
+    """
+    ends = np.cumsum([0, *map(len, pieces.ids)])
     outputs, width = teacher.outputs, teacher.hidden
     squares, cosines = torch.zeros(outputs), torch.zeros(outputs)
     sums, sums_of_squares = torch.zeros(outputs, width), torch.zeros(outputs, width)
@@ -35,7 +50,11 @@ def measure(encoder: LocalEncoder, teacher: Teacher, pieces: Pieces, seed: int) 
     for texts in in_batches(pieces):
         packed = pack([pieces.ids[index] for index in texts])
         wanted = teacher.states(packed).float()
-        found = teacher.above(encoder(packed), packed).float()
+        serving = None
+        if keys is not None:
+            own = [keys[ends[index] : ends[index + 1]] for index in texts]
+            serving = torch.from_numpy(np.concatenate(own))
+        found = teacher.above(encoder(packed, serving), packed).float()
         squares += (found - wanted).square().mean(dim=2).sum(dim=0)
         cosines += functional.cosine_similarity(found, wanted, dim=2).sum(dim=0)
         sums += wanted.sum(dim=0)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smile.errors import FailedPrecondition
@@ -25,12 +27,17 @@ from smile.model.skip.artifact import EncoderFacts, EncoderFile
 from smile.model.skip.distill import checkpoint
 from smile.model.skip.distill.checkpoint import Place, Point
 from smile.model.skip.distill.corpus import Pieces, batches
+from smile.model.skip.distill.dropout import shortened
 from smile.model.skip.distill.measures import measure
 from smile.model.skip.distill.objective import Errors, Objective
 from smile.model.skip.distill.settings import DistillSettings
 from smile.model.skip.distill.teacher import Targets, Teacher
 from smile.model.skip.distill.upper import upper_layers
 from smile.model.skip.encoder import LocalEncoder
+from smile.model.skip.ngrams import ngram_keys
+from smile.model.skip.policy import MissPolicy
+from smile.representations.fallback import served
+from smile.representations.keys import keys_of_texts
 
 DTYPE = torch.bfloat16  # of products; weights and sums are float32
 WARMUP_STEPS_MAX = 60
@@ -138,7 +145,7 @@ class Distillation:
     """
 
     def __init__(self, job: Job) -> None:
-        job.settings.form(job.backbone.shape.hidden).check_backbone(job.backbone.info)
+        job.settings.form(job.backbone.shape).check_backbone(job.backbone.info)
         torch.set_num_threads(job.settings.threads)
         torch.manual_seed(job.settings.seed)
         self._job = job
@@ -167,7 +174,8 @@ class Distillation:
         facts = self._facts({})
         data = artifact.encode(facts, self._arrays())
         rounded = LocalEncoder.of(artifact.decode(data), self._job.backbone)
-        measures = measure(rounded, self._teacher, self._job.held_out, self._job.settings.seed)
+        held_out, seed = self._job.held_out, self._job.settings.seed
+        measures = measure(rounded, self._teacher, held_out, seed, self._serving())
         data = artifact.encode(self._facts(measures), self._arrays())
         return Distilled(artifact.decode(data), data, self._place.curve)
 
@@ -205,7 +213,7 @@ class Distillation:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.rate * _rate(share, self._place.step, self._steps)
         with torch.autocast("cpu", DTYPE):
-            states = self._encoder(packed)
+            states = self._encoder(packed, self._keys(packed))
         if share < self._settings.near_share:
             errors = objective.near(states.float(), targets)
         else:
@@ -221,6 +229,19 @@ class Distillation:
             )
         self._optimizer.step()
         return errors
+
+    def _keys(self, packed: PackedTokens) -> Tensor:
+        """The n-gram that serves each token in this step."""
+        settings, keys = self._settings, ngram_keys(packed, self._encoder.outside)
+        if settings.policy is MissPolicy.COMPUTE:
+            return keys
+        return shortened(keys, settings.dropout, settings.seed, self._place.step)
+
+    def _serving(self) -> NDArray[np.int64]:
+        """What serves held-out texts once a table has all n-grams that were learned from."""
+        job, outside = self._job, self._encoder.outside
+        asked, known = (keys_of_texts(one.ids, outside) for one in (job.held_out, job.learned))
+        return served(job.settings.policy, asked, known, job.backbone.info.vocab)
 
     def _advance(self, seconds: float, every: int) -> None:
         place = self._place
@@ -283,6 +304,7 @@ class Distillation:
             tokens=job.learned.tokens,
             seconds=round(self._place.seconds, 1),
             measures=dict(measures),
+            policy=job.settings.policy,
         )
 
     def _arrays(self) -> dict[str, artifact.Numbers]:
@@ -291,10 +313,10 @@ class Distillation:
 
 def _begun(job: Job) -> LocalEncoder:
     """Before its first step."""
-    form = job.settings.form(job.backbone.shape.hidden)
+    form = job.settings.form(job.backbone.shape)
     if job.parent is None:
         encoder = LocalEncoder(form, job.backbone)
-        encoder.start_from_embeddings()
+        encoder.start_from(job.backbone)
         return encoder
     if job.parent.facts.form != form:
         raise FailedPrecondition(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from smile.errors import InvalidArgument
 from smile.model.skip.form import WIDTH_MAX, EncoderForm
+from smile.model.skip.policy import MissPolicy, RowKind
+from smile.model.specs import BackboneShape
 
 EPOCHS_MAX = 1_000
 BATCH_TOKENS_MAX = 65_536
@@ -21,6 +23,11 @@ class DistillSettings:
 
     Attributes:
         boundary: First layer that is still computed.
+        rows: What makes a row. LAYERS has as many layers as it stands for, of the backbone's
+            widths.
+        policy: What serves an n-gram that no table has.
+        dropout: Of that policy where shorter n-grams do: how often a neighbour is left out; see
+            `distill.dropout`.
         first, middle, after, context: Widths of the encoder; see `EncoderForm`.
         epochs: Passes over the corpus.
         near_share: Share of the epochs, the first, that look at the boundary alone, through a
@@ -52,6 +59,9 @@ class DistillSettings:
     held_out_share: float = 0.05
     seed: int = 0
     threads: int = 1
+    rows: RowKind = RowKind.WORDS
+    policy: MissPolicy = MissPolicy.COMPUTE
+    dropout: float = 0.5
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -66,6 +76,7 @@ class DistillSettings:
             ("batch_tokens", 1, BATCH_TOKENS_MAX),
             ("passage_tokens", 8, BATCH_TOKENS_MAX),
             ("held_out_share", 0, 0.5),
+            ("dropout", 0, 1),
             ("seed", 0, 2**32 - 1),
             ("threads", 1, 1_024),
         ):
@@ -75,9 +86,13 @@ class DistillSettings:
         if not 0 < self.rate <= 1:
             raise InvalidArgument(f"rate must be above 0 and at most 1, got {self.rate}")
 
-    def form(self, hidden: int) -> EncoderForm:
-        """The encoder's form on a backbone of that hidden width."""
-        return EncoderForm(self.boundary, hidden, self.first, self.middle, self.after, self.context)
+    def form(self, shape: BackboneShape) -> EncoderForm:
+        """The encoder's form on a backbone of that shape."""
+        ends = (self.after, self.context)
+        if self.rows is RowKind.LAYERS:
+            layers, wide = self.boundary, shape.intermediate
+            return EncoderForm(self.boundary, shape.hidden, 0, 0, *ends, layers, wide)
+        return EncoderForm(self.boundary, shape.hidden, self.first, self.middle, *ends)
 
     def digest(self, *inputs: str) -> str:
         """SHA-256 of all that decides the result, in hex: of these, and the inputs' digests."""

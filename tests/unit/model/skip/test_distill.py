@@ -89,7 +89,9 @@ def test_it_learns_and_says_how_close_it_came(
     assert [event.done for event in learning] == list(range(1, learning[0].total + 1))
     assert [event.phase for event in events[:1]] == [Phase.TEACHER]
     assert events[-1].phase is Phase.MEASURING
-    untrained = measure(LocalEncoder(SETTINGS.form(32), toy), Teacher.of(toy, 2), pieces[1], 0)
+    untrained = measure(
+        LocalEncoder(SETTINGS.form(toy.shape), toy), Teacher.of(toy, 2), pieces[1], 0
+    )
     measures = done.file.facts.measures
     for layer in (2, 3, 4):
         assert measures[f"error_layer_{layer}"] < 0.8 * untrained[f"error_layer_{layer}"]

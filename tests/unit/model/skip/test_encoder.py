@@ -14,7 +14,7 @@ from smile.model.packing import PackedTokens, pack
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import EncoderForm
 from smile.model.skip.ngrams import ANY, keys_of, ngram_keys, ngrams_from, ngrams_of
-from smile.model.skip.serving import ServingEncoder
+from smile.model.skip.serving import ServingEncoder, WordRows
 from smile.model.specs import PetKind, PetSpec
 
 CPU = torch.device("cpu")
@@ -102,7 +102,8 @@ def test_a_large_vocabulary_is_multiplied_row_by_row(
     summed = ServingEncoder.of(encoder, kernels, CPU, torch.float32)
     monkeypatch.setattr("smile.model.skip.serving.PARTS_MAX", 0)
     multiplied = ServingEncoder.of(encoder, kernels, CPU, torch.float32)
-    assert summed.parts is not None and multiplied.parts is None
+    assert isinstance(summed.maker, WordRows) and summed.maker.parts is not None
+    assert isinstance(multiplied.maker, WordRows) and multiplied.maker.parts is None
     ngrams = ngrams_of(packed_of(toy, TEXTS), summed.outside)
     torch.testing.assert_close(summed.rows(ngrams), multiplied.rows(ngrams), atol=1e-6, rtol=0)
 

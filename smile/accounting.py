@@ -224,18 +224,22 @@ def day_end(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
 
 
-def day_exceeded(tenant: str, use: LimitUse, now: datetime) -> QuotaExceeded:
-    """The error of whoever has used up a limit of the day, with the time to its end."""
+def day_exceeded(tenant: str, use: LimitUse, now: datetime, asked: int = 0) -> QuotaExceeded:
+    """The error of whoever has used up a limit of the day, or asks for more than is left of it,
+    with the time to its end; without that where no day has so much.
+    """
     reset = use.reset_time or day_end(now.date())
+    wanted = f" and asks for {asked}" if asked else ""
     return QuotaExceeded(
         f"tenants/{tenant} may use {use.allowed} {use.limit.replace('_', ' ')} and has used "
-        f"{use.used}; the count starts again at {reset:%Y-%m-%d %H:%M} UTC",
+        f"{use.used}{wanted}; the count starts again at {reset:%Y-%m-%d %H:%M} UTC",
         reason=DAY_QUOTA_EXCEEDED,
         metadata={
             "limit_name": use.limit,
             "limit": str(use.allowed),
             "value": str(use.used),
+            "asked": str(asked),
             "reset_time": reset.isoformat(),
         },
-        retry_after=max((reset - now).total_seconds(), 1.0),
+        retry_after=max((reset - now).total_seconds(), 1.0) if asked <= use.allowed else None,
     )

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from services.processor.requests import Answered, Failed
-from smile.accounting import MICROSECONDS, Limit
+from smile.accounting import MICROSECONDS, Counts, Limit
 from smile.client.metering import NOT_TOLD_APART, Bookkeeper, Meter, MeterOptions
 from smile.names import TenantId, VplmName
 
+LARGE_TEXTS, LARGE_TOKENS = 100, 10_000  # of a request that is not served on trust
 LIMITS = (Limit.REQUESTS_PER_DAY, Limit.TEXTS_PER_DAY, Limit.TOKENS_PER_DAY)
 
 
@@ -29,7 +30,16 @@ class ProcessorMeter:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.meter = Meter(books, MeterOptions(LIMITS, every_s), now)
-        self.check = self.meter.check
+
+    async def admit(self, tenant: TenantId, texts: int, tokens: int) -> None:
+        """Raises `QuotaExceeded` where a tenant has less left of its day than a request asks for:
+        `tokens` is about how many. A small one of a tenant that nothing is known of yet may pass.
+        """
+        meter = self.meter
+        if (texts >= LARGE_TEXTS or tokens >= LARGE_TOKENS) and not meter.knows(tenant):
+            await meter.meet(tenant)
+        if meter.limited(tenant):
+            meter.check(tenant, Counts(1, texts, tokens))
 
     def answered(self, vplm: VplmName) -> None:
         """A request got its answer."""

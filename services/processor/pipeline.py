@@ -223,7 +223,7 @@ class Pipeline(Generic[Module]):
         Raises:
             Overloaded: the queue is full, or the vPLM is asked for faster than was rented; refused
                 before any work is done.
-            QuotaExceeded: the tenant has used up a limit of its day.
+            QuotaExceeded: the tenant has less left of a limit of its day than it asks for.
             NotFound: there is no such vPLM, alias or version.
             TextTooLong: a text has too many tokens and is not to be truncated.
             FailedPrecondition: the vPLM's backbone is not served here, or not materialised, or its
@@ -234,8 +234,10 @@ class Pipeline(Generic[Module]):
                 stopping.
         """
         try:
-            self._parts.meter.check(request.vplm.tenant)
-            result = await self._rented(request)
+            tokens = request.tokens_estimate(self._parts.engine.text_tokens_max)
+            ask = Ask(request.vplm.tenant, len(request.texts), tokens)
+            await self._parts.meter.admit(ask.tenant, ask.texts, ask.tokens)
+            result = await self._rented(request, ask)
         except BaseException as error:
             self.counters.refused(error)
             raise
@@ -243,23 +245,21 @@ class Pipeline(Generic[Module]):
         self._parts.meter.answered(request.vplm)
         return result
 
-    async def _rented(self, request: InferenceRequest) -> InferResult:
+    async def _rented(self, request: InferenceRequest, ask: Ask) -> InferResult:
         rentals = self._parts.rentals
         if (rental := rentals.of(request.vplm)) is None:
-            return await self._infer(request)
+            return await self._infer(request, ask)
         rentals.begin(rental, len(request.texts), self._parts.clock())
         error: BaseException | None = None
         try:
-            return await self._infer(request)
+            return await self._infer(request, ask)
         except BaseException as raised:
             error = raised
             raise
         finally:
             rentals.end(rental, len(request.texts), error)
 
-    async def _infer(self, request: InferenceRequest) -> InferResult:
-        tokens = request.tokens_estimate(self._parts.engine.text_tokens_max)
-        ask = Ask(request.vplm.tenant, len(request.texts), tokens)
+    async def _infer(self, request: InferenceRequest, ask: Ask) -> InferResult:
         number = next(self._numbers)
         async with self._admitted(ask, request.arrived, request.deadline) as permit:
             self._mark(Lane.ADMIT, request.arrived, number)
@@ -286,7 +286,7 @@ class Pipeline(Generic[Module]):
         tokens = estimate(request.text, self._parts.engine.text_tokens_max) * len(request.asked)
         ask = Ask(request.tenant, len(request.asked), tokens)
         try:
-            self._parts.meter.check(request.tenant)
+            await self._parts.meter.admit(ask.tenant, ask.texts, ask.tokens)
             async with self._admitted(ask, request.arrived, request.deadline) as permit:
                 result = await self._fanouts.answer(request, permit)
         except BaseException as error:

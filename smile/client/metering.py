@@ -7,7 +7,8 @@ with it: an interval's worth at most. While storage is away counting goes on, fo
 
 Storage answers how much of its day each tenant has left that has a limit. From then on `check` is
 local: a tenant can pass its limit by what is under way, and by what it does elsewhere within an
-interval.
+interval. No request passes it by its own size: it is refused if less is left than it asks for, and
+who serves large ones asks storage first how a tenant stands that it knows nothing of (`meet`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from smile.names import TenantId
 NOT_TOLD_APART = ""
 EVERY_S_DEFAULT = 10.0
 CLOSE_S_MAX = 3.0
+MEET_S_MAX = 2.0
+NOTHING = Counts()
 ROWS_AT_ONCE = 200  # of a report are put together before others get their turn
 
 
@@ -112,6 +115,7 @@ class Account:
     total: Tally = field(default_factory=Tally)
     vplms: dict[str, Tally] = field(default_factory=dict)
     allowances: tuple[_Allowance, ...] = ()
+    met: bool = False  # storage has said how it stands, if it has a limit
 
 
 @dataclass(slots=True, eq=False)
@@ -172,23 +176,52 @@ class Meter:
             self._today.untold.append((account, vplm))
         return found
 
-    def check(self, tenant: TenantId) -> None:
-        """Raises `QuotaExceeded` where a tenant has used up a limit of its day."""
+    def check(self, tenant: TenantId, more: Counts = NOTHING) -> None:
+        """Raises `QuotaExceeded` where a tenant has used up a limit of its day, or has less left
+        than it asks for.
+        """
         account = self._today.accounts.get(tenant)
         if account is not None and account.allowances:
-            self._check(account)
+            self._check(account, more)
 
-    def _check(self, account: Account) -> None:
+    def limited(self, tenant: TenantId) -> bool:
+        """Whether `check` may refuse it anything."""
+        account = self._today.accounts.get(tenant)
+        return account is not None and bool(account.allowances)
+
+    def knows(self, tenant: TenantId) -> bool:
+        """Whether `check` goes by what storage says of a tenant, and not by nothing."""
+        account = self._today.accounts.get(tenant)
+        return self._books is None or (account is not None and account.met)
+
+    async def meet(self, tenant: TenantId) -> None:
+        """Ask storage how a tenant stands. Where it does not say, all goes on as if not asked."""
+        if self._books is None:
+            return
+        account, day = self.account(tenant), self._today.day
+        counted = account.total.counts()
+        try:
+            async with asyncio.timeout(MEET_S_MAX):
+                standings = await self._books.report(
+                    UsageReport(self._reporter, day, (), (tenant,))
+                )
+        except (SmileError, TimeoutError) as error:
+            get_logger().warning("cannot ask how a tenant stands", why=str(error))
+        else:
+            _stand(account, standings.get(tenant, ()), self._options, counted)
+
+    def _check(self, account: Account, more: Counts) -> None:
         for allowance in account.allowances:
             counted = account.total.counts().used(allowance.use.limit)
-            if counted >= allowance.stop:
+            asked = more.used(allowance.use.limit)
+            if counted + max(asked, 1) > allowance.stop:
                 now = self._now()
                 use = allowance.use
                 if use.reset_time is not None and now >= use.reset_time:
                     return  # a new day, not counted apart yet
                 used = use.allowed + counted - allowance.stop
                 told = LimitUse(use.limit, use.allowed, used, use.reset_time)
-                raise day_exceeded(account.tenant, told, now)
+                raise day_exceeded(account.tenant, told, now, asked)
 
     async def run(self) -> None:
         """Reports now and then and at the end of each day, for ever."""
@@ -236,7 +269,9 @@ class Meter:
         reset = day_end(day)
         for tenant, account in before.accounts.items():
             if account.allowances:
-                self.account(tenant).allowances = tuple(
+                begun = self.account(tenant)
+                begun.met = True
+                begun.allowances = tuple(
                     _Allowance(LimitUse(a.use.limit, a.use.allowed, 0, reset), a.use.allowed)
                     for a in account.allowances
                 )
@@ -288,6 +323,7 @@ def _stand(
     A row's first report may hold what was counted after `counted` was read: then the tenant is
     stopped that much earlier or later, until the next one.
     """
+    account.met = True
     account.allowances = tuple(
         _Allowance(use, counted.used(use.limit) + max(use.allowed - (use.used or 0), 0))
         for use in uses

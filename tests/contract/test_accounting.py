@@ -213,6 +213,42 @@ async def _refused(client: smile.AsyncClient) -> QuotaExceeded:
     return refused.value
 
 
+async def test_no_request_passes_a_limit_by_its_own_size() -> None:
+    """Not even the first of all: the processor asks before it serves a large one."""
+    async with platform_world("acme", reporting=True) as platform:
+        assert platform.processor is not None
+        await _served(platform)
+        async with platform.client("acme") as client, platform.operator() as operator:
+            await operator.set_limits("acme", {Limit.TEXTS_PER_DAY: 150})
+            with pytest.raises(QuotaExceeded) as refused:
+                await client.infer("topic", ["a text"] * 151)
+            told = refused.value.metadata
+            assert (told["limit"], told["value"], told["asked"]) == ("150", "0", "151")
+            assert refused.value.retry_after is None  # no day has so much
+            assert "and has used 0 and asks for 151" in refused.value.message
+            await client.infer("topic", ["a text"] * 149)
+            for asked in (["a text"] * 2, ["a text"] * 120):
+                with pytest.raises(QuotaExceeded) as refused:
+                    await client.infer("topic", asked)
+                assert refused.value.metadata["value"] == "149"
+                assert refused.value.retry_after is not None
+            with pytest.raises(QuotaExceeded):
+                await client.infer_fanout("a text", ["topic", "topic"])
+            await client.infer("topic", ["the last"])
+            await platform.processor.meter.report()
+            assert (await client.usage(days=1)).days[0].counts.texts == 150
+
+
+async def test_a_large_request_is_served_where_nobody_says_how_its_tenant_stands() -> None:
+    async with platform_world("acme", reporting=True) as platform:
+        assert platform.processor is not None
+        await _served(platform)
+        async with platform.client("acme") as client:
+            await client.infer("topic", "now the module is there")
+            platform.store.break_down()
+            assert len((await client.infer("topic", ["a text"] * 200)).predictions) == 200
+
+
 async def test_answers_go_on_while_storage_cannot_be_told() -> None:
     async with platform_world("acme", reporting=True) as platform:
         assert platform.processor is not None

@@ -132,6 +132,44 @@ async def test_a_limit_is_kept_without_asking_for_every_request() -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_asks_for_more_than_is_left_is_refused() -> None:
+    ledger, clock = Ledger(limits={ACME: 10}), Clock()
+    meter = Meter(ledger, OPTIONS, clock)
+    assert not meter.knows(ACME)
+    meter.check(ACME, Counts(requests=11))  # nothing is known of it
+    await meter.meet(ACME)
+    assert meter.knows(ACME) and meter.limited(ACME)
+    assert ledger.reports[0].rows == () and ledger.rows == {}
+    with pytest.raises(QuotaExceeded) as refused:
+        meter.check(ACME, Counts(requests=11))
+    assert refused.value.retry_after is None
+    assert refused.value.metadata["asked"] == "11"
+    count(meter, requests=7)
+    meter.check(ACME, Counts(requests=3))
+    with pytest.raises(QuotaExceeded) as refused:
+        meter.check(ACME, Counts(requests=4))
+    assert (refused.value.metadata["value"], refused.value.retry_after) == ("7", 12 * 3600)
+    count(meter, requests=3)
+    with pytest.raises(QuotaExceeded):
+        meter.check(ACME)
+
+
+@pytest.mark.asyncio
+async def test_who_cannot_be_met_is_served_and_asked_about_again() -> None:
+    ledger, clock = Ledger(limits={ACME: 1}, away=True), Clock()
+    meter = Meter(ledger, OPTIONS, clock)
+    await meter.meet(ACME)
+    assert not meter.knows(ACME)
+    meter.check(ACME, Counts(requests=5))
+    ledger.away = False
+    await meter.meet(GLOBEX)
+    assert meter.knows(GLOBEX) and not meter.limited(GLOBEX)
+    alone = Meter(None, OPTIONS, clock)
+    await alone.meet(ACME)
+    assert alone.knows(ACME)
+
+
+@pytest.mark.asyncio
 async def test_a_tenant_passes_its_limit_by_an_interval_of_others_at_most() -> None:
     ledger, clock = Ledger(limits={ACME: 100}), Clock()
     meters = [Meter(ledger, OPTIONS, clock) for _ in range(4)]

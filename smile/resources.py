@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from smile.accounting import Counts, Limits, LimitUse, UsageDay
@@ -329,11 +329,15 @@ class Materialization:
         encoder_digest: SHA-256, hex, of the local encoder whose rows they are.
         ngrams: Of its texts, one for each token, special tokens included.
         found: Those the table had; the others were computed, to the same bits.
+        domain: The vPLM's; empty: general.
+        domain_digest: Of the domain's rows, SHA-256, hex; empty for general.
     """
 
     encoder_digest: str
     ngrams: int
     found: int
+    domain: str = ""
+    domain_digest: str = ""
 
     @property
     def found_share(self) -> float:
@@ -342,9 +346,7 @@ class Materialization:
 
     def __add__(self, other: Materialization) -> Materialization:
         """Of both together."""
-        return Materialization(
-            self.encoder_digest, self.ngrams + other.ngrams, self.found + other.found
-        )
+        return replace(self, ngrams=self.ngrams + other.ngrams, found=self.found + other.found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ class Derived:
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def derived_spec(wanted: Derived, adapter: PublicAdapter, backbone: Backbone) ->
         raise InvalidSpec(
             f"{adapter.name} is stored as {adapter.spec.dtype}, got precision {wanted.dtype}"
         )
-    return replace(adapter.spec, head=wanted.head or adapter.spec.head)
+    head = wanted.head or adapter.spec.head
+    return replace(adapter.spec, head=head, domain=wanted.domain or adapter.spec.domain)
 
 
 def with_fresh_head(

@@ -27,6 +27,7 @@ class Recipe:
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ def module_spec(recipe: Recipe, backbone: Backbone) -> ModuleSpec:
         pet=recipe.pet.placed(backbone.shape),
         head=recipe.head,
         dtype=recipe.dtype,
+        domain=recipe.domain,
     )
     size = layout.bytes_total(spec, backbone.shape) + HEADER_BYTES_SPARE
     if size > MODULE_BYTES_MAX:

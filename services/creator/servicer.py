@@ -189,6 +189,7 @@ def _recipe(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Recipe:
         display_name=request.display_name,
         labels=dict(request.labels),
         seed=request.seed,
+        domain=request.domain,
     )
 
 
@@ -201,6 +202,7 @@ def _derived(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Derived:
         display_name=request.display_name,
         labels=dict(request.labels),
         seed=request.seed,
+        domain=request.domain,
     )
 
 

@@ -70,7 +70,7 @@ class VplmMaker:
         """
         offered, vplm = await self._derived(wanted)
         adapter = offered.adapter
-        if vplm.spec == adapter.spec:
+        if vplm.spec.same_module(adapter.spec):
             return await self._records.refer(vplm, offered, request_id)
         data = await self._adapters.download(wanted.adapter)
         made = await asyncio.to_thread(

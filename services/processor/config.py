@@ -156,6 +156,7 @@ class ProcessorSettings(BackboneServiceSettings):
     tokenizer_threads: int = Field(default=2, ge=1, le=64)
     skip: str = ""
     tables: str = ""
+    domains: str = ""
     learn: bool = True
     learn_bytes_max: int = Field(default=64 * limits.MIB, ge=limits.MIB)
     learn_tenants_min: int = Field(default=3, ge=1, le=TENANTS_MIN_MAX)
@@ -204,6 +205,11 @@ class ProcessorSettings(BackboneServiceSettings):
                 self._places(f"{prefix}TABLES", self.tables),
                 encoders,
             ),
+            (
+                f"{prefix}DOMAINS={self.domains}",
+                self._places(f"{prefix}DOMAINS", self.domains),
+                encoders,
+            ),
         ):
             if unknown := sorted(set(given) - set(known)):
                 what = "is not served" if known is served else "has no local encoder"
@@ -219,9 +225,9 @@ class ProcessorSettings(BackboneServiceSettings):
     @property
     def stand_ins(self) -> Mapping[str, StandInPlace]:
         """What stands in for lower layers, by backbone."""
-        tables = parse_places(self.tables)
+        tables, domains = parse_places(self.tables), parse_places(self.domains)
         return {
-            name: StandInPlace(encoder, tables.get(name))
+            name: StandInPlace(encoder, tables.get(name), domains.get(name))
             for name, encoder in parse_places(self.skip, INCLUDED).items()
         }
 

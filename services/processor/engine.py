@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from services.processor.lanes.trace import Facts, Lane, Trace
+from services.processor.materialize.domains import ServedDomains
 from services.processor.materialize.learning import Heard, LiveRows
 from services.processor.materialize.level import StandInLevel
 from services.processor.materialize.options import INCLUDED
-from services.processor.materialize.standin import StandIn
+from services.processor.materialize.standin import Found, StandIn
 from services.processor.options import EngineOptions, Precision
-from services.processor.requests import Batch, Computed, FloatArray, Materialized, Track
+from services.processor.requests import Batch, Chunk, Computed, FloatArray, Materialized, Track
 from smile.errors import DataCorrupted, FailedPrecondition, SmileError
 from smile.limits import MIB
 from smile.logs import get_logger
@@ -171,7 +172,8 @@ class Engine:
 
     def check(self, spec: ModuleSpec, exactness: Exactness = Exactness.EXACT) -> None:
         """Raises `FailedPrecondition` if the module cannot be served here, or not so: its backbone
-        is not, or has no stand-in for lower layers, or the module begins in one of these.
+        is not, or has no stand-in for lower layers, or the module begins in one of these, or its
+        domain is not.
         """
         served = self._engines.get(spec.backbone)
         if served is None:
@@ -195,7 +197,7 @@ class Engine:
                 f"encoder; see SMILE_PROCESSOR_SKIP",
                 reason="NOT_MATERIALIZED",
             )
-        served.stand_in.check(spec.pet)
+        served.stand_in.check(spec)
 
     def decode(self, spec: ModuleSpec, data: bytes) -> DecodedModule:
         """A stored module in serving form, still without a place in memory.
@@ -225,19 +227,20 @@ class Engine:
             for chunk in part.chunks
             for text in chunk.texts
         ]
-        mixed = MixedBatch.build(items, device=self._device)
+        exact = batch.exactness is Exactness.EXACT
+        domains = () if exact else _domains(batch.chunks)
+        mixed = MixedBatch.build(items, device=self._device, marks=domains)
         self.tokens_asked += batch.tokens
         self.tokens_packed += int(mixed.packed.ids.numel())
         counts = tuple(len(chunk.texts) for chunk in batch.chunks)
-        if batch.exactness is Exactness.EXACT:
+        if exact:
             return Prepared(batch.backbone, mixed, counts)
         started = time.monotonic()
-        stand_in = self._stand_in(batch.backbone)
-        lower = stand_in.look_up(mixed)
-        told = stand_in.told(mixed, lower, counts)
-        self._traced(mixed, lower, started)
-        self._hear(batch, mixed, lower)
-        return Prepared(batch.backbone, mixed, counts, lower, told)
+        found = self._stand_in(batch.backbone).look_up(mixed)
+        told = found.told(mixed, batch.chunks)
+        self._traced(mixed, found.lower, started)
+        self._hear(batch, mixed, found)
+        return Prepared(batch.backbone, mixed, counts, found.lower, told)
 
     def compute(self, prepared: Prepared) -> list[Computed]:
         """What came of every chunk of the batch. For the device thread.
@@ -272,8 +275,9 @@ class Engine:
         except SmileError as error:  # exact answers do without
             get_logger().error("a local encoder cannot be used", why=error.message)
             return _Served(engine, Decoder(backbone, dtype), None)
-        live = LiveRows(found, self._options.learning)
-        found.rows = live
+        domains = found.domains = ServedDomains(found.origin, place.domains)
+        live = found.rows = LiveRows(found, self._options.learning, domains)
+        _open_domains(domains)
         if place.table is not None:
             _open_small(live, place.table)
         return _Served(engine, Decoder(backbone, dtype), found, live)
@@ -283,7 +287,7 @@ class Engine:
         assert found is not None, "checked when the request came"
         return found
 
-    def _hear(self, batch: Batch, mixed: MixedBatch, lower: LookedUp) -> None:
+    def _hear(self, batch: Batch, mixed: MixedBatch, found: Found) -> None:
         """Tell who learns what was asked by whom."""
         live = self._engines[batch.backbone].live
         if live is None or not live.learning:
@@ -292,7 +296,7 @@ class Engine:
         by_row = tuple(tenants[place] for place in mixed.order)
         starts = mixed.different.packed.offsets.cpu().numpy()
         places = mixed.different.places(mixed.packed).cpu().numpy()
-        live.hear(Heard(lower.keys, starts, places, by_row))
+        live.hear(Heard(found.lower.keys, starts, places, by_row, found.own))
 
     def _traced(self, mixed: MixedBatch, lower: LookedUp, started: float) -> None:
         if self._trace.on:
@@ -307,7 +311,21 @@ class Engine:
         batch = MixedBatch.build([(module, text) for text in texts], device=self._device)
         served.engine.run(batch)
         if served.stand_in is not None and served.stand_in.boundary <= batch.boundary:
-            served.engine.run(batch, served.stand_in.look_up(batch))
+            served.engine.run(batch, served.stand_in.look_up(batch).lower)
+
+
+def _domains(chunks: Sequence[Chunk]) -> tuple[str, ...]:
+    """Of each text of the chunks; empty where all are `general`."""
+    if not any(chunk.domain for chunk in chunks):
+        return ()
+    return tuple(chunk.domain for chunk in chunks for _ in chunk.texts)
+
+
+def _open_domains(domains: ServedDomains) -> None:
+    try:
+        domains.renew()
+    except (SmileError, OSError) as error:  # whoever looks after rows tries again
+        get_logger().error("domains cannot be used", why=str(error))
 
 
 def _open_small(live: LiveRows, folder: Path) -> None:

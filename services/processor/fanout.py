@@ -248,6 +248,7 @@ class Fanouts(Generic[Module]):
             kind=target.spec.pet.kind,
             vplm=target.name.vplm,
             exactness=self._exactness(request, target),
+            domain=target.spec.domain,
         )
 
     def _exactness(self, request: FanoutRequest, target: Target) -> Exactness:

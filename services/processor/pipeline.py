@@ -425,6 +425,7 @@ class Pipeline(Generic[Module]):
             kind=ticket.target.spec.pet.kind,
             vplm=request.vplm,
             exactness=ticket.exactness,
+            domain=ticket.target.spec.domain,
         )
 
     def _ways(self) -> Ways[Module]:

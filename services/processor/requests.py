@@ -231,6 +231,7 @@ class Chunk:
         kind: The module's, for predictions.
         vplm: Whose limit of requests at a time it counts against; None: nobody's.
         exactness: How it is to be answered.
+        domain: Whose rows stand for lower layers, if any do; empty: general.
     """
 
     number: int
@@ -245,6 +246,7 @@ class Chunk:
     kind: PetKind = PetKind.NONE
     vplm: VplmName | None = None
     exactness: Exactness = Exactness.EXACT
+    domain: str = ""
 
     @property
     def track(self) -> Track:

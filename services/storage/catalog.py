@@ -149,8 +149,8 @@ class Catalog:
         stored = await self._documents.read(keys.adapter(name), AdapterRecord)
         offered = stored.document if stored and stored.document.deleted is None else None
         same = offered is not None and (
-            (offered.digest, offered.size_bytes, offered.spec)
-            == (new.declared.digest, new.declared.size_bytes, new.spec)
+            (offered.digest, offered.size_bytes) == (new.declared.digest, new.declared.size_bytes)
+            and new.spec.same_module(offered.spec)
         )
         if not same:
             raise NotFound(

@@ -195,7 +195,8 @@ def _looked_up(materialization: Materialization | None) -> str:
     if materialization is None:
         return ""
     share = 100 * materialization.found_share
-    return f"; materialised, {share:.0f} % of {materialization.ngrams} n-grams found"
+    domain = f" with {materialization.domain}'s rows" if materialization.domain else ""
+    return f"; materialised{domain}, {share:.0f} % of {materialization.ngrams} n-grams found"
 
 
 def _exactness(materialized: bool) -> Exactness:

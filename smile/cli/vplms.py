@@ -73,6 +73,9 @@ class VplmTexts:
     display_name: Annotated[str, typer.Option(help="Text for people.")] = ""
     precision: Annotated[DType, typer.Option(help="Stored precision.")] = DType.FLOAT16
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0
+    domain: Annotated[
+        str, typer.Option(help="Whose rows serve materialised answers. Default: general.")
+    ] = ""
     validate_only: Annotated[bool, typer.Option(help="Check, create nothing.")] = False
 
 
@@ -136,7 +139,10 @@ def _derived(
     session: Session, vplm: str, adapter: str, head: HeadOptions, texts: VplmTexts
 ) -> Vplm:
     options = DeriveOptions(
-        display_name=texts.display_name, seed=texts.seed, validate_only=texts.validate_only
+        display_name=texts.display_name,
+        seed=texts.seed,
+        domain=texts.domain,
+        validate_only=texts.validate_only,
     )
     if head.task is not None:
         options["task"] = head.task
@@ -158,6 +164,7 @@ def _created(
         precision=texts.precision,
         display_name=texts.display_name,
         seed=texts.seed,
+        domain=texts.domain,
         validate_only=texts.validate_only,
     )
     if head.task is not None:
@@ -290,6 +297,7 @@ def _facts(vplm: Vplm) -> list[tuple[str, str]]:
         ("task", str(head.task)),
         ("labels", ", ".join(head.labels)),
         ("precision", str(vplm.spec.dtype)),
+        ("domain", vplm.spec.domain),
         ("versions", str(vplm.latest_version)),
         ("aliases", aliases),
         ("tags", ", ".join(f"{key}={value}" for key, value in sorted(vplm.labels.items()))),

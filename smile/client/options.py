@@ -42,6 +42,7 @@ class VplmOptions(TypedDict, total=False):
         pooling: How token states become a text's: mean (default), cls, or pooler (BERT's own: cls
             through a dense layer and tanh; for classification).
         precision: Stored precision: float16 (default) or float32.
+        domain: Whose rows stand for the lower layers in materialised answers; default: general.
         display_name: Text for people, at most 200 characters.
         tags: Free key-value pairs, at most 32.
         seed: Of the random part of the initial weights.
@@ -53,6 +54,7 @@ class VplmOptions(TypedDict, total=False):
     task: Task | str
     pooling: Pooling | str
     precision: DType | str
+    domain: str
     display_name: str
     tags: Mapping[str, str]
     seed: int
@@ -66,6 +68,7 @@ class DeriveOptions(TypedDict, total=False):
 
     Attributes:
         task, pooling: Of a fresh head, as for `create_vplm`.
+        domain: Whose rows stand for the lower layers in materialised answers; default: general.
         display_name: Text for people, at most 200 characters.
         tags: Free key-value pairs, at most 32.
         seed: Of a fresh head's weights.
@@ -76,6 +79,7 @@ class DeriveOptions(TypedDict, total=False):
 
     task: Task | str
     pooling: Pooling | str
+    domain: str
     display_name: str
     tags: Mapping[str, str]
     seed: int

@@ -81,6 +81,7 @@ class VplmCalls(Calls):
                 seed=options.get("seed", 0),
                 validate_only=options.get("validate_only", False),
                 request_id=options.get("request_id") or new_request_id(),
+                domain=options.get("domain", ""),
             )
             created = await self._connection.creator.CreateVplm(
                 request, timeout=options.get("timeout", WRITE_TIMEOUT_S)
@@ -120,6 +121,7 @@ class VplmCalls(Calls):
                 seed=options.get("seed", 0),
                 validate_only=options.get("validate_only", False),
                 request_id=options.get("request_id") or new_request_id(),
+                domain=options.get("domain", ""),
             )
             created = await self._connection.creator.CreateVplm(
                 request, timeout=options.get("timeout", WRITE_TIMEOUT_S)

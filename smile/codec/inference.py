@@ -89,7 +89,11 @@ def _materialization_to_pb(
     if found is None:
         return None
     return processor_pb2.Materialization(
-        encoder_digest=found.encoder_digest, ngrams=found.ngrams, found=found.found
+        encoder_digest=found.encoder_digest,
+        ngrams=found.ngrams,
+        found=found.found,
+        domain=found.domain,
+        domain_digest=found.domain_digest,
     )
 
 
@@ -99,7 +103,9 @@ def _materialization_from_pb(
     if not message.HasField("materialization"):
         return None
     found = message.materialization
-    return r.Materialization(found.encoder_digest, found.ngrams, found.found)
+    return r.Materialization(
+        found.encoder_digest, found.ngrams, found.found, found.domain, found.domain_digest
+    )
 
 
 def _timings_to_pb(timings: r.Timings) -> processor_pb2.Timings:

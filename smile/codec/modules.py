@@ -99,6 +99,7 @@ def spec_to_pb(spec: ModuleSpec) -> resources_pb2.ModuleSpec:
         pet=pet_to_pb(spec.pet),
         head=head_to_pb(spec.head),
         precision=PRECISIONS.to_pb(spec.dtype),
+        domain=spec.domain,
     )
 
 
@@ -109,4 +110,5 @@ def spec_from_pb(message: resources_pb2.ModuleSpec) -> ModuleSpec:
         pet=pet_from_pb(message.pet),
         head=head_from_pb(message.head),
         dtype=PRECISIONS.from_pb(message.precision),
+        domain=message.domain,
     )

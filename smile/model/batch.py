@@ -48,28 +48,35 @@ class DifferentTexts:
         tokens: [tokens of the batch] int64, where each token of the batch stands in `packed`; None
             if all texts are different, and `packed` is the batch itself.
         repeated: Identities of the texts that were asked of several vPLMs as one object.
+        marks: What each is marked with; equal texts of different marks are different. Empty where
+            there are no marks.
     """
 
     texts: tuple[TokenizedText, ...]
     packed: PackedTokens
     tokens: Tensor | None
     repeated: frozenset[int]
+    marks: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, texts: Sequence[TokenizedText], packed: PackedTokens) -> DifferentTexts:
-        """The different ones of `texts`, which are `packed` end to end."""
-        places: dict[tuple[int, ...], int] = {}
-        place_of = [places.setdefault(tuple(text.ids), len(places)) for text in texts]
+    def of(
+        cls, texts: Sequence[TokenizedText], packed: PackedTokens, marks: Sequence[str] = ()
+    ) -> DifferentTexts:
+        """The different ones of `texts`, which are `packed` end to end, and marked if at all."""
+        places: dict[tuple[str, tuple[int, ...]], int] = {}
+        names = zip(marks or [""] * len(texts), (tuple(text.ids) for text in texts), strict=True)
+        place_of = [places.setdefault(name, len(places)) for name in names]
         if len(places) == len(texts):
-            return cls(tuple(texts), packed, None, frozenset())
+            return cls(tuple(texts), packed, None, frozenset(), tuple(marks))
         firsts: dict[int, TokenizedText] = {}
         for place, text in zip(place_of, texts, strict=True):
             firsts.setdefault(place, text)
         device = packed.ids.device
-        different = pack(list(places)).to(device)
+        different = pack([ids for _, ids in places]).to(device)
         starts = different.offsets[torch.tensor(place_of, device=device)]  # [texts]
         tokens = starts[packed.texts] + packed.positions
-        return cls(tuple(firsts.values()), different, tokens, repeated(texts))
+        kept = tuple(mark for mark, _ in places) if marks else ()
+        return cls(tuple(firsts.values()), different, tokens, repeated(texts), kept)
 
     def places(self, whole: PackedTokens) -> Tensor:
         """[texts of the batch] int64, which of the different texts each is; `whole` is the batch
@@ -104,9 +111,16 @@ class MixedBatch:
 
     @classmethod
     def build(
-        cls, items: Sequence[tuple[LoadedModule, TokenizedText]], *, device: torch.device = CPU
+        cls,
+        items: Sequence[tuple[LoadedModule, TokenizedText]],
+        *,
+        device: torch.device = CPU,
+        marks: Sequence[str] = (),
     ) -> MixedBatch:
         """A batch of at least one text; each text names its vPLM's module.
+
+        Args:
+            marks: Of each text; what comes below modules is shared by equal texts of equal marks.
 
         Raises:
             InvalidArgument: no texts, or a text without tokens.
@@ -121,7 +135,7 @@ class MixedBatch:
             packed=packed,
             backbone_digest=digest,
             boundary=min(module.boundary for module in modules),
-            different=DifferentTexts.of(texts, packed),
+            different=DifferentTexts.of(texts, packed, [marks[n] for n in order] if marks else ()),
             groups=_module_groups(modules, packed),
             heads=_head_groups(modules, packed),
         )

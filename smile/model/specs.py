@@ -224,7 +224,8 @@ class TensorSpec:
 class ModuleSpec:
     """Everything that decides a stored module's tensors: PET module and head over one backbone.
 
-    `pet` must be placed (`PetSpec.placed`): its `first_layer` is a number.
+    `pet` must be placed (`PetSpec.placed`): its `first_layer` is a number. `domain` is the one whose
+    rows stand for the lower layers in materialised answers; empty: general. It changes no tensor.
     """
 
     backbone: str
@@ -232,6 +233,11 @@ class ModuleSpec:
     pet: PetSpec
     head: HeadSpec
     dtype: DType = field(default=DType.FLOAT16)
+    domain: str = ""
+
+    def same_module(self, other: ModuleSpec) -> bool:
+        """Whether equal bytes are the same module: in everything but the domain."""
+        return replace(self, domain=other.domain) == other
 
 
 def _require(condition: bool, message: str) -> None:

@@ -27,7 +27,13 @@ from smile.representations import manifest as names
 from smile.representations.counting import CorpusCounter, NgramCounts
 from smile.representations.index import LOAD, WORD_BYTES, NgramIndex
 from smile.representations.keys import bigrams_of, unigrams
-from smile.representations.manifest import GENERAL, CorpusFacts, FileFacts, TableManifest
+from smile.representations.manifest import (
+    GENERAL,
+    CorpusFacts,
+    DeltaFacts,
+    FileFacts,
+    TableManifest,
+)
 from smile.representations.rows import RowEncoder
 
 TEXTS_BATCH = 1_000
@@ -75,7 +81,7 @@ class TableWish:
     Attributes:
         budget_bytes: Of all its files, about.
         vocab: Token ids are below it; each has a row where kinds are FALLBACK.
-        domain, parent, parent_encoder: See `TableManifest`.
+        domain, parent, parent_encoder, delta: See `TableManifest`.
     """
 
     format: RowFormat
@@ -85,6 +91,7 @@ class TableWish:
     domain: str = GENERAL
     parent: str = ""
     parent_encoder: str = ""
+    delta: DeltaFacts | None = None
 
     @property
     def entry_bytes(self) -> float:
@@ -208,6 +215,7 @@ def write(
             rows=len(chosen),
             corpus=corpus,
             files={name: _facts(folder / name) for name in names.FILES},
+            delta=wish.delta,
         )
         with (folder / names.MANIFEST_FILE).open("wb") as file:
             file.write(made.encode())

@@ -7,7 +7,7 @@ alpha of all occurrences (arXiv 2504.17449; its prototype has 0.5 and 0.3).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ from smile.representations.build import (
     write,
 )
 from smile.representations.counting import NgramCounts
-from smile.representations.manifest import GENERAL, TableManifest
+from smile.representations.domains import EffectiveRows
+from smile.representations.manifest import GENERAL, DeltaFacts, TableManifest
 from smile.representations.rows import RowEncoder
 
 ALPHA = 0.5
@@ -62,12 +63,12 @@ class Encoders:
 
     Attributes:
         own: The domain's local encoder.
-        parent: The rows of its parent, `EffectiveRows` where that is no root.
+        parent: The rows that its parent's texts get.
         outside: Token id of neighbours outside a text.
     """
 
     own: RowEncoder
-    parent: RowEncoder
+    parent: EffectiveRows
     outside: int
 
 
@@ -81,7 +82,7 @@ def build_delta(
     on_progress: OnProgress = ignore_progress,
 ) -> TableManifest:
     """Counts a domain's corpus and writes its delta table to `output`, a new folder; the least
-    frequent n-grams are left out where the budget is short.
+    frequent n-grams are left out where the budget is short. Domain and parent are the wish's.
 
     Raises:
         InvalidArgument: no texts, a bad name, no room for a row, or none that differs.
@@ -108,8 +109,13 @@ def build_delta(
             f"the domain's rows must differ from its parent's by {rules.difference_min:g} of their "
             f"length somewhere, they do so by at most {off.max(initial=0.0):.3g}"
         )
+    facts = DeltaFacts(
+        rules.alpha, rules.difference_min, len(frequent), encoders.parent.table_digest
+    )
+    over = encoders.parent.origin.encoder_digest
+    wanted = replace(wish, delta=facts, parent_encoder=over)
     return write(
-        output, chosen, counter.facts(len(counts), chosen.total), encoders.own, wish, on_progress
+        output, chosen, counter.facts(len(counts), chosen.total), encoders.own, wanted, on_progress
     )
 
 

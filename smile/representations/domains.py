@@ -8,16 +8,22 @@ whatever domains its texts are of.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smile.errors import AlreadyExists, DataCorrupted, FailedPrecondition, InvalidArgument, NotFound
-from smile.model.ngram_rows import RowFormat, RowStores
-from smile.representations.manifest import GENERAL, Origin
+from smile.errors import (
+    AlreadyExists,
+    DataCorrupted,
+    FailedPrecondition,
+    NotFound,
+    SmileError,
+)
+from smile.model.ngram_rows import RowFormat, RowStore, RowStores
+from smile.representations.manifest import GENERAL, Origin, TableManifest
 from smile.representations.rows import RowEncoder
 from smile.representations.snapshot import Table
 
@@ -34,8 +40,11 @@ class GeneralView(Protocol):
 class DomainTree:
     """Which domains there are, and their delta tables. Never changes, so threads may share it.
 
-    Args:
+    Attributes:
         origin: Of the general rows.
+        tables: The deltas, by number from 1 on.
+
+    Args:
         deltas: One table a domain, in any order.
 
     Raises:
@@ -48,6 +57,7 @@ class DomainTree:
     def __init__(self, origin: Origin, deltas: Sequence[Table]) -> None:
         self.origin = origin
         self._tables: dict[str, Table] = {}
+        self._stores: dict[tuple[int, RowFormat], RowStore] = {}
         for table in deltas:
             name = table.manifest.domain
             if name == GENERAL:
@@ -55,13 +65,20 @@ class DomainTree:
             if name in self._tables:
                 raise AlreadyExists(f"domain '{name}' has two tables")
             self._tables[name] = table
+        self.tables = tuple(self._tables.values())
         self._numbers = {name: number for number, name in enumerate((GENERAL, *self._tables))}
         self._parents = np.zeros(len(self._numbers), np.int32)
         for name, table in self._tables.items():
-            self._check(name, table)
+            if table.manifest.parent not in self._numbers:
+                raise FailedPrecondition(
+                    f"domain '{name}' needs its parent '{table.manifest.parent}', which has no "
+                    f"table",
+                    reason="DOMAIN_NOT_SERVED",
+                )
             self._parents[self._numbers[name]] = self._numbers[table.manifest.parent]
-        for name in self._tables:
+        for name, table in self._tables.items():
             self._check_path(name)
+            self._check(name, table)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,14 +101,29 @@ class DomainTree:
         self.number(name)
         return tuple(self._up(name))
 
-    def view(self, general: GeneralView) -> DomainView:
-        """Rows of all domains over general ones of this moment."""
-        return DomainView(self, general)
+    def view(self, general: GeneralView, domains: Iterable[int] | None = None) -> DomainView:
+        """Rows of all domains, or of these and those they fall through to, over general ones of
+        this moment.
+        """
+        return DomainView(self, general, range(len(self._numbers)) if domains is None else domains)
 
-    @property
-    def tables(self) -> tuple[Table, ...]:
-        """The deltas, by number from 1 on."""
-        return tuple(self._tables.values())
+    def digest(self, number: int) -> str:
+        """Of all rows that texts of a domain get, but for general ones; empty for `general`."""
+        return self.tables[number - 1].digest if number else ""
+
+    def store(self, number: int, row_format: RowFormat) -> RowStore:
+        """A domain's own rows, in a format; put into it once where they have another."""
+        place = number, row_format
+        if (found := self._stores.get(place)) is None:
+            found = self._stores[place] = self.tables[number - 1].stored_as(row_format)
+        return found
+
+    def upwards(self, number: int) -> Iterator[int]:
+        """A domain's number, its parent's, and so on to 0, which is general's."""
+        while number:
+            yield number
+            number = int(self._parents[number])
+        yield 0
 
     @property
     def parents(self) -> NDArray[np.int32]:
@@ -101,10 +133,6 @@ class DomainTree:
     def _check(self, name: str, table: Table) -> None:
         stated = table.manifest
         parent = self._tables.get(stated.parent)
-        if parent is None and stated.parent != GENERAL:
-            raise FailedPrecondition(
-                f"domain '{name}' needs its parent '{stated.parent}', which has no table"
-            )
         over = self.origin if parent is None else parent.manifest.origin
         wanted = Origin(
             self.origin.backbone,
@@ -119,6 +147,13 @@ class DomainTree:
                 f"domain '{name}' differs from rows of local encoder {stated.parent_encoder}, "
                 f"those of '{stated.parent}' are of {over.encoder_digest}",
                 reason="ENCODER_MISMATCH",
+            )
+        there, made_over = "" if parent is None else parent.digest, _parent_table(stated)
+        if made_over != there:
+            raise FailedPrecondition(
+                f"domain '{name}' was made over '{stated.parent}' with digest {made_over}, here is "
+                f"{there}: create it again",
+                reason="DOMAIN_MISMATCH",
             )
 
     def _check_path(self, name: str) -> None:
@@ -136,28 +171,23 @@ class DomainTree:
 
 
 class DomainView:
-    """Rows of all domains as of one moment. Never changes.
+    """Rows of domains as of one moment. Never changes.
 
     Attributes:
         stores: The general rows, then each domain's own.
-
-    Raises:
-        InvalidArgument: rows of different formats.
+        general_rows: How many of the rows are general.
     """
 
-    __slots__ = ("_firsts", "_general", "_tree", "stores")
+    __slots__ = ("_firsts", "_general", "_tree", "general_rows", "stores")
 
-    def __init__(self, tree: DomainTree, general: GeneralView) -> None:
+    def __init__(self, tree: DomainTree, general: GeneralView, domains: Iterable[int]) -> None:
         row_format = general.stores.format
-        for table in tree.tables:
-            if table.format != row_format:
-                raise InvalidArgument(
-                    f"domain '{table.manifest.domain}' must have rows of {row_format}, "
-                    f"got {table.format}"
-                )
-        deltas = [table.store for table in tree.tables]
-        self.stores = RowStores(row_format, (*general.stores.stores, *deltas))
-        self._firsts = self.stores.firsts[len(general.stores.stores) :]
+        there = sorted({each for number in domains for each in tree.upwards(number)} - {0})
+        own = [tree.store(number, row_format) for number in there]
+        self.stores = RowStores(row_format, (*general.stores.stores, *own))
+        firsts = self.stores.firsts[len(general.stores.stores) :]
+        self._firsts = dict(zip(there, firsts, strict=True))
+        self.general_rows = general.stores.count
         self._general = general
         self._tree = tree
 
@@ -185,7 +215,7 @@ class DomainView:
         if domain == 0:
             return self._general.find(keys)
         numbers = np.full(len(keys), -1, np.int32)
-        self._tree.tables[domain - 1].index.find_into(keys, numbers, self._firsts[domain - 1])
+        self._tree.tables[domain - 1].index.find_into(keys, numbers, self._firsts[domain])
         return numbers
 
 
@@ -220,15 +250,53 @@ class EffectiveRows:
     def origin(self) -> Origin:
         return self.deltas[0].manifest.origin if self.deltas else self.general.origin
 
+    @property
+    def table_digest(self) -> str:
+        """Of the domain's table; empty for `general`."""
+        return self.deltas[0].digest if self.deltas else ""
+
     def packed(self, keys: NDArray[np.int64], row_format: RowFormat) -> NDArray[np.uint8]:
         rows = np.empty((len(keys), row_format.row_bytes), np.uint8)
         left = np.arange(len(keys))
         for table in self.deltas:
-            assert table.format == row_format, f"{table.format} for {row_format}"
             numbers = table.find(keys[left])
             found = numbers >= 0
-            rows[left[found]] = table.store.rows[numbers[found]]
+            rows[left[found]] = _as(row_format, table.format, table.store.rows[numbers[found]])
             left = left[~found]
         if len(left):
             rows[left] = self.general.packed(keys[left], row_format)
         return rows
+
+
+def usable(origin: Origin, deltas: Sequence[Table]) -> tuple[DomainTree, Mapping[str, SmileError]]:
+    """The tree of those deltas that can be in one, parents before their children, and why the
+    others cannot, by domain.
+    """
+    tree, faults = DomainTree(origin, ()), dict[str, SmileError]()
+    waiting = list(deltas)
+    while waiting:
+        ready = [one for one in waiting if one.manifest.parent in tree.names]
+        if not ready:
+            break
+        for one in ready:
+            try:
+                tree = DomainTree(origin, (*tree.tables, one))
+            except SmileError as error:
+                faults[one.manifest.domain] = error
+        waiting = [one for one in waiting if not any(one is each for each in ready)]
+    for one in waiting:
+        faults[one.manifest.domain] = FailedPrecondition(
+            f"domain '{one.manifest.domain}' needs its parent '{one.manifest.parent}', which has "
+            f"no table that can be used",
+            reason="DOMAIN_NOT_SERVED",
+        )
+    return tree, faults
+
+
+def _parent_table(stated: TableManifest) -> str:
+    assert stated.delta is not None, "checked when it was read"
+    return stated.delta.parent_table
+
+
+def _as(wanted: RowFormat, own: RowFormat, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return rows if wanted == own else wanted.pack(own.unpack(rows))

@@ -28,7 +28,7 @@ ROWS_MAX = (1 << 31) - 1
 GENERAL = "general"
 READ_BYTES = 1 << 22
 
-_TYPES = {"int": int, "str": str}
+_TYPES = {"int": int, "str": str, "float": float}
 _Facts = TypeVar("_Facts")
 
 
@@ -87,6 +87,23 @@ class CorpusFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaFacts:
+    """How the n-grams of a domain's table were chosen.
+
+    Attributes:
+        alpha: Share of the corpus's tokens that the frequent ones cover.
+        difference_min: How far a row is from its parent's at least, in lengths of the parent's.
+        frequent: How many n-grams were frequent; the table has those of them that differ.
+        parent_table: Digest of the parent's table; empty where the parent is general.
+    """
+
+    alpha: float
+    difference_min: float
+    frequent: int
+    parent_table: str
+
+
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """One file: its size and its SHA-256 in hex."""
 
@@ -105,6 +122,7 @@ class TableManifest:
             empty for the general one.
         dtype: How rows are stored: float16 or int8.
         files: By name: exactly those of `FILES`.
+        delta: How a domain's n-grams were chosen; None for the general one.
     """
 
     domain: str
@@ -115,15 +133,19 @@ class TableManifest:
     rows: int
     corpus: CorpusFacts
     files: Mapping[str, FileFacts]
+    delta: DeltaFacts | None = None
 
     def encode(self) -> bytes:
         """The manifest's file; the same bytes for the same facts."""
         body = {"format": FORMAT, **dataclasses.asdict(self)}
+        if self.delta is None:
+            del body["delta"]
         return json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest, in hex: the table's identity."""
+        """SHA-256 of the manifest, in hex: the table's identity. A domain's names its parent's, and
+        so on: it stands for all rows that texts of the domain get."""
         return hashlib.sha256(self.encode()).hexdigest()
 
     @property
@@ -145,11 +167,20 @@ def decode(data: bytes) -> TableManifest:
         origin = _checked(Origin, body.pop("origin"))
         corpus = _checked(CorpusFacts, body.pop("corpus"))
         files = {name: _checked(FileFacts, one) for name, one in body.pop("files").items()}
-        made = _checked(TableManifest, {**body, "origin": origin, "corpus": corpus, "files": files})
+        chosen = body.pop("delta", None)
+        parts = {
+            "origin": origin,
+            "corpus": corpus,
+            "files": files,
+            "delta": None if chosen is None else _checked(DeltaFacts, chosen),
+        }
+        made = _checked(TableManifest, {**body, **parts})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataCorrupted(f"no table's manifest: {error}") from error
     if files.keys() != set(FILES):
         raise DataCorrupted(f"a table's files must be {', '.join(FILES)}, got {sorted(files)}")
+    if (made.delta is None) is not (made.domain == GENERAL):
+        raise DataCorrupted("a domain's table, and no other, must say how it was chosen")
     if not 1 <= made.rows <= ROWS_MAX:
         raise DataCorrupted(f"a table must have 1 to {ROWS_MAX} rows, got {made.rows}")
     return made
@@ -209,11 +240,11 @@ def file_sha256(path: Path) -> str:
 
 
 def _checked(kind: type[_Facts], stated: Mapping[str, object]) -> _Facts:
-    """`kind` of exactly its fields, each of its type; numbers are at least 0."""
+    """`kind` of exactly its fields, each of its type; numbers are at least 0, and finite."""
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         wanted, value = _TYPES.get(str(field.type)), stated[field.name]
         if wanted is not None and type(value) is not wanted:
             raise TypeError(f"{field.name} must be {field.type}, got {value!r}")
-        if isinstance(value, int) and value < 0:
+        if isinstance(value, int | float) and not 0 <= value < float("inf"):
             raise ValueError(f"{field.name} must be at least 0, got {value}")
     return kind(**stated)

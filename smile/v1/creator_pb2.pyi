@@ -124,6 +124,7 @@ class CreateVplmRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PUBLIC_ADAPTER_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}`."""
     vplm_id: _builtins.str
@@ -142,6 +143,8 @@ class CreateVplmRequest(_message.Message):
     """UUID4; a repeated id gives the earlier answer."""
     public_adapter: _builtins.str
     """`publicAdapters/{adapter}` to take the module from. Training goes on from it."""
+    domain: _builtins.str
+    """Domain whose rows stand for the lower layers in materialised answers. Default: a public adapter's own, else general."""
     @_builtins.property
     def pet(self) -> _resources_pb2.PetSpec:
         """PET module; unset fields take their defaults. Required, unless there is a `public_adapter`: then unset."""
@@ -169,10 +172,11 @@ class CreateVplmRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         public_adapter: _builtins.str = ...,
+        domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "pet", b"pet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "display_name", b"display_name", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "public_adapter", b"public_adapter", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "display_name", b"display_name", "domain", b"domain", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "public_adapter", b"public_adapter", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,22 +86,30 @@ class Materialization(_message.Message):
     ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
     NGRAMS_FIELD_NUMBER: _builtins.int
     FOUND_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    DOMAIN_DIGEST_FIELD_NUMBER: _builtins.int
     encoder_digest: _builtins.str
     """SHA-256, hex, of the local encoder whose rows they are."""
     ngrams: _builtins.int
     """N-grams of its texts, one for each token, special tokens included."""
     found: _builtins.int
     """Those that were found; the others were computed, to the same bits."""
+    domain: _builtins.str
+    """The vPLM's domain; empty: general."""
+    domain_digest: _builtins.str
+    """Of the domain's rows, SHA-256, hex: with it all that they fall through to is known. Empty for general."""
     def __init__(
         self,
         *,
         encoder_digest: _builtins.str = ...,
         ngrams: _builtins.int = ...,
         found: _builtins.int = ...,
+        domain: _builtins.str = ...,
+        domain_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_digest", b"encoder_digest", "found", b"found", "ngrams", b"ngrams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "domain_digest", b"domain_digest", "encoder_digest", b"encoder_digest", "found", b"found", "ngrams", b"ngrams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -372,12 +372,15 @@ class ModuleSpec(_message.Message):
     PET_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     backbone: _builtins.str
     """`backbones/{backbone}`."""
     backbone_digest: _builtins.str
     """SHA-256, hex, of the backbone the module was made for."""
     precision: Global___Precision.ValueType
     """Stored precision. Default: float16."""
+    domain: _builtins.str
+    """Domain whose rows stand for the lower layers in materialised answers. Empty: general."""
     @_builtins.property
     def pet(self) -> Global___PetSpec:
         """PET module, with `first_layer` set."""
@@ -394,10 +397,11 @@ class ModuleSpec(_message.Message):
         pet: Global___PetSpec | None = ...,
         head: Global___HeadSpec | None = ...,
         precision: Global___Precision.ValueType = ...,
+        domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "pet", b"pet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "backbone_digest", b"backbone_digest", "head", b"head", "pet", b"pet", "precision", b"precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "backbone_digest", b"backbone_digest", "domain", b"domain", "head", b"head", "pet", b"pet", "precision", b"precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,11 +23,23 @@ from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import EncoderForm
 from smile.model.skip.ngrams import ngram_keys
 from smile.model.specs import Task
-from smile.representations import build
+from smile.representations import build, places
 from smile.representations.build import TableWish
+from smile.representations.delta import DeltaRules, Encoders, build_delta
+from smile.representations.domains import EffectiveRows
+from smile.representations.rows import RowEncoder
+from smile.representations.snapshot import Table
 
 CPU = torch.device("cpu")
 BOUNDARY = 2
+
+
+@dataclass(frozen=True)
+class Over:
+    """What a domain is made over: its parent's name and what rows that gives."""
+
+    name: str
+    rows: EffectiveRows
 
 
 @dataclass(frozen=True)
@@ -65,14 +77,31 @@ class Encoder:
         build.build(folder, texts, ids, self.stand_in, self.local.outside, wish)
         return folder
 
+    def domain(
+        self, folder: Path, name: str, texts: Sequence[str], over: Over, alpha: float
+    ) -> Table:
+        """A domain of these texts in a folder of domains: this encoder's rows."""
+
+        def ids(some: Sequence[str]) -> list[list[int]]:
+            return [text.ids for text in self.backbone.tokenizer.encode(some, truncate=True)]
+
+        row_format = RowFormat(RowDtype.FLOAT16, self.backbone.shape.hidden)
+        encoders = Encoders(self.stand_in, over.rows, self.local.outside)
+        wish = TableWish(row_format, 1 << 30, 1, domain=name, parent=over.name)
+        place = folder / name / places.TABLE
+        build_delta(place, texts, ids, encoders, wish, DeltaRules(alpha, 0.0))
+        return Table.open(place)
+
     @torch.no_grad()
-    def expected(self, module: VplmModule, text: str) -> NDArray[Any]:
-        """What torch answers over rows as they are stored in float16."""
+    def expected(
+        self, module: VplmModule, text: str, rows_of: RowEncoder | None = None
+    ) -> NDArray[Any]:
+        """What torch answers over rows as they are stored in float16: one's own, or others."""
         (tokens,) = self.backbone.tokenizer.encode([text], truncate=True)
         packed = pack([tokens.ids])
         row_format = RowFormat(RowDtype.FLOAT16, self.backbone.shape.hidden)
         keys = ngram_keys(packed, self.local.outside).numpy()
-        rows = row_format.unpack(self.stand_in.packed(keys, row_format))
+        rows = row_format.unpack((rows_of or self.stand_in).packed(keys, row_format))
         states = self.local.merge(torch.from_numpy(rows), packed)
         layers = self.backbone.shape.layers
         states = self.backbone.forward_layers(

@@ -214,8 +214,11 @@ class World:
     ) -> VplmVersion:
         """A vPLM of its own with random weights, and the reference that knows its answers."""
         spec = module_spec(self.backbone, pet, head)
+        return self.put(f"tenants/{tenant}/vplms/{vplm}", spec, seed)
+
+    def put(self, name: str, spec: ModuleSpec, seed: int) -> VplmVersion:
+        """The same of a spec."""
         tensors = random_tensors(spec, self.backbone, seed)
-        name = f"tenants/{tenant}/vplms/{vplm}"
         version = self.storage.put(name, spec, weights.encode(tensors, spec))
         self.modules[version.name] = VplmModule(self.backbone, spec, tensors)
         return version

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,11 @@ async def test_with_its_own_head_it_serves_at_once_and_its_bytes_are_shared(
 ) -> None:
     async with platform.client("rival") as rival, platform.client("press") as press:
         before = (await rival.usage()).stored_bytes
-        made = await rival.derive_vplm("as-is", "news", display_name="As it is")
+        made = await rival.derive_vplm("as-is", "news", display_name="As it is", domain="sport")
         offered = await rival.adapter("news")
         version = await rival.version("as-is")
-        assert (made.spec, version.digest) == (offered.spec, offered.digest)
+        assert made.spec == version.spec == replace(offered.spec, domain="sport")
+        assert version.digest == offered.digest
         assert (await rival.usage()).stored_bytes - before < offered.size_bytes
         text = "the train is here"
         mine, theirs = await rival.infer("as-is", text), await press.infer("words", text)

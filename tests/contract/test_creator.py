@@ -72,6 +72,20 @@ async def test_a_vplm_of_every_kind_is_created_with_usable_weights(
         )
 
 
+async def test_a_vplm_names_its_domain(platform: World) -> None:
+    async with platform.client("acme") as client:
+        pet = smile.Pfeiffer(rank=4)
+        for name, domain in (("plain", ""), ("scores", "sport")):
+            made = await client.create_vplm(name, backbone="toy", pet=pet, domain=domain)
+            found = await client.vplm(name)
+            version = await client.version(name, 1)
+            assert made.spec.domain == found.spec.domain == version.spec.domain == domain
+        digests = {(await client.version(name, 1)).digest for name in ("plain", "scores")}
+        assert len(digests) == 1, "a domain changes no tensor"
+        with pytest.raises(smile.InvalidArgument, match="domain"):
+            await client.create_vplm("bad", backbone="toy", pet=pet, domain="../sport")
+
+
 async def test_the_seed_decides_the_bytes(platform: World) -> None:
     async with platform.client("acme") as client:
         digests = []

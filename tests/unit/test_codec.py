@@ -67,7 +67,7 @@ HEADS = st.one_of(
     st.builds(HeadSpec, st.just(Task.TOKEN_CLASSIFICATION), LABELS, STATES_ALONE),
     st.builds(HeadSpec, st.just(Task.EMBEDDING), pooling=STATES_ALONE),
 )
-SPECS = st.builds(ModuleSpec, IDS, TEXT, PETS, HEADS, st.sampled_from(DType))
+SPECS = st.builds(ModuleSpec, IDS, TEXT, PETS, HEADS, st.sampled_from(DType), st.just("") | IDS)
 SHAPES = st.builds(BackboneShape, COUNT, COUNT, COUNT, COUNT, COUNT, BIG, BIG)
 METRICS = st.dictionaries(TEXT, REAL, max_size=3)
 PROBLEMS = st.lists(st.builds(r.RowProblem, BIG, TEXT, TEXT, TEXT), max_size=2).map(tuple)
@@ -153,7 +153,7 @@ RESULTS = st.one_of(
 )
 PREDICTIONS = st.builds(r.Prediction, RESULTS, st.booleans(), COUNT)
 TIMINGS = st.builds(r.Timings, SECONDS, SECONDS, SECONDS, SECONDS, COUNT, COUNT)
-MATERIALIZATIONS = st.none() | st.builds(r.Materialization, TEXT, COUNT, COUNT)
+MATERIALIZATIONS = st.none() | st.builds(r.Materialization, TEXT, COUNT, COUNT, TEXT, TEXT)
 ANSWERS = st.builds(
     r.InferResult,
     st.lists(PREDICTIONS, max_size=3).map(tuple),

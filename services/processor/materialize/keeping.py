@@ -85,7 +85,7 @@ class Keeper:
             kept = self._kept.get(backbone)
             if kept is None:
                 kept = self._kept[backbone] = self._new(backbone, rows)
-            for step in (self._renew, self._learn, self._take_in):
+            for step in (self._renew_domains, self._renew, self._learn, self._take_in):
                 try:
                     await step(kept)
                 except Exception as error:
@@ -117,6 +117,9 @@ class Keeper:
         except SmileError:
             kept.refused = stamp
             raise
+
+    async def _renew_domains(self, kept: Kept) -> None:
+        await self._beside(kept.rows.domains.renew)
 
     async def _learn(self, kept: Kept) -> None:
         learned: Learned = await self._beside(kept.rows.round)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from services.processor.materialize.domains import ServedDomains
 from services.processor.materialize.options import LearningOptions
 from smile.errors import DataCorrupted
 from smile.logs import get_logger
@@ -38,12 +39,15 @@ class Heard:
         starts: [different texts + 1], where the n-grams of each begin.
         places: Which of the different texts each text is.
         tenants: Who asked each text.
+        own: [tokens], whose rows are a domain's own: nothing to learn, what is learned are general
+            rows. None: no token's.
     """
 
     keys: NDArray[np.int64]
     starts: NDArray[np.int64]
     places: NDArray[np.int64]
     tenants: tuple[str, ...]
+    own: NDArray[np.bool_] | None = None
 
 
 class LiveRows:
@@ -52,10 +56,17 @@ class LiveRows:
     Args:
         encoder: Computes rows.
         options: What to learn.
+        domains: Those that these rows are the general ones of; None: none.
     """
 
-    def __init__(self, encoder: RowEncoder, options: LearningOptions) -> None:
+    def __init__(
+        self,
+        encoder: RowEncoder,
+        options: LearningOptions,
+        domains: ServedDomains | None = None,
+    ) -> None:
         self._encoder = encoder
+        self.domains = domains or ServedDomains(encoder.origin)
         self._options = options
         self._counts = Counts(options.rules, learning=options.on)
         self._heard: deque[Heard] = deque(maxlen=HEARD_MAX)
@@ -159,6 +170,8 @@ class LiveRows:
             unknown = table.find(heard.keys) < 0
         else:
             unknown = np.ones(len(heard.keys), bool)
+        if heard.own is not None:
+            unknown &= ~heard.own
         texts_of: dict[str, set[int]] = {}
         for tenant, place in zip(heard.tenants, heard.places.tolist(), strict=True):
             texts_of.setdefault(tenant, set()).add(place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.processor.materialize.domains import InDomains, ServedDomains
 from services.processor.materialize.level import StandInLevel
+from services.processor.requests import Chunk
 from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.kernels import Kernels
@@ -22,8 +23,9 @@ from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.ngrams import ngrams_from
 from smile.model.skip.serving import ServingEncoder
-from smile.model.specs import PetSpec
-from smile.representations.manifest import Origin
+from smile.model.specs import ModuleSpec
+from smile.representations.domains import DomainTree
+from smile.representations.manifest import GENERAL, Origin
 from smile.resources import Materialization
 
 
@@ -49,12 +51,47 @@ class Fixed:
         return self.view.stores.count
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was looked up of a batch.
+
+    Attributes:
+        digest: Of the local encoder.
+        tree: The domains it was looked up in.
+        own: [tokens], whose rows are a domain's own, not general ones.
+    """
+
+    lower: LookedUp
+    digest: str
+    tree: DomainTree
+    own: NDArray[np.bool_]
+
+    def told(self, mixed: MixedBatch, chunks: Sequence[Chunk]) -> tuple[Materialization, ...]:
+        """What callers are told of each of the batch's chunks."""
+        starts = np.cumsum([0, *(len(chunk.texts) for chunk in chunks[:-1])])
+        ngrams, hits = (
+            np.add.reduceat(each, starts).tolist()
+            for each in (self.lower.lengths_of(mixed), self.lower.found_of(mixed))
+        )
+        return tuple(
+            Materialization(
+                self.digest,
+                asked,
+                found,
+                chunk.domain,
+                self.tree.digest(self.tree.number(chunk.domain or GENERAL)),
+            )
+            for chunk, asked, found in zip(chunks, ngrams, hits, strict=True)
+        )
+
+
 class StandIn:
     """A backbone's stand-in; implements `smile.representations.rows.RowEncoder`. Threads may share
     it; rows may be swapped at any time, and a batch that was looked up keeps those it found.
 
     Attributes:
         rows: Where they are looked up.
+        domains: What stands before them in domains.
 
     Args:
         file: The local encoder's, of this very backbone.
@@ -82,6 +119,7 @@ class StandIn:
             backbone.name, backbone.digest, file.digest, form.boundary, form.hidden
         )
         self.rows: RowSource = Fixed(NoRows(RowFormat(RowDtype.FLOAT16, form.hidden)))
+        self.domains = ServedDomains(self.origin)
         self._counts = (0, 0, 0)
         self._lock = threading.Lock()
 
@@ -90,13 +128,29 @@ class StandIn:
         """The first layer that is computed."""
         return self.encoder.form.boundary
 
-    def check(self, pet: PetSpec) -> None:
-        """Raises `FailedPrecondition` if the module stands in a layer that is replaced."""
-        self.encoder.form.check_pet(pet)
+    def check(self, spec: ModuleSpec) -> None:
+        """Raises `FailedPrecondition` if the module stands in a layer that is replaced, or its
+        domain is not served.
+        """
+        self.encoder.form.check_pet(spec.pet)
+        self.domains.check(spec.domain)
 
-    def look_up(self, mixed: MixedBatch) -> LookedUp:
-        """The rows of a batch's different texts."""
-        found = LookedUp.of(mixed.different.packed, self.encoder, self.rows.view)
+    def look_up(self, mixed: MixedBatch) -> Found:
+        """The rows of a batch's different texts; each is marked with its domain, if any is."""
+        tree, different, view = self.domains.tree, mixed.different, self.rows.view
+        numbers = [tree.number(mark or GENERAL) for mark in different.marks]
+        if any(numbers):
+            within = tree.view(view, set(numbers))
+            domains = np.repeat(np.array(numbers, np.int32), different.packed.lengths)
+            lower = LookedUp.of(different.packed, self.encoder, InDomains(within, domains))
+            own = lower.found & (lower.numbers >= within.general_rows)
+        else:
+            lower = LookedUp.of(different.packed, self.encoder, view)
+            own = np.zeros(len(lower.keys), bool)
+        self._count(lower)
+        return Found(lower, self.digest, tree, own)
+
+    def _count(self, found: LookedUp) -> None:
         with self._lock:
             ngrams, hits, computed = self._counts
             self._counts = (
@@ -104,7 +158,6 @@ class StandIn:
                 hits + int(np.count_nonzero(found.found)),
                 computed + len(found.missing),
             )
-        return found
 
     @torch.inference_mode()
     def packed(self, keys: NDArray[np.int64], row_format: RowFormat) -> NDArray[np.uint8]:
@@ -114,17 +167,6 @@ class StandIn:
         packed: NDArray[np.uint8] = self.encoder.kernels.merge.pack_rows(rows, row_format).numpy()
         return packed
 
-    def told(
-        self, mixed: MixedBatch, found: LookedUp, counts: Sequence[int]
-    ) -> tuple[Materialization, ...]:
-        """What callers are told of chunks of so many texts each, in the order of the batch."""
-        starts = np.cumsum([0, *counts[:-1]])
-        ngrams, hits = (
-            np.add.reduceat(each, starts).tolist()
-            for each in (found.lengths_of(mixed), found.found_of(mixed))
-        )
-        return tuple(map(Materialization, itertools.repeat(self.digest), ngrams, hits))
-
     def restart_counts(self) -> None:
         """Count what is looked up from now on."""
         with self._lock:
@@ -132,6 +174,7 @@ class StandIn:
 
     def level(self) -> StandInLevel:
         """How much was looked up, and what there is."""
-        count, row_bytes = self.rows.count, self.rows.view.stores.format.row_bytes
+        count = self.rows.count + sum(table.manifest.rows for table in self.domains.tree.tables)
+        row_bytes = self.rows.view.stores.format.row_bytes
         with self._lock:
             return StandInLevel(*self._counts, rows=count, table_bytes=count * row_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from smile.model.ngram_rows import RowDtype, RowFormat
 from smile.representations.build import TableWish, build, write
 from smile.representations.counting import NgramCounts
 from smile.representations.delta import DeltaRules, Encoders, build_delta
-from smile.representations.domains import DomainTree, EffectiveRows
-from smile.representations.manifest import GENERAL, CorpusFacts
+from smile.representations.domains import DomainTree, EffectiveRows, usable
+from smile.representations.manifest import GENERAL, CorpusFacts, DeltaFacts
 from smile.representations.overlay import LiveTable, Overlay
 from smile.representations.snapshot import Table
 from tests.unit.representations.fakes import ORIGIN, WIDTH, FakeEncoder, word_ids
@@ -38,9 +39,11 @@ def _encoder(name: str, shift: float = 1.0) -> FakeEncoder:
     return FakeEncoder(replace(ORIGIN, encoder_digest=name), shift)
 
 
-def _wish(name: str, parent: str, parent_encoder: str, budget: int = 1 << 20) -> TableWish:
+def _wish(name: str, parent: str, over: str, table: str = "", budget: int = 1 << 20) -> TableWish:
+    """`over` is the parent's encoder, `table` the digest of its table."""
+    facts = DeltaFacts(0.5, 0.05, 1, table)
     return TableWish(
-        FORMAT, budget, 1000, domain=name, parent=parent, parent_encoder=parent_encoder
+        FORMAT, budget, 1000, domain=name, parent=parent, parent_encoder=over, delta=facts
     )
 
 
@@ -56,10 +59,17 @@ ENCODERS = {"general": GENERAL_ROWS, "news": NEWS, "sport": SPORT, "law": LAW}
 PARENTS = {"news": "general", "sport": "news", "law": "general"}
 
 
-def _delta(folder: Path, name: str, keys: list[int]) -> Table:
-    parent = PARENTS[name]
-    over = ENCODERS[parent].origin.encoder_digest
-    return _table(folder, keys, ENCODERS[name], _wish(name, parent, over))
+def _delta(folder: Path, name: str, keys: list[int], parent: Table | None = None) -> Table:
+    over = ENCODERS[PARENTS[name]].origin.encoder_digest
+    table = "" if parent is None else parent.digest
+    return _table(folder, keys, ENCODERS[name], _wish(name, PARENTS[name], over, table))
+
+
+def _deltas(folder: Path, keys: Mapping[str, list[int]]) -> list[Table]:
+    """Of `sport`, `law` and `news`: children before parents, the order does not matter."""
+    news = _delta(folder, "news", keys["news"])
+    sport = _delta(folder, "sport", keys["sport"], news)
+    return [sport, _delta(folder, "law", keys["law"]), news]
 
 
 def _general(folder: Path, keys: list[int]) -> Table:
@@ -79,14 +89,12 @@ def test_resolved_as_by_hand(
     folder = tmp_path_factory.mktemp("domains")
     keys = dict(zip(("general", "news", "sport", "law"), held, strict=True))
     general = _general(folder, keys["general"])
-    # children before parents: the order does not matter
-    tree = DomainTree(
-        ORIGIN, [_delta(folder, name, keys[name]) for name in ("sport", "law", "news")]
-    )
-    view = tree.view(general)
+    tree = DomainTree(ORIGIN, _deltas(folder, keys))
     asked = data.draw(st.lists(st.integers(0, 32), max_size=40))
     names = [data.draw(st.sampled_from(list(keys))) for _ in asked]
     domains = np.array([tree.number(name) for name in names], np.int32)
+    among = data.draw(st.sampled_from([None, set(domains.tolist())]))
+    view = tree.view(general, among)
     numbers = view.find(np.array(asked, np.int64), domains)
     rows = view.stores.take(numbers)
     for place, (key, name) in enumerate(zip(asked, names, strict=True)):
@@ -95,10 +103,12 @@ def test_resolved_as_by_hand(
         if holder is not None:
             truth = FORMAT.unpack(ENCODERS[holder].packed(np.array([key]), FORMAT))[0]
             assert (rows[place] == truth).all()
+            assert (numbers[place] < view.general_rows) == (holder == GENERAL)
 
 
 def test_texts_of_one_domain(tmp_path: Path) -> None:
-    tree = DomainTree(ORIGIN, [_delta(tmp_path, "news", [5]), _delta(tmp_path, "sport", [6])])
+    news = _delta(tmp_path, "news", [5])
+    tree = DomainTree(ORIGIN, [news, _delta(tmp_path, "sport", [6], news)])
     view = tree.view(_general(tmp_path, [5, 6, 7]))
     asked = np.array([5, 6, 7, 8])
     shifts = {
@@ -111,6 +121,7 @@ def test_texts_of_one_domain(tmp_path: Path) -> None:
     assert view.of("sport").find(asked)[3] == -1
     assert view.of("sport").stores is view.stores
     assert tree.path("sport") == ("sport", "news", "general")
+    assert tree.digest(tree.number("news")) == news.digest and tree.digest(0) == ""
     with pytest.raises(NotFound, match="one of general, news, sport, got 'law'"):
         view.of("law")
 
@@ -144,8 +155,8 @@ def _wrong(folder: Path, case: str) -> list[Table]:
             return [_general(folder, [1])]
         case "cycle":
             return [
-                _table(folder, [1], NEWS, _wish("news", "sport", "sport")),
-                _table(folder, [1], SPORT, _wish("sport", "news", "news")),
+                _table(folder, [1], NEWS, _wish("news", "sport", "sport", "s")),
+                _table(folder, [1], SPORT, _wish("sport", "news", "news", "n")),
             ]
         case "encoder":
             return [_table(folder, [1], NEWS, _wish("news", GENERAL, "another"))]
@@ -153,6 +164,15 @@ def _wrong(folder: Path, case: str) -> list[Table]:
             foreign = {"backbone": {"backbone_digest": "another"}, "boundary": {"boundary": 5}}
             other = FakeEncoder(replace(NEWS.origin, **foreign[case]))  # type: ignore[arg-type]
             return [_table(folder, [1], other, replace(news, parent_encoder=over))]
+
+
+def test_a_parent_that_was_created_again_is_another(tmp_path: Path) -> None:
+    before, after = _delta(tmp_path, "news", [1]), _delta(tmp_path, "news", [2])
+    sport = _delta(tmp_path, "sport", [1], before)
+    assert DomainTree(ORIGIN, [before, sport]).names == (GENERAL, "news", "sport")
+    with pytest.raises(FailedPrecondition, match="made over 'news' .* create it again") as caught:
+        DomainTree(ORIGIN, [after, sport])
+    assert caught.value.reason == "DOMAIN_MISMATCH"
 
 
 @pytest.mark.parametrize(
@@ -172,13 +192,31 @@ def test_trees_that_are_none(tmp_path: Path, case: str, kind: type[SmileError], 
         DomainTree(ORIGIN, _wrong(tmp_path, case))
 
 
-def test_rows_of_different_formats(tmp_path: Path) -> None:
-    small = replace(
-        _wish("news", GENERAL, ORIGIN.encoder_digest), format=RowFormat(RowDtype.INT8, WIDTH)
-    )
-    tree = DomainTree(ORIGIN, [_table(tmp_path, [1], NEWS, small)])
-    with pytest.raises(InvalidArgument, match="domain 'news' must have rows of"):
-        tree.view(_general(tmp_path, [1]))
+def test_rows_of_another_format_become_those_of_general_ones(tmp_path: Path) -> None:
+    small = RowFormat(RowDtype.INT8, WIDTH)
+    wish = replace(_wish("news", GENERAL, ORIGIN.encoder_digest), format=small)
+    news = _table(tmp_path, [1, 2], NEWS, wish)
+    view = DomainTree(ORIGIN, [news]).view(_general(tmp_path, [1]))
+    keys = np.array([2, 1])
+    rows = view.stores.take(view.of("news").find(keys))
+    stored = small.unpack(NEWS.packed(keys, small))
+    assert (rows == FORMAT.unpack(FORMAT.pack(stored))).all()
+    effective = EffectiveRows(GENERAL_ROWS, (news,)).packed(keys, FORMAT)
+    assert (FORMAT.unpack(effective) == rows).all()
+
+
+def test_what_cannot_be_in_a_tree_takes_its_children_with_it_and_no_other(tmp_path: Path) -> None:
+    sport, law, news = _deltas(tmp_path, {"news": [1], "sport": [2], "law": [3]})
+    assert usable(ORIGIN, [sport, law, news])[0].names == (GENERAL, "law", "news", "sport")
+    tree, faults = usable(ORIGIN, [sport, law])
+    assert tree.names == (GENERAL, "law") and faults.keys() == {"sport"}
+    foreign = _table(tmp_path, [1], NEWS, _wish("news", GENERAL, "another"))
+    tree, faults = usable(ORIGIN, [foreign, sport, law])
+    assert tree.names == (GENERAL, "law")
+    assert {name: error.reason for name, error in faults.items()} == {
+        "news": "ENCODER_MISMATCH",
+        "sport": "DOMAIN_NOT_SERVED",
+    }
 
 
 class Partly(FakeEncoder):
@@ -195,11 +233,13 @@ TEXTS = ["the match was won", "the match was lost", "the match", "a very long an
 
 def _built(folder: Path, rules: DeltaRules, budget: int = 1 << 20) -> Table:
     own = Partly(NEWS.origin)
-    encoders = Encoders(own, GENERAL_ROWS, 0)
-    wish = _wish("news", GENERAL, ORIGIN.encoder_digest, budget)
+    encoders = Encoders(own, EffectiveRows(GENERAL_ROWS), 0)
+    wish = TableWish(FORMAT, budget, 1000, domain="news", parent=GENERAL)
     stated = build_delta(folder / "delta", TEXTS, word_ids, encoders, wish, rules)
     table = Table.open(folder / "delta", own.origin, verify=True)
-    assert table.manifest == stated
+    assert table.manifest == stated and stated.parent_encoder == ORIGIN.encoder_digest
+    assert stated.delta is not None
+    assert (stated.delta.alpha, stated.delta.parent_table) == (rules.alpha, "")
     assert (table.store.rows == own.packed(table.keys, FORMAT)).all()
     return table
 
@@ -215,6 +255,7 @@ def test_a_delta_has_what_is_frequent_and_differs(tmp_path: Path) -> None:
     frequent = NgramCounts(counted.keys, counted.counts).covering(0.5)
     half = _built(tmp_path / "3", DeltaRules(0.5, 0.1))
     assert half.keys.tolist() == [key for key in frequent.keys.tolist() if key % 3 == 0]
+    assert half.manifest.delta is not None and half.manifest.delta.frequent == len(frequent)
     assert 0 < half.manifest.rows < differing.manifest.rows < everything.manifest.rows
     small = _built(
         tmp_path / "4", DeltaRules(1.0, 0.0), int(2.5 * TableWish(FORMAT, 1, 1).entry_bytes)
@@ -231,10 +272,11 @@ def test_a_grandchild_is_compared_with_what_its_parent_has(tmp_path: Path) -> No
     assert (rows[1:4] == Partly(NEWS.origin).packed(known, FORMAT)).all()
     assert (rows[[0, 4]] == GENERAL_ROWS.packed(unknown, FORMAT)).all()
     assert effective.origin == NEWS.origin and EffectiveRows(GENERAL_ROWS).origin == ORIGIN
+    assert effective.table_digest == news.digest
 
 
 def test_deltas_that_are_none(tmp_path: Path) -> None:
-    same = Encoders(FakeEncoder(NEWS.origin), GENERAL_ROWS, 0)
+    same = Encoders(FakeEncoder(NEWS.origin), EffectiveRows(GENERAL_ROWS), 0)
     wish = _wish("news", GENERAL, ORIGIN.encoder_digest)
     out = tmp_path / "delta"
     with pytest.raises(InvalidArgument, match=r"must differ .* they do so by at most 0"):

@@ -168,17 +168,19 @@ class RemoteAuthenticator:
         self._asking: dict[bytes, asyncio.Task[_Answer]] = {}
 
     async def authenticate(self, key: str, tenant_header: str | None) -> Principal:
-        parts = KeyParts.parse(key)
-        if parts.kind is KeyKind.SERVICE:
-            return self._service_key.principal(parts, tenant_header)
-        principal = (await self._answer(parts)).principal
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+        if digest not in self._good:  # else it was taken apart when it was asked for
+            parts = KeyParts.parse(key)
+            if parts.kind is KeyKind.SERVICE:
+                return self._service_key.principal(parts, tenant_header)
+        principal = (await self._answer(digest, key)).principal
         if principal is None:
             raise unauthenticated()
         refuse_tenant_header(tenant_header)
         return principal
 
-    async def _answer(self, parts: KeyParts) -> _Answer:
-        digest = hashlib.sha256(parts.text.encode("ascii")).digest()
+    async def _answer(self, digest: bytes, key: str) -> _Answer:
+        """What is known of the well-formed `key`, or what storage says of it."""
         now = self._clock()
         if (known := self._bad.get(digest)) and now - known.at < self._times.bad_s:
             return known
@@ -186,21 +188,21 @@ class RemoteAuthenticator:
         age_s = self._age_s(known, now)
         if known is None or age_s > self._times.stale_s:
             self._freshness.lookups[Lookup.KEY_ASKED] += 1
-            return await asyncio.shield(self._ask_once(digest, parts))
+            return await asyncio.shield(self._ask_once(digest, key))
         self._good.move_to_end(digest)
         if age_s < self._times.good_s:
             self._freshness.lookups[Lookup.KEY_REMEMBERED] += 1
             if now >= known.confirm and now - known.asked_at >= self._times.ask_again_s:
-                self._ask_once(digest, parts)
+                self._ask_once(digest, key)
             return known
         self._freshness.lookups[Lookup.KEY_ASKED] += 1
         if not known.storage_away:
             try:
-                return await asyncio.shield(self._ask_once(digest, parts))
+                return await asyncio.shield(self._ask_once(digest, key))
             except _AWAY:
                 get_logger().warning("storage is away, using remembered keys")
         elif now - known.asked_at >= self._times.ask_again_s:
-            self._ask_once(digest, parts)  # its answer is for the next call: this one need not wait
+            self._ask_once(digest, key)  # its answer is for the next call: this one need not wait
         return known
 
     def _age_s(self, known: _Answer | None, now: float) -> float:
@@ -211,12 +213,12 @@ class RemoteAuthenticator:
             return now - known.at
         return now - self._freshness.fresh_at(known.name, known.at, now)
 
-    def _ask_once(self, digest: bytes, parts: KeyParts) -> asyncio.Task[_Answer]:
+    def _ask_once(self, digest: bytes, key: str) -> asyncio.Task[_Answer]:
         """One question per key at a time, which no asker's cancellation or deadline ends."""
         task = self._asking.get(digest)
         if task is None:
             task = asyncio.get_running_loop().create_task(
-                self._ask(digest, parts), context=Context()
+                self._ask(digest, KeyParts.parse(key)), context=Context()
             )
             self._asking[digest] = task
             task.add_done_callback(lambda done: self._asked(digest, done))

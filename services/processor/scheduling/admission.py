@@ -29,6 +29,8 @@ RATE_SMOOTHING = 0.2  # weight of the newest batch in the drain rate
 DEADLINE_MARGIN = 0.5  # part of the predicted time that must fit into what is left
 UNMEETABLE = "DEADLINE_UNMEETABLE"
 
+STALE_MAX = 1_024  # tenants whose share is brought up to date in one go
+
 BulkSeconds: TypeAlias = Callable[[int, int], float]
 
 
@@ -74,6 +76,9 @@ class Load:
     def add(self, texts: int, tokens: int) -> None:
         self.texts += texts
         self.tokens += tokens
+
+
+_NOTHING = Load()
 
 
 @dataclass(slots=True, eq=False)
@@ -142,7 +147,9 @@ class Admission:
         self._weight_of = weight_of
         self._on_unmeetable = on_unmeetable
         self._streams = streams
+        self._tenant_limit, self._total_limit = limits.tenant, limits.total
         self._shares = FairShares(slack_tokens)
+        self._stale: set[TenantId] = set()  # tenants whose load `_shares` does not know yet
         self._tenants: dict[TenantId, Load] = {}
         self._tokens_per_s: float | None = None
         self._closed: str | None = "the processor is starting"
@@ -173,10 +180,10 @@ class Admission:
         """
         if self._closed is not None:
             raise Unavailable(self._closed, retry_after=1.0)
-        share = self.limits.tenant
+        share, held = self._tenant_limit, self._tenants.get(tenant, _NOTHING)
         _check_fits_alone(texts, tokens, share)
-        self._check_room(self._tenants.get(tenant, Load()), share, texts, tokens, "your share of ")
-        self._check_room(self.inside, self.limits.total, texts, tokens, "")
+        self._check_room(held, share, texts, tokens, "your share of ")
+        self._check_room(self.inside, self._total_limit, texts, tokens, "")
         if left_s < math.inf:
             self._check_deadline(tenant, texts, tokens, left_s)
         self._count(tenant, texts, tokens)
@@ -223,6 +230,7 @@ class Admission:
         everything_s = self._bulk_s(self.inside.tokens + tokens, self.inside.texts + texts)
         if DEADLINE_MARGIN * everything_s <= left_s:
             return
+        self._share()
         before = self._shares.before(tenant, tokens, self._weight_of(tenant))
         predicted_s = self._bulk_s(math.floor(before), texts)
         if DEADLINE_MARGIN * predicted_s <= left_s:
@@ -242,12 +250,22 @@ class Admission:
         self._on_unmeetable()
 
     def _count(self, tenant: TenantId, texts: int, tokens: int) -> None:
-        held = self._tenants.setdefault(tenant, Load())
+        if (held := self._tenants.get(tenant)) is None:
+            held = self._tenants[tenant] = Load()
         held.add(texts, tokens)
         self.inside.add(texts, tokens)
         if held.texts == 0:
             del self._tenants[tenant]
-        self._shares.set(tenant, held.tokens if held.texts else 0, self._weight_of(tenant))
+        self._stale.add(tenant)
+        if len(self._stale) > STALE_MAX:
+            self._share()
+
+    def _share(self) -> None:
+        """Tell `_shares` what has come and gone: few requests have to be compared with others'."""
+        for tenant in self._stale:
+            held = self._tenants.get(tenant, _NOTHING)
+            self._shares.set(tenant, held.tokens, self._weight_of(tenant))
+        self._stale.clear()
 
 
 def _seconds(predicted_s: float, left_s: float) -> dict[str, str]:

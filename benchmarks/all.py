@@ -55,6 +55,8 @@ ENTRIES = (
     Entry("storage", 2.0, 1.0),
     Entry("peers", 5.5, 2.0),
     Entry("materialized", 8.0, 3.0),
+    Entry("skip_sweep", 8.0, 2.0),
+    Entry("skip_speed", 4.0, 1.5),
     Entry("rpc", 2.0, 1.0),
     Entry("fairness", 4.5, 2.0),
     Entry("density", 6.0, 1.5),

@@ -266,8 +266,58 @@ def materialized(result: Mapping[str, Json], path: Path) -> None:
     _save(left, path)
 
 
+def skip_sweep(result: Mapping[str, Json], path: Path) -> None:
+    """What encoders lose under their own policy, and what policies lose by size of the table."""
+    rows = cast("Sequence[Mapping[str, Json]]", result.get("variants"))
+    _, (left, right) = plt.subplots(1, 2, figsize=SIZE)
+    own = {
+        str(one["encoder"]): (one, number(one["loss_points"]) or 0.0)
+        for one in rows
+        if one["policy"] == one["distilled_for"] and one["dtype"] == "float16"
+    }
+    colours = [OURS if one["policy"] == "compute" else THEIRS for one, _ in own.values()]
+    bars = left.barh(list(own), [loss for _, loss in own.values()], color=colours)
+    left.bar_label(bars, fmt="%.2f", padding=3)
+    left.axvline(0.5, color=BOUND, linewidth=0.8)
+    left.set_xlabel("points of accuracy lost")
+    left.margins(x=0.15)
+    series: dict[str, list[tuple[float, float]]] = {}
+    for one in rows:
+        if one["dtype"] == "float16" and one["encoder"] != "included":
+            name = f"{one['encoder']}, {one['policy']}"
+            place = (number(one["table_bytes"]) or 0.0) / 2**20, number(one["loss_points"]) or 0.0
+            series.setdefault(name, []).append(place)
+    for name, places in series.items():
+        line = "-" if len(places) > 1 else ""
+        right.plot(*zip(*places, strict=True), marker="o", linestyle=line, label=name)
+    right.set_xlabel("MiB of table")
+    right.set_ylabel("points of accuracy lost")
+    right.legend(fontsize="small")
+    _save(left, path)
+
+
+def skip_speed(result: Mapping[str, Json], path: Path) -> None:
+    """Speed-up of each encoder, by what its table has."""
+    rows = cast("Sequence[Mapping[str, Json]]", result.get("encoders"))
+    _, axes = plt.subplots(figsize=SIZE)
+    names = [str(one["encoder"]) for one in rows]
+    ways = {"computed": "no table", "looked_up": "table of other texts", "all_found": "all found"}
+    for shift, (way, label) in enumerate(ways.items()):
+        values = [number(one[f"speedup_{way}"]) or 0.0 for one in rows]
+        places = [place + 0.27 * (shift - 1) for place in range(len(rows))]
+        bars = axes.bar(places, values, width=0.25, label=label)
+        axes.bar_label(bars, fmt=lambda value: f"{value:.2f}" if value else "", fontsize="x-small")
+    axes.axhline(1.0, color=BOUND, linewidth=0.8)
+    axes.set_xticks(range(len(rows)), names, rotation=20, ha="right")
+    axes.set_ylabel("texts a second over exact")
+    axes.legend(fontsize="small")
+    _save(axes, path)
+
+
 PLOTS: Mapping[str, Plot] = {
     "materialized": materialized,
+    "skip_sweep": skip_sweep,
+    "skip_speed": skip_speed,
     "training": training,
     "index": index,
     "storage": storage,

@@ -109,6 +109,23 @@ CHAPTERS: Mapping[str, Chapter] = {
         "trained on exact states answer in both modes. Neither encoder nor table has seen a "
         "held-out document.",
     ),
+    "skip_sweep": Chapter(
+        "Which local encoder, and what shall serve an n-gram that no table has?",
+        "Each local encoder answers the same held-out texts with the same six Pfeiffer modules, "
+        "which begin at layer 4 and were trained on exact states; `loss_points` is what the mean "
+        "accuracy loses, `agreement` the share of answers that are the exact ones. Under `compute` "
+        "a missing row is computed; under `shorter` the bigram's or unigram's row serves, as in "
+        "SkipBERT, and the table has every unigram besides. Smaller tables are the most frequent "
+        "rows of larger ones, all from training documents. No time is measured; encoders are made "
+        "by `smile backbones distill` and named by `SMILE_BENCH_ENCODERS`.",
+    ),
+    "skip_speed": Chapter(
+        "What does each of these local encoders gain?",
+        "The same batches of held-out sentences for 64 vPLMs of mixed kinds that begin at layer 4, "
+        "exactly and materialised in turns, by the library's engine: with every row computed, with "
+        "a table of the training documents under the encoder's policy, and with a table that has "
+        "all. Ratios are within a repetition.",
+    ),
     "storage": Chapter(
         "What does a tenant's model take to keep, and how fast are models made, put and fetched?",
         "A vPLM of each shape is created over MiniLM and over a backbone of BERT-base's shape, and "

@@ -119,10 +119,18 @@ def materials(backbone: Backbone, *, sentences: int, documents: int) -> tuple[Ma
 
 
 def train(
-    backbone: Backbone, material: Material, epochs: int, done: Callable[[], None]
+    backbone: Backbone,
+    material: Material,
+    epochs: int,
+    done: Callable[[], None],
+    first_layer: int | None = None,
 ) -> list[Trained]:
-    """A module for every question about this material, over exact states computed once."""
-    pet = PetSpec(PetKind.PFEIFFER, rank=RANK).placed(backbone.shape)
+    """A module for every question about this material, over exact states computed once.
+
+    Args:
+        first_layer: Where modules begin; None: in the middle, as by default.
+    """
+    pet = PetSpec(PetKind.PFEIFFER, first_layer, rank=RANK).placed(backbone.shape)
     states = _states(backbone, material.train.texts, pet.first_layer or 0)
     found = []
     for question in QUESTIONS:

@@ -18,14 +18,12 @@ from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.kernels import Kernels
 from smile.model.materialized import LookedUp, NoRows, RowView
-from smile.model.ngram_rows import RowDtype, RowFormat
+from smile.model.ngram_rows import RowFormat
 from smile.model.skip.artifact import EncoderFile
-from smile.model.skip.encoder import LocalEncoder
-from smile.model.skip.ngrams import ngrams_from
-from smile.model.skip.serving import ServingEncoder
+from smile.model.skip.rows import EncoderRows
 from smile.model.specs import ModuleSpec
 from smile.representations.domains import DomainTree
-from smile.representations.manifest import GENERAL, Origin
+from smile.representations.manifest import GENERAL
 from smile.resources import Materialization
 
 
@@ -110,15 +108,11 @@ class StandIn:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        file.check(backbone.digest)
-        local = LocalEncoder.of(file, backbone)
-        self.encoder = ServingEncoder.of(local, kernels, device, dtype)
+        self._made = EncoderRows.on(file, backbone, kernels, device, dtype)
+        self.encoder = self._made.encoder
         self.digest = file.digest
-        form = file.facts.form
-        self.origin = Origin(
-            backbone.name, backbone.digest, file.digest, form.boundary, form.hidden
-        )
-        self.rows: RowSource = Fixed(NoRows(RowFormat(RowDtype.FLOAT16, form.hidden)))
+        self.origin = self._made.origin
+        self.rows: RowSource = Fixed(NoRows(self._made.format))
         self.domains = ServedDomains(self.origin)
         self._counts = (0, 0, 0)
         self._lock = threading.Lock()
@@ -159,13 +153,9 @@ class StandIn:
                 computed + len(found.missing),
             )
 
-    @torch.inference_mode()
     def packed(self, keys: NDArray[np.int64], row_format: RowFormat) -> NDArray[np.uint8]:
-        """Rows as tables store them: [n] to [n, row_bytes]; see `RowEncoder`."""
-        ngrams = ngrams_from(torch.tensor(keys)).to(self.encoder.words.device)
-        rows = self.encoder.rows(ngrams)
-        packed: NDArray[np.uint8] = self.encoder.kernels.merge.pack_rows(rows, row_format).numpy()
-        return packed
+        """See `RowEncoder`."""
+        return self._made.packed(keys, row_format)
 
     def restart_counts(self) -> None:
         """Count what is looked up from now on."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import enum
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -276,8 +278,11 @@ def _check_room(folder: Path, needed: int) -> None:
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that becomes it if the block ends well, and else is gone."""
+    """A folder beside `output` that becomes it if the block ends well, and else is gone; what a
+    builder that was killed left there is gone, too."""
+    _sweep(output)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    held = _held(folder)
     try:
         yield folder
         folder.chmod(0o755)
@@ -293,3 +298,28 @@ def _new_folder(output: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _sweep(output: Path) -> None:
+    """Removes folders whose builders are dead."""
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.*"):
+        if (held := _held(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def _held(folder: Path) -> int | None:
+    """The folder, locked for as long as this is open: the system lets go of what a process held
+    that died. None: another holds it, or it is no folder, or its file system has no locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -25,7 +25,7 @@ FILLER = "filler"
 def may_mount() -> bool:
     """Whether this process may mount a small file system."""
     with TemporaryDirectory() as folder:
-        return _mount(Path(folder)) and _unmount(Path(folder))
+        return _mount(Path(folder)) and unmounted(Path(folder))
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def small_disk(nursery: Nursery) -> AsyncIterator[Storage]:
             async with storage(nursery, Path(folder)) as here:
                 yield here
         finally:
-            _unmount(objects)
+            unmounted(objects)
 
 
 def fill(here: Storage) -> None:
@@ -59,13 +59,18 @@ def _filler(here: Storage) -> Path:
     return here.folder / "objects" / ".smile" / FILLER
 
 
-def _mount(folder: Path) -> bool:
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KB}k", "tmpfs", str(folder)]
+def mounted(folder: Path, options: str) -> bool:
+    """A file system in memory at `folder`; whether this process may mount one."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     return os.geteuid() == 0 and _succeeds(command)
 
 
-def _unmount(folder: Path) -> bool:
+def unmounted(folder: Path) -> bool:
     return _succeeds(["umount", "-l", str(folder)])
+
+
+def _mount(folder: Path) -> bool:
+    return mounted(folder, f"size={DISK_KB}k")
 
 
 def _succeeds(command: list[str]) -> bool:

@@ -31,6 +31,7 @@ from smile.client.records import VplmRecords
 from smile.config import load
 from smile.rpc.server import run
 from smile.store.objects import S3Options, open_store
+from tests.faults import tables_roles
 from tests.faults.failpoints import Failpoints
 from tests.faults.instruments import SteppingStore, watch_calls, watch_files, wrong_clock
 
@@ -101,6 +102,9 @@ ROLES: dict[str, Callable[[Failpoints], None]] = {
     "creator": creator,
     "trainer": trainer,
     "worker": train,
+    "builder": tables_roles.builder,
+    "distiller": tables_roles.distiller,
+    "processor": tables_roles.processor,
 }
 
 

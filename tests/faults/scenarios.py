@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.faults import training
+from tests.faults import tables, tables_told, training
 from tests.faults.disks import FULL, full_disk, may_mount
 from tests.faults.failpoints import Blow
 from tests.faults.platform import Platform, platform
@@ -18,6 +18,8 @@ from tests.faults.remote import REMOTE, at_every_request, remote_storage, s3_ser
 from tests.faults.replicas import ONCE, stopped_replicas
 from tests.faults.storing import WHOLE, at_every_step, storage
 from tests.faults.sweeping import YOUNG, wrong_sweeps
+from tests.faults.tables import ENCODER_SAME, TABLE_WHOLE
+from tests.faults.tables_told import SAME_ANSWERS
 from tests.faults.tally import Selection, Tally
 from tests.faults.training import ONE_RESULT, Trouble
 
@@ -102,6 +104,21 @@ def _mishap(mishap: Mishap) -> Run:
     return run
 
 
+def _built(blow: Blow) -> Run:
+    async def run(on: Ground, selection: Selection, tally: Tally) -> None:
+        await tables.struck_builders(on.nursery, blow, selection, tally)
+
+    return run
+
+
+async def _table_on_full_disks(on: Ground, selection: Selection, tally: Tally) -> None:
+    await tables.full_disks(on.nursery, tally)
+
+
+async def _distilled(on: Ground, selection: Selection, tally: Tally) -> None:
+    await tables.killed_distillers(on.nursery, selection, tally)
+
+
 def _training(play: Callable[[Platform, Selection, Tally], Awaitable[None]]) -> Run:
     async def run(on: Ground, selection: Selection, tally: Tally) -> None:
         await play(await on.platform(), selection, tally)
@@ -161,5 +178,21 @@ SCENARIOS: dict[str, Scenario] = {
     "redis-full": Scenario(ONE_RESULT, "Redis is full (noeviction)", _redis_full),
     "redis-down": Scenario(ONE_RESULT, "Redis is down", _redis_down),
     "sweeper-clock": Scenario(YOUNG, "a sweeping replica's clock is ahead", _wrong_sweeps),
+    "table-killed": Scenario(
+        TABLE_WHOLE, "SIGKILL of `smile tables build` at a step", _built(Blow.KILL), faults=3
+    ),
+    "table-disk-full": Scenario(TABLE_WHOLE, "ENOSPC from a step on", _built(Blow.FULL), faults=3),
+    "table-disk-broken": Scenario(TABLE_WHOLE, "EIO at a step", _built(Blow.BROKEN), faults=3),
+    "table-disk-really-full": Scenario(
+        TABLE_WHOLE, "a full file system", _table_on_full_disks, possible=may_mount
+    ),
+    "distillation-killed": Scenario(
+        ENCODER_SAME, "SIGKILL of `smile backbones distill`, up to 5 times", _distilled
+    ),
+    "rows-teller-killed": Scenario(
+        SAME_ANSWERS,
+        "SIGKILL of a processor that tells others rows",
+        _training(tables_told.killed_tellers),
+    ),
     "clocks": Scenario(ONE_RESULT, "wall clocks jump by 2 days", _training(training.wrong_clocks)),
 }

@@ -44,7 +44,9 @@ class AliasMoved:
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """What a version's module was taken from: `publicAdapters/{a}`, and the digest of its bytes."""
+    """What a version's module was taken from: `publicAdapters/{a}` or a version of the same tenant,
+    and the digest of its bytes.
+    """
 
     name: str
     digest: str

@@ -12,9 +12,11 @@ import grpc
 from services.creator.catalogue import CHECK, Catalogue
 from services.creator.config import CreatorSettings
 from services.creator.servicer import FULL_NAME, CreatorServicer
+from services.creator.vplms import Stored
 from smile import logs
 from smile.client.adapter_records import AdapterRecords
 from smile.client.records import VplmRecords
+from smile.client.version_reader import VersionReader
 from smile.config import load
 from smile.errors import Unavailable
 from smile.rpc.auth import RemoteAuthenticator
@@ -35,7 +37,8 @@ async def main(settings: CreatorSettings) -> None:
         settings.storage_address, credentials=ServiceCredential(key)
     ) as storage:
         readiness.watch(STORAGE, reaching(storage, settings.storage_address))
-        servicer = CreatorServicer(catalogue, VplmRecords(storage), AdapterRecords(storage))
+        stored = Stored(VplmRecords(storage), AdapterRecords(storage), VersionReader(storage))
+        servicer = CreatorServicer(catalogue, stored)
         await serve(
             [Service(servicer, creator_pb2_grpc.add_CreatorServiceServicer_to_server, FULL_NAME)],
             settings=settings,

@@ -13,10 +13,10 @@ from services.creator.adapters import Derived
 from services.creator.catalogue import Catalogue
 from services.creator.imports import ImportedVplm, checked
 from services.creator.recipes import Recipe
-from services.creator.vplms import VplmMaker
+from services.creator.vplms import Stored, VplmMaker
 from smile import codec
-from smile.client.adapter_records import AdapterRecords, OfferedAdapter
-from smile.client.records import VplmChange, VplmDeletion, VplmRecords
+from smile.client.adapter_records import OfferedAdapter
+from smile.client.records import VplmChange, VplmDeletion
 from smile.names import AdapterName, BackboneName, TenantName, VersionName, VplmName, check_id
 from smile.resources import PublicAdapter, Vplm
 from smile.rpc.auth import current_principal, own
@@ -33,13 +33,11 @@ _Name = TypeVar("_Name", VplmName, TenantName)
 class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
     """Answers tenants about backbones and vPLMs; calls to storage act for the tenant asking."""
 
-    def __init__(
-        self, catalogue: Catalogue, records: VplmRecords, adapters: AdapterRecords
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, stored: Stored) -> None:
         self._catalogue = catalogue
-        self._records = records
-        self._adapters = adapters
-        self._maker = VplmMaker(catalogue, records, adapters)
+        self._records = stored.records
+        self._adapters = stored.adapters
+        self._maker = VplmMaker(catalogue, stored)
 
     async def ListBackbones(
         self, request: creator_pb2.ListBackbonesRequest, context: _Context
@@ -58,7 +56,7 @@ class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
         self, request: creator_pb2.CreateVplmRequest, context: _Context
     ) -> resources_pb2.Vplm:
         tenant = _mine(request.parent, TenantName.parse).tenant
-        if request.public_adapter:
+        if request.public_adapter or request.base:
             return codec.vplm_to_pb(await self._derive(request, VplmName(tenant, request.vplm_id)))
         recipe = _recipe(request, VplmName(tenant, request.vplm_id))
         backbone = BackboneName.parse(request.backbone)
@@ -196,7 +194,7 @@ def _recipe(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Recipe:
 def _derived(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Derived:
     return Derived(
         name=name,
-        adapter=AdapterName.parse(request.public_adapter),
+        source=_source(request),
         head=codec.head_from_pb(request.head) if request.HasField("head") else None,
         dtype=codec.PRECISIONS.from_pb(request.precision) if request.precision else None,
         display_name=request.display_name,
@@ -204,6 +202,15 @@ def _derived(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Derived:
         seed=request.seed,
         domain=request.domain,
     )
+
+
+def _source(request: creator_pb2.CreateVplmRequest) -> AdapterName | VplmName | VersionName:
+    if request.public_adapter:
+        return AdapterName.parse(request.public_adapter)
+    principal = current_principal()
+    if "/versions/" in request.base:
+        return own(request.base, VersionName.parse, principal)
+    return own(request.base, VplmName.parse, principal)
 
 
 def _imported(header: creator_pb2.ImportVplmHeader, name: VplmName) -> ImportedVplm:

@@ -4,28 +4,54 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
-from services.creator.adapters import Derived, HeadSource, derived_spec, with_fresh_head
+from services.creator.adapters import (
+    Derived,
+    HeadSource,
+    Original,
+    derived_spec,
+    with_fresh_head,
+)
 from services.creator.catalogue import Catalogue
 from services.creator.imports import ImportedVplm, checked
 from services.creator.recipes import NewVplm, Recipe, build
 from smile.client.adapter_records import AdapterRecords, OfferedAdapter
 from smile.client.records import ArrivingVersion, FirstVersion, VplmRecords
-from smile.errors import AlreadyExists, NotFound
+from smile.client.version_reader import VersionReader
+from smile.errors import AlreadyExists, DataCorrupted, NotFound
+from smile.limits import MODULE_BYTES_MAX
 from smile.model import weights
-from smile.names import BackboneName, VplmName
-from smile.resources import Backbone, Derivation, Vplm
+from smile.names import AdapterName, BackboneName, VersionName, VplmName
+from smile.resources import SERVING, Backbone, Derivation, PublicAdapter, Vplm
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What storage keeps for the creator."""
+
+    records: VplmRecords
+    adapters: AdapterRecords
+    versions: VersionReader
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A vPLM to be made of an original, and the backbone of both."""
+
+    vplm: Vplm
+    original: Original
+    backbone: Backbone
 
 
 class VplmMaker:
     """Turns recipes into stored vPLMs."""
 
-    def __init__(
-        self, catalogue: Catalogue, records: VplmRecords, adapters: AdapterRecords
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, stored: Stored) -> None:
         self._catalogue = catalogue
-        self._records = records
-        self._adapters = adapters
+        self._records = stored.records
+        self._adapters = stored.adapters
+        self._versions = stored.versions
 
     async def create(self, recipe: Recipe, backbone_name: BackboneName, request_id: str) -> Vplm:
         """A new vPLM, once per request id.
@@ -59,47 +85,67 @@ class VplmMaker:
         return await self._records.adopt(vplm, version, chunks, request_id)
 
     async def derive(self, wanted: Derived, request_id: str) -> Vplm:
-        """A new vPLM that begins as a public adapter, once per request id.
+        """A new vPLM that begins as a public adapter or a version, once per request id.
 
         Raises:
-            NotFound: there is no such adapter.
+            NotFound: there is no such adapter, vPLM or version.
             FailedPrecondition: it is for other weights of its backbone.
-            InvalidSpec: another precision is asked for than it has.
+            InvalidSpec: another precision is asked for than it has, or it is a whole model.
             AlreadyExists: another request made a vPLM of this name.
             QuotaExceeded: the tenant may not store as much.
         """
-        offered, vplm = await self._derived(wanted)
-        adapter = offered.adapter
-        if vplm.spec.same_module(adapter.spec):
-            return await self._records.refer(vplm, offered, request_id)
-        data = await self._adapters.download(wanted.adapter)
-        made = await asyncio.to_thread(
-            with_fresh_head, data, adapter, vplm.spec, HeadSource(offered.backbone, wanted.seed)
-        )
-        version = FirstVersion(
-            made,
-            weights.sha256_hex(made),
-            offered.backbone,
-            Derivation(adapter.name, adapter.digest),
-        )
+        begun = await self._derived(wanted)
+        vplm, original, backbone = begun.vplm, begun.original, begun.backbone
+        as_it_is = vplm.spec.same_module(original.spec)
+        if as_it_is and isinstance(original, PublicAdapter):
+            return await self._records.refer(vplm, OfferedAdapter(original, backbone), request_id)
+        data = await self._bytes(original)
+        if not as_it_is:
+            head = HeadSource(backbone, wanted.seed)
+            data = await asyncio.to_thread(with_fresh_head, data, original, vplm.spec, head)
+        source = Derivation(original.name, original.digest)
+        version = FirstVersion(data, weights.sha256_hex(data), backbone, source)
         return await self._records.commit(vplm, version, request_id)
 
     async def check_derived(self, wanted: Derived) -> Vplm:
         """What `derive` would make, without making it. Raises what it raises, but quota."""
-        _, vplm = await self._derived(wanted)
-        return await self._free(vplm, wanted.name)
+        begun = await self._derived(wanted)
+        return await self._free(begun.vplm, wanted.name)
 
-    async def _derived(self, wanted: Derived) -> tuple[OfferedAdapter, Vplm]:
-        offered = await self._adapters.get(wanted.adapter)
-        backbone = self._catalogue.get(BackboneName.parse(offered.backbone.name))
-        spec = derived_spec(wanted, offered.adapter, backbone)
+    async def _derived(self, wanted: Derived) -> Begun:
+        original = await self._original(wanted)
+        backbone = self._catalogue.get(BackboneName(original.spec.backbone))
         vplm = Vplm(
             name=str(wanted.name),
-            spec=spec,
+            spec=derived_spec(wanted, original, backbone),
             display_name=wanted.display_name,
             labels=dict(wanted.labels),
         )
-        return offered, vplm
+        return Begun(vplm, original, backbone)
+
+    async def _original(self, wanted: Derived) -> Original:
+        match wanted.source:
+            case AdapterName():
+                return (await self._adapters.get(wanted.source)).adapter
+            case VersionName():
+                return await self._versions.get(wanted.source)
+            case VplmName():
+                return await self._versions.resolve(wanted.source, SERVING)
+
+    async def _bytes(self, original: Original) -> bytes:
+        """An original's bytes, checked."""
+        if isinstance(original, PublicAdapter):
+            return await self._adapters.download(AdapterName.parse(original.name))
+        data = bytearray()
+        name = VersionName.parse(original.name)
+        async for chunk in self._versions.download(name, original.digest):
+            data += chunk
+            if len(data) > MODULE_BYTES_MAX:
+                raise DataCorrupted(f"{name} has more than {MODULE_BYTES_MAX} bytes")
+        whole = bytes(data)
+        if weights.sha256_hex(whole) != original.digest:
+            raise DataCorrupted(f"{name} does not have the digest {original.digest}")
+        return whole
 
     async def check(self, recipe: Recipe, backbone_name: BackboneName) -> Vplm:
         """What `create` would make, without making it. Raises what `create` raises, but quota."""

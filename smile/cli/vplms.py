@@ -117,16 +117,26 @@ def create(
             "there are labels."
         ),
     ] = None,
+    from_vplm: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin as this vPLM of yours serves now, or as a version of one by its full name: "
+            "with its backbone and module, and its head unless there are labels."
+        ),
+    ] = None,
 ) -> None:
     """Create a vPLM: backbone, PET module and head. It answers at once and learns by training."""
-    if from_adapter is not None:
+    if from_adapter is not None or from_vplm is not None:
         if backbone is not None or pet != PetOptions() or texts.precision is not DType.FLOAT16:
             raise typer.BadParameter(
-                "an adapter has its own backbone, PET module and precision: leave out those options"
+                "what is there has its own backbone, PET module and precision: leave out those "
+                "options"
             )
-        made = _derived(session, vplm, from_adapter, head, texts)
+        if from_adapter is not None and from_vplm is not None:
+            raise typer.BadParameter("give --from-adapter or --from-vplm, not both")
+        made = _derived(session, vplm, (from_adapter or "", from_vplm or ""), head, texts)
     elif backbone is None:
-        raise typer.BadParameter("give --backbone or --from-adapter")
+        raise typer.BadParameter("give --backbone, --from-adapter or --from-vplm")
     else:
         made = _created(session, vplm, backbone, pet, (head, texts))
     if session.json:
@@ -136,9 +146,12 @@ def create(
 
 
 def _derived(
-    session: Session, vplm: str, adapter: str, head: HeadOptions, texts: VplmTexts
+    session: Session, vplm: str, source: tuple[str, str], head: HeadOptions, texts: VplmTexts
 ) -> Vplm:
+    """Of a public adapter or of a vPLM, whichever `source` names."""
+    adapter, base = source
     options = DeriveOptions(
+        base=base,
         display_name=texts.display_name,
         seed=texts.seed,
         domain=texts.domain,

@@ -67,6 +67,8 @@ class DeriveOptions(TypedDict, total=False):
     """Keywords of `derive_vplm` besides the adapter and labels.
 
     Attributes:
+        base: Another vPLM of yours to take the module from, or by its full name a version of one;
+            then there is no adapter.
         task, pooling: Of a fresh head, as for `create_vplm`.
         domain: Whose rows stand for the lower layers in materialised answers; default: general.
         display_name: Text for people, at most 200 characters.
@@ -77,6 +79,7 @@ class DeriveOptions(TypedDict, total=False):
         timeout: Seconds.
     """
 
+    base: str
     task: Task | str
     pooling: Pooling | str
     domain: str

@@ -64,17 +64,17 @@ class SyncModels(SyncBase):
     def derive_vplm(
         self,
         vplm: str,
-        adapter: str,
+        adapter: str = "",
         *,
         labels: Sequence[str] = (),
         **options: Unpack[o.DeriveOptions],
     ) -> Vplm:
-        """A new vPLM that begins as a public adapter: with its module, and with a fresh head for
-        `labels`, or without labels as it is. Training goes on from there. Keywords:
-        `DeriveOptions`.
+        """A new vPLM that begins as a public adapter, or as another vPLM of yours (`base`): with
+        its module, and with a fresh head for `labels`, or without labels as it is. Training goes on
+        from there. Keywords: `DeriveOptions`.
 
         Raises:
-            NotFound: there is no such adapter.
+            NotFound: there is no such adapter or vPLM.
             InvalidSpec: labels and task do not go together.
             AlreadyExists: you have a vPLM of this name.
             QuotaExceeded: it would take more than the tenant may store.

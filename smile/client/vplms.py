@@ -91,17 +91,17 @@ class VplmCalls(Calls):
     async def derive_vplm(
         self,
         vplm: str,
-        adapter: str,
+        adapter: str = "",
         *,
         labels: Sequence[str] = (),
         **options: Unpack[o.DeriveOptions],
     ) -> Vplm:
-        """A new vPLM that begins as a public adapter: with its module, and with a fresh head for
-        `labels`, or without labels as it is. Training goes on from there. Keywords:
-        `DeriveOptions`.
+        """A new vPLM that begins as a public adapter, or as another vPLM of yours (`base`): with
+        its module, and with a fresh head for `labels`, or without labels as it is. Training goes on
+        from there. Keywords: `DeriveOptions`.
 
         Raises:
-            NotFound: there is no such adapter.
+            NotFound: there is no such adapter or vPLM.
             InvalidSpec: labels and task do not go together.
             AlreadyExists: you have a vPLM of this name.
             QuotaExceeded: it would take more than the tenant may store.
@@ -110,11 +110,13 @@ class VplmCalls(Calls):
         name = self._scope.vplm(vplm)
         fresh = bool(labels) or bool({"task", "pooling"} & options.keys())
         head = o.head(labels, options) if fresh else None
+        base = options.get("base", "")
         with asking():
             request = creator_pb2.CreateVplmRequest(
                 parent=str(self._scope.parent(name.tenant)),
                 vplm_id=name.vplm,
-                public_adapter=str(self._scope.adapter(adapter)),
+                public_adapter=str(self._scope.adapter(adapter)) if adapter or not base else "",
+                base=str(self._scope.servable(base)) if base else "",
                 head=None if head is None else codec.head_to_pb(head),
                 display_name=options.get("display_name", ""),
                 labels=dict(options.get("tags", {})),

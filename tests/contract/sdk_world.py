@@ -18,12 +18,14 @@ from google.protobuf import empty_pb2
 
 from services.creator.catalogue import Catalogue
 from services.creator.servicer import FULL_NAME, CreatorServicer
+from services.creator.vplms import Stored
 from services.storage.servicer.assembly import StorageOptions, assemble
 from smile import codec
 from smile.client.adapter_records import AdapterRecords
 from smile.client.client import AsyncClient
 from smile.client.loop import LoopThread
 from smile.client.records import VplmRecords
+from smile.client.version_reader import VersionReader
 from smile.errors import InvalidArgument, NotFound, Overloaded, SmileError, Unavailable
 from smile.model.sources import parse_sources
 from smile.model.toy import write_toy_backbone
@@ -150,6 +152,9 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         job = self._find(request.name)
         self.jobs[job.name] = _changed(job, state=JobState.CANCELLED)
         return codec.job_to_pb(self.jobs[job.name])
+
+    async def RequeueTrainingJobs(self, request: Any, context: Any) -> Any:
+        return trainer_pb2.RequeueTrainingJobsResponse()
 
     async def WatchTrainingJob(self, request: Any, context: Any) -> Any:
         self.script.resume_tokens.append(request.resume_token)
@@ -317,11 +322,12 @@ async def world(*tenants: str) -> AsyncIterator[World]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         catalogue = Catalogue(parse_sources(f"toy=dir:{write_toy_backbone(folder)}"))
         await catalogue.load(retry_s=0.1, ready=lambda _: None)
+        stored = Stored(VplmRecords(channel), AdapterRecords(channel), VersionReader(channel))
         scripts = Script(), Script()
         add_creator = creator_pb2_grpc.add_CreatorServiceServicer_to_server
         parts = {
             "creator": Service(
-                CreatorServicer(catalogue, VplmRecords(channel), AdapterRecords(channel)),
+                CreatorServicer(catalogue, stored),
                 add_creator,
                 FULL_NAME,
             ),

@@ -243,6 +243,60 @@ async def test_requests_that_make_no_sense_are_refused(platform: Platform) -> No
 
 
 @ON_LOOP
+async def test_a_vplm_begins_as_another_of_its_owners(platform: Platform) -> None:
+    """With its head it is that version to the byte; with other labels training goes on from it."""
+    async with platform.worker(), platform.client("press") as press:
+        trained = await press.version("words", 2)
+        copy = await press.derive_vplm("copy", base="words", display_name="A copy")
+        first = await press.version("copy", 1)
+        assert (first.digest, copy.spec) == (trained.digest, trained.spec)
+        assert first.derived_from == smile.Derivation(trained.name, trained.digest)
+        assert first.origin is smile.VersionOrigin.ADAPTER
+        text = "the train is here"
+        answers = [await press.infer(vplm, text) for vplm in ("words", "copy")]
+        assert answers[0].predictions == answers[1].predictions
+
+        untrained = f"{(await press.vplm('words')).name}/versions/1"
+        older = await press.derive_vplm("older", base=untrained)
+        assert (await press.version("older", 1)).digest == (await press.version("words", 1)).digest
+        assert older.spec == copy.spec
+
+        labels = sorted(PRIVATE.values())
+        await press.derive_vplm("mine", base="words", labels=labels, seed=1)
+        await press.upload_dataset("few", OWN_ROWS)
+        done = await press.wait(await press.train("mine", "few", epochs=20, **TRAINING))
+        assert done.base_version == 1
+        assert await accuracy(press, "mine") > 0.8
+
+
+@ON_LOOP
+async def test_of_another_tenants_vplm_nobody_makes_anything(platform: Platform) -> None:
+    async with platform.client("press") as press, platform.client("rival") as rival:
+        theirs = (await press.vplm("words")).name
+        for base in (theirs, f"{theirs}/versions/2", "words", f"{theirs}/versions/99"):
+            with pytest.raises(smile.NotFound):
+                await rival.derive_vplm("stolen", base=base)
+        with pytest.raises(smile.NotFound):
+            await press.derive_vplm("none", base=f"{theirs}/versions/99")
+        with pytest.raises(smile.InvalidArgument):
+            await press.derive_vplm("both", "news", base="words")
+        with pytest.raises(smile.InvalidArgument):
+            await press.derive_vplm("neither")
+        request_id = "0f0e5a3e-6c8f-4c46-8a38-3a9ad1c3b7f2"
+        first = await press.derive_vplm("again-mine", base="words", request_id=request_id)
+        await press.set_alias("words", "serving", 1)
+        try:
+            again = await press.derive_vplm("again-mine", base="words", request_id=request_id)
+        finally:
+            await press.set_alias("words", "serving", 2)
+        assert again == first
+        checked = await press.derive_vplm("dry", base="words", validate_only=True)
+        assert checked.spec == first.spec
+        with pytest.raises(smile.NotFound):
+            await press.vplm("dry")
+
+
+@ON_LOOP
 async def test_collecting_garbage_keeps_what_versions_share(platform: Platform) -> None:
     """Bytes that a version of the trash names stay; those that nothing names go."""
     async with platform.client("acme") as acme, platform.operator() as operator:
@@ -295,6 +349,13 @@ def test_the_shell_does_the_same(tmp_path: Path) -> None:
         typed(key, "create", "no", "--from-adapter", "base", "--rank", "3", code=2)
         typed(key, "create", "no", code=2)
         typed(key, "create", "no", "--from-adapter", "nothing", code=4)
+        again = typed(key, "create", "again", "--from-vplm", "same")
+        assert again["spec"] == published["spec"]
+        version = f"{derived['name']}/versions/1"
+        relabelled = typed(key, "create", "third", "--from-vplm", version, "--labels", "u,v,w")
+        assert relabelled["spec"]["head"]["labels"] == ["u", "v", "w"]
+        typed(key, "create", "no", "--from-vplm", "same", "--from-adapter", "base", code=2)
+        typed(key, "create", "no", "--from-vplm", "nothing", code=4)
         assert typed(operator, "adapters", "delete", "base") == {"deleted": "base"}
         typed(operator, "adapters", "delete", "base", code=4)
         typed(operator, "adapters", "publish", "base", code=2)

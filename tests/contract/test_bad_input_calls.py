@@ -21,6 +21,7 @@ from tests.contract.every_rpc import (
     Belongings,
     Wire,
     furnish,
+    holding,
     name_paths,
     roles,
     string_fields,
@@ -172,11 +173,11 @@ NAMED = [(name, where) for name, method in TENANT_METHODS.items() for where in n
 @pytest.mark.parametrize(("method", "where"), NAMED, ids=str)
 async def test_name_tricks(world: World, method: str, where: tuple[str, ...]) -> None:
     before = await world.platform.store.snapshot()
-    parts = value_at(REQUESTS[method](world.acme, b"x"), where).split("/")
+    parts = value_at(holding(method, where)(world.acme, b"x"), where).split("/")
     for trick in TRICKS.values():
         for place in range(len(parts)):
             name = "/".join([*parts[:place], trick, *parts[place + 1 :]])
-            request = with_value(REQUESTS[method](world.acme, b"x"), where, name)
+            request = with_value(holding(method, where)(world.acme, b"x"), where, name)
             outcome = await world.calls.call(method, request, **world.key(method))
             assert outcome.code is INVALID, (name, outcome)
             assert outcome.reason in ("INVALID_NAME", "REQUEST_INVALID"), (name, outcome)

@@ -26,6 +26,7 @@ from tests.contract.every_rpc import (
     Outcome,
     Wire,
     furnish,
+    holding,
     name_paths,
     roles,
     stock,
@@ -56,8 +57,9 @@ class World:
     async def ask(self, own: Belongings, method: str, request: Any, **how: Any) -> Outcome:
         return await self.calls.call(method, request, key=own.key, **how)
 
-    def request(self, own: Belongings, method: str) -> Any:
-        return REQUESTS[method](own, self.weights[own.tenant])
+    def request(self, own: Belongings, method: str, where: tuple[str, ...] = ()) -> Any:
+        """One that has something at `where`."""
+        return holding(method, where)(own, self.weights[own.tenant])
 
     async def of(self, own: Belongings) -> dict[str, str]:
         """All that is stored of a tenant."""
@@ -99,7 +101,7 @@ async def test_every_rpc_of_tenants_has_a_request() -> None:
 
 def foreign(world: World, method: str, where: tuple[str, ...]) -> list[str]:
     """Names of rival's: one that exists, and the same with ids nobody has."""
-    existing = value_at(world.request(world.rival, method), where)
+    existing = value_at(world.request(world.rival, method, where), where)
     *front, last = existing.split("/")
     other = "9" if last.isdecimal() else f"{last[:1]}zzzzzzzzzzzzzzz"[: len(last)]
     absent = "/".join([*front, other])
@@ -108,7 +110,7 @@ def foreign(world: World, method: str, where: tuple[str, ...]) -> list[str]:
 
 
 def own_absent(world: World, method: str, where: tuple[str, ...]) -> list[str]:
-    mine = value_at(world.request(world.acme, method), where)
+    mine = value_at(world.request(world.acme, method, where), where)
     if mine.count("/") == 1:
         return []  # one's own tenant exists
     *front, last = mine.split("/")
@@ -123,7 +125,7 @@ async def test_foreign_and_absent_look_the_same(world: World, method: str) -> No
     for where in name_paths(METHODS[method]):
         seen = {}
         for name in (*foreign(world, method, where), *own_absent(world, method, where)):
-            request = with_value(world.request(world.acme, method), where, name)
+            request = with_value(world.request(world.acme, method, where), where, name)
             outcome = await world.ask(world.acme, method, request)
             assert outcome.code is grpc.StatusCode.NOT_FOUND, (name, outcome)
             seen[name] = outcome.without(name)
@@ -147,7 +149,7 @@ async def test_a_dash_is_ones_own_tenant(world: World, method: str) -> None:
     if not method.partition(".")[2].startswith(("Get", "List", "Download", "Infer", "Resolve")):
         return
     for where in name_paths(METHODS[method]):
-        request = world.request(world.rival, method)
+        request = world.request(world.rival, method, where)
         name = value_at(request, where).replace("tenants/rival", "tenants/-")
         outcome = await world.ask(world.rival, method, with_value(request, where, name))
         assert outcome.code is grpc.StatusCode.OK, outcome

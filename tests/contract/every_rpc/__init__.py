@@ -13,6 +13,7 @@ from tests.contract.every_rpc.areas import (
     UNUSABLE,
     Area,
     Requests,
+    holding,
 )
 from tests.contract.every_rpc.belongings import LABELS, ROWS, Belongings, furnish, stock
 from tests.contract.every_rpc.contracts import (
@@ -58,6 +59,7 @@ __all__ = [
     "create_vplm",
     "declared",
     "furnish",
+    "holding",
     "import_vplm",
     "label",
     "name_paths",

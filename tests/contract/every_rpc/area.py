@@ -22,6 +22,8 @@ class Area:
     Attributes:
         requests: By label, a request that succeeds, for every RPC that tenants may call. Made of
             a tenant's belongings and the bytes of a version of its.
+        holding: By label and place of a string, a request that holds it, where the one above
+            cannot, as they exclude each other.
         names: Fields that name a resource of a tenant.
         shared: Fields that name something all tenants share.
         output: Fields and messages of resources that servers set and never read.
@@ -30,6 +32,9 @@ class Area:
     """
 
     requests: Mapping[str, Callable[[Belongings, bytes], Requests]] = field(default_factory=dict)
+    holding: Mapping[tuple[str, str], Callable[[Belongings, bytes], Requests]] = field(
+        default_factory=dict
+    )
     names: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
     output: frozenset[str] = frozenset()

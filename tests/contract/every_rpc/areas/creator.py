@@ -34,9 +34,15 @@ AREA = Area(
             name="publicAdapters/general"
         ),
     },
+    holding={
+        ("CreatorService.CreateVplm", "base"): lambda own, _: create_vplm(
+            own, backbone="", pet=None, head=None, base=own.vplm()
+        ),
+    },
     names=frozenset(
         {
             "CreateVplmRequest.parent",
+            "CreateVplmRequest.base",
             "GetVplmRequest.name",
             "ListVplmsRequest.parent",
             "ImportVplmHeader.parent",

@@ -24,9 +24,6 @@ AREA = Area(
         "TrainerService.ValidateDataset": lambda own, _: trainer_pb2.ValidateDatasetRequest(
             dataset=own.dataset(), vplm=own.vplm()
         ),
-        "TrainerService.RequeueTrainingJobs": lambda own, _: (
-            trainer_pb2.RequeueTrainingJobsRequest()
-        ),
     },
     names=frozenset(
         {

@@ -29,7 +29,7 @@ class ProcessorTerms:
         burst_texts: Texts that may come at once; 0: as many as in a second.
         pinned: Keep the module on the device.
         idle_s: Without a request for so long, the module leaves memory; 0: 600.
-        exactness: How texts are answered where a request does not say.
+        exactness: How texts are answered where a request does not say; None: as the vPLM says.
     """
 
     weight: float = 1.0
@@ -38,7 +38,7 @@ class ProcessorTerms:
     burst_texts: int = 0
     pinned: bool = False
     idle_s: float = 0.0
-    exactness: Exactness = Exactness.EXACT
+    exactness: Exactness | None = None
 
 
 @dataclass(frozen=True, slots=True)

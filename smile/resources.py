@@ -16,6 +16,7 @@ from smile.accounting import Counts, Limits, LimitUse, UsageDay
 from smile.errors import SmileError
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetSpec
 from smile.training import (
+    FULL_LEARNING_RATE,
     SERVING,
     ClassScore,
     ClassWeighting,
@@ -25,6 +26,7 @@ from smile.training import (
     JobError,
     JobProgress,
     JobState,
+    Method,
     Metric,
     Optimizer,
     RowProblem,
@@ -34,9 +36,11 @@ from smile.training import (
     TrainingEvent,
     TrainingJob,
     TrainingRecord,
+    TrainingStates,
     TrainingSummary,
     TrialOutcome,
     When,
+    defaults_of,
 )
 from smile.versioning import (
     AliasMoved,
@@ -50,6 +54,7 @@ from smile.versioning import (
 )
 
 __all__ = [
+    "FULL_LEARNING_RATE",
     "SERVING",
     "AliasMoved",
     "ApiKey",
@@ -77,6 +82,7 @@ __all__ = [
     "JobState",
     "LabelScore",
     "Materialization",
+    "Method",
     "Metric",
     "MetricPair",
     "ModuleSpec",
@@ -97,6 +103,7 @@ __all__ = [
     "TrainingEvent",
     "TrainingJob",
     "TrainingRecord",
+    "TrainingStates",
     "TrainingSummary",
     "TrialOutcome",
     "Usage",
@@ -106,6 +113,7 @@ __all__ = [
     "VplmUsage",
     "VplmVersion",
     "When",
+    "defaults_of",
 ]
 
 
@@ -168,7 +176,9 @@ class Backbone:
 
 @dataclass(frozen=True, slots=True)
 class Vplm:
-    """A virtual PLM: one tenant's own model."""
+    """A virtual PLM: one tenant's own model. `exactness` is how it is answered where neither
+    request nor rented terms say, as far as the processor can; None: exactly.
+    """
 
     name: str
     spec: ModuleSpec
@@ -183,6 +193,7 @@ class Vplm:
     canaries: Mapping[str, Canary] = field(default_factory=dict)
     delete_time: datetime | None = None
     purge_time: datetime | None = None
+    exactness: Exactness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +202,8 @@ class VplmVersion:
     `derived_from` the public adapter it began as.
 
     `canary` is set where an alias was resolved that splits its traffic: the second version, and
-    `canary_weight` the share of requests that it answers.
+    `canary_weight` the share of requests that it answers. `exactness` is its vPLM's, where one
+    version was asked for or an alias followed.
     """
 
     name: str
@@ -209,6 +221,7 @@ class VplmVersion:
     derived_from: Derivation | None = None
     delete_time: datetime | None = None
     purge_time: datetime | None = None
+    exactness: Exactness | None = None
 
     @property
     def number(self) -> int:

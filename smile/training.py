@@ -40,6 +40,13 @@ class When(enum.StrEnum):
     OFF_PEAK = "off_peak"  # in the operator's windows; it yields at their ends
 
 
+class Method(enum.StrEnum):
+    """What of a vPLM a job trains."""
+
+    PET = "pet"  # its PET module and head
+    FULL = "full"  # every weight of the backbone, and the head: to export, never served
+
+
 class Schedule(enum.StrEnum):
     """How the learning rate moves after warm-up."""
 
@@ -63,6 +70,14 @@ class Selection(enum.StrEnum):
     ACCURACY = "accuracy"
     MACRO_F1 = "macro_f1"
     ENTITY_F1 = "entity_f1"
+
+
+class TrainingStates(enum.StrEnum):
+    """What stands below a module's first layer while it is trained."""
+
+    EXACT = "exact"  # the backbone's own lower layers
+    MATERIALIZED = "materialized"  # rows of n-grams, as materialised answers have them
+    MIXED = "mixed"  # each row of an epoch drawn, by the seed, from one of the two
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +114,17 @@ class HyperParameters:
     class_weights: Mapping[str, float] = field(default_factory=dict)
     early_stopping_delta: float = 0.0
     selection: Selection = Selection.TASK
+    states: TrainingStates = TrainingStates.EXACT
+
+
+FULL_LEARNING_RATE = 5e-5  # as Devlin et al. 2019 fine-tune
+
+
+def defaults_of(method: Method) -> HyperParameters:
+    """The platform's hyper-parameters: a whole model wants far smaller steps than a module."""
+    if method is Method.FULL:
+        return HyperParameters(learning_rate=FULL_LEARNING_RATE)
+    return HyperParameters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +194,8 @@ class TrainingSummary:
         spec_digest: SHA-256, hex, of all that decides the weights: vPLM, rows, hyper-parameters.
         environment: Versions, processor and threads, by name: where they are the same, the same
             spec gives the same weights, bit for bit.
+        states: What stood below the first layer.
+        encoder_digest: Of the local encoder behind states that are not exact.
     """
 
     classes: tuple[ClassScore, ...] = ()
@@ -176,6 +204,8 @@ class TrainingSummary:
     seed: int = 0
     spec_digest: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    states: TrainingStates = TrainingStates.EXACT
+    encoder_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +244,8 @@ class Sweep:
 class TrainingJob:
     """A training job. `promote_alias` empty moves no alias on success; jobs of higher `priority` go
     before the tenant's others. Position and estimated start are those of a job that waits. A job
-    with a `sweep` trains nothing itself; its trials name it as their `parent_job`.
+    with a `sweep` trains nothing itself; its trials name it as their `parent_job`. What method full
+    makes is never served, so it moves no alias.
     """
 
     name: str
@@ -241,6 +272,7 @@ class TrainingJob:
     estimated_start_time: datetime | None = None
     sweep: Sweep | None = None
     parent_job: str = ""
+    method: Method = Method.PET
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from smile.model.specs import ModuleSpec
+from smile.errors import FailedPrecondition
+from smile.model.specs import SERVED, ModuleSpec
+from smile.names import VersionName
+
+FULL_MODEL_NOT_SERVED = "FULL_MODEL_NOT_SERVED"
+
+
+def check_served(name: VersionName, spec: ModuleSpec) -> None:
+    """Raise `FailedPrecondition` for a version that is a whole model, which shares nothing."""
+    if spec.pet.kind not in SERVED:
+        raise FailedPrecondition(
+            f"{name} is a whole model, and the processor serves modules on shared backbones; export "
+            f"it: smile vplms export {name.vplm.vplm} FOLDER --version {name.number}",
+            reason=FULL_MODEL_NOT_SERVED,
+            metadata={"resource": str(name), "kind": spec.pet.kind},
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from typing import TypeAlias
 from smile.errors import FailedPrecondition, InvalidSpec
 from smile.model import weights
 from smile.model.initial import initial_tensors
-from smile.model.specs import DType, HeadSpec, ModuleSpec
+from smile.model.specs import DType, HeadSpec, ModuleSpec, check_made
 from smile.names import AdapterName, VersionName, VplmName
-from smile.resources import Backbone, PublicAdapter, VplmVersion
+from smile.resources import Backbone, Exactness, PublicAdapter, VplmVersion
 
 HEAD_PREFIX = "head."
 Original: TypeAlias = PublicAdapter | VplmVersion
@@ -38,6 +38,7 @@ class Derived:
     labels: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     domain: str = ""
+    exactness: Exactness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,9 @@ def derived_spec(wanted: Derived, original: Original, backbone: Backbone) -> Mod
 
     Raises:
         FailedPrecondition: the original is for other weights of the backbone.
-        InvalidSpec: another precision is asked for than the original has.
+        InvalidSpec: another precision is asked for than the original has, or it is a whole model.
     """
+    check_made(original.spec.pet)
     if original.spec.backbone_digest != backbone.digest:
         raise FailedPrecondition(
             f"{original.name} was made for digest {original.spec.backbone_digest} of "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from smile.errors import InvalidArgument, InvalidSpec
 from smile.limits import MODULE_BYTES_MAX
 from smile.model import layout
-from smile.model.specs import ModuleSpec
+from smile.model.specs import ModuleSpec, check_made
 from smile.names import VplmName
 from smile.resources import Backbone
 
@@ -33,6 +33,7 @@ def checked(spec: ModuleSpec, backbone: Backbone) -> ModuleSpec:
         InvalidArgument: it was made for other weights of the backbone.
         InvalidSpec: the PET module does not fit the backbone, or takes more than 64 MiB.
     """
+    check_made(spec.pet)
     if spec.backbone_digest != backbone.digest:
         raise InvalidArgument(
             f"the module was made for digest {spec.backbone_digest} of {backbone.name}, which has "

@@ -9,9 +9,9 @@ from smile.errors import InvalidSpec
 from smile.limits import MODULE_BYTES_MAX
 from smile.model import layout, weights
 from smile.model.initial import initial_tensors
-from smile.model.specs import DType, HeadSpec, ModuleSpec, PetSpec
+from smile.model.specs import DType, HeadSpec, ModuleSpec, PetSpec, check_made
 from smile.names import BackboneName, VplmName
-from smile.resources import Backbone, Vplm
+from smile.resources import Backbone, Exactness, Vplm
 
 HEADER_BYTES_SPARE = 64 * 1024  # names and shapes in the file's header
 
@@ -28,6 +28,7 @@ class Recipe:
     labels: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     domain: str = ""
+    exactness: Exactness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ def module_spec(recipe: Recipe, backbone: Backbone) -> ModuleSpec:
     Raises:
         InvalidSpec: the PET module does not fit the backbone, or takes more than 64 MiB.
     """
+    check_made(recipe.pet)
     spec = ModuleSpec(
         backbone=BackboneName.parse(backbone.name).backbone,
         backbone_digest=backbone.digest,
@@ -76,5 +78,6 @@ def build(recipe: Recipe, backbone: Backbone) -> NewVplm:
         spec=spec,
         display_name=recipe.display_name,
         labels=dict(recipe.labels),
+        exactness=recipe.exactness,
     )
     return NewVplm(vplm, data, weights.sha256_hex(data))

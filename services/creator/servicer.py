@@ -111,6 +111,7 @@ class CreatorServicer(creator_pb2_grpc.CreatorServiceServicer):
             display_name=request.vplm.display_name,
             labels=dict(request.vplm.labels),
             etag=request.vplm.etag,
+            exactness=codec.exactness_from_pb(request.vplm.exactness),
         )
         with acting_for(change.name.tenant):
             return codec.vplm_to_pb(await self._records.update(change, request.request_id))
@@ -188,6 +189,7 @@ def _recipe(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Recipe:
         labels=dict(request.labels),
         seed=request.seed,
         domain=request.domain,
+        exactness=codec.exactness_from_pb(request.exactness),
     )
 
 
@@ -201,6 +203,7 @@ def _derived(request: creator_pb2.CreateVplmRequest, name: VplmName) -> Derived:
         labels=dict(request.labels),
         seed=request.seed,
         domain=request.domain,
+        exactness=codec.exactness_from_pb(request.exactness),
     )
 
 

@@ -120,6 +120,7 @@ class VplmMaker:
             spec=derived_spec(wanted, original, backbone),
             display_name=wanted.display_name,
             labels=dict(wanted.labels),
+            exactness=wanted.exactness,
         )
         return Begun(vplm, original, backbone)
 

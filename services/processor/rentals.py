@@ -205,12 +205,14 @@ class Rentals:
         weight = self._weights.get(tenant)
         return WEIGHT_UNRENTED if weight is None else min(weight, TENANT_WEIGHT_MAX)
 
-    def exactness(self, vplm: VplmName, asked: Exactness | None) -> Exactness:
-        """How a request is to be answered that asks so, or does not say."""
+    def exactness(self, vplm: VplmName, asked: Exactness | None) -> Exactness | None:
+        """How a request is to be answered that asks so, or does not say; None: rented terms do not
+        say either.
+        """
         if asked is not None:
             return asked
         rental = self.of(vplm)
-        return Exactness.EXACT if rental is None else rental.terms.exactness
+        return None if rental is None else rental.terms.exactness
 
     def requests_max_of(self, vplm: VplmName) -> int | None:
         """Requests of a vPLM computed at a time; None: any."""

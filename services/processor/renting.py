@@ -76,7 +76,7 @@ class Renting(Generic[Module]):
         """
         estate = self._estate
         target = await estate.resolver.target(Asked(vplm, SERVING))
-        estate.check(target.spec, terms.exactness)
+        estate.check(target.spec, terms.exactness or Exactness.EXACT)
         rental = estate.rentals.rent(vplm, terms, estate.clock(), datetime.now(UTC))
         if not terms.pinned:
             self._unpin(rental)

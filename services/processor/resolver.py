@@ -29,6 +29,7 @@ from smile.logs import get_logger
 from smile.names import VersionName, VplmName
 from smile.resources import VplmVersion
 from smile.rpc.freshness import Freshness, Lookup
+from smile.versioning import check_served
 
 ENTRIES_MAX = 100_000
 PATIENCE_S = 0.5  # how long a request waits for storage where an old answer is known
@@ -139,6 +140,7 @@ class Resolver:
 
         Raises:
             NotFound: there is no such vPLM, alias or version (any more).
+            FailedPrecondition: the version is a whole model, which is not served.
             Unavailable: storage is away and nothing is remembered.
         """
         return (await self._route(asked)).pick(asked, routing_key)
@@ -243,4 +245,5 @@ class Resolver:
         for target in route.targets:
             if target.name.vplm != asked.vplm or (name is not None and target.name != name):
                 raise DataCorrupted(f"storage answered {asked.vplm} with {target.name}")
+            check_served(target.name, target.spec)
         return route

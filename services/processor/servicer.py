@@ -17,7 +17,7 @@ from smile.processors import Processor, ProcessorTerms
 from smile.resources import SERVING, Exactness, FanoutResult, InferResult, ProcessorStats
 from smile.rpc.auth import current_principal, own
 from smile.rpc.context import current_request_id, remaining_s
-from smile.v1 import processor_pb2, processor_pb2_grpc
+from smile.v1 import processor_pb2, processor_pb2_grpc, resources_pb2
 
 NAMES_REMEMBERED_MAX = 10_000
 FULL_NAME = processor_pb2.DESCRIPTOR.services_by_name["ProcessorService"].full_name
@@ -112,7 +112,7 @@ def _decoded(request: processor_pb2.InferRequest) -> InferenceRequest:
     )
 
 
-def _exactness(number: processor_pb2.Exactness.ValueType) -> Exactness | None:
+def _exactness(number: resources_pb2.Exactness.ValueType) -> Exactness | None:
     """None: the request does not say."""
     return codec.EXACTNESSES.from_pb(number) if number else None
 

@@ -44,9 +44,18 @@ from smile.errors import (
 from smile.logs import get_logger
 from smile.model import layout, weights
 from smile.model.specs import ModuleSpec
-from smile.names import AdapterName, BackboneName, TenantId, VplmName
-from smile.resources import SERVING, AliasMoved, Backbone, Derivation, VersionOrigin, Vplm
+from smile.names import AdapterName, BackboneName, TenantId, VersionName, VplmName
+from smile.resources import (
+    SERVING,
+    AliasMoved,
+    Backbone,
+    Derivation,
+    Exactness,
+    VersionOrigin,
+    Vplm,
+)
 from smile.store.objects import ObjectStore
+from smile.versioning import check_served
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class NewVplm:
     note: str = ""
     derived_from: Derivation | None = None
     by_reference: bool = False
+    exactness: Exactness | None = None
 
     @property
     def uid(self) -> str:
@@ -77,13 +87,17 @@ class NewVplm:
 
 @dataclass(frozen=True, slots=True)
 class VplmChange:
-    """New values; None keeps the old. With `etag`, a lost update is refused."""
+    """New values; None keeps the old. With `etag`, a lost update is refused. `exactness` counts
+    with `sets_exactness`: it may be None itself.
+    """
 
     name: VplmName
     request_id: str
     etag: str = ""
     display_name: str | None = None
     labels: Mapping[str, str] | None = None
+    exactness: Exactness | None = None
+    sets_exactness: bool = False
 
 
 class Catalog:
@@ -245,7 +259,9 @@ class Catalog:
         return [vplm for _, vplm in found], following
 
     async def update(self, change: VplmChange) -> Vplm:
-        """Change what people read. Raises `NotFound`, `Aborted` where `etag` is not current."""
+        """Change what people read, or how it is answered where nobody says. Raises `NotFound`,
+        `Aborted` where `etag` is not current.
+        """
 
         def apply(stored: Stored[VplmRecord] | None) -> VplmRecord | None:
             record = live(stored, change.name).document
@@ -257,10 +273,13 @@ class Catalog:
                 wanted["display_name"] = change.display_name
             if change.labels is not None:
                 wanted["labels"] = dict(change.labels)
+            if change.sets_exactness:
+                wanted["exactness"] = change.exactness
             note = RequestNote(request_id=change.request_id, kind=RequestKind.UPDATE)
             return record.noted(note, **wanted)
 
-        return await self._edit(change.name, apply)
+        seen = self._announced(change.name) if change.sets_exactness else nullcontext
+        return await self._edit(change.name, apply, seen)
 
     async def set_alias(self, move: AliasMove) -> Vplm:
         """Point an alias to a version, or to two that share its requests; what it pointed to before
@@ -268,10 +287,13 @@ class Catalog:
 
         Raises:
             NotFound: no such vPLM or version.
+            FailedPrecondition: a version is a whole model, which is not served.
             InvalidArgument: both versions are the same.
             Aborted: `etag` is not current.
             QuotaExceeded: it would be one alias too many.
         """
+
+        await self._check_served(move)
 
         def apply(stored: Stored[VplmRecord] | None) -> VplmRecord | None:
             record = live(stored, move.name).document
@@ -285,6 +307,15 @@ class Catalog:
             return record.noted(note, **aliases.moved(record, move))
 
         return await self._edit(move.name, apply, self._announced(move.name))
+
+    async def _check_served(self, move: AliasMove) -> None:
+        """Raise `FailedPrecondition` where an alias shall point to what cannot be served."""
+        record = (await self.record(move.name)).document
+        for number in filter(record.has, move.versions):
+            place = keys.version(move.name, record.uid, number)
+            manifest = await self._documents.read(place, VersionManifest)
+            if manifest is not None:
+                check_served(VersionName(move.name, number), manifest.document.spec)
 
     async def roll_back(self, rollback: Rollback) -> Vplm:
         """Take an alias back to where it pointed before.
@@ -407,6 +438,7 @@ def _first_record(new: NewVplm, predecessor: Deletion | None) -> VplmRecord:
         labels=dict(new.labels),
         aliases={SERVING: 1},
         moves={SERVING: (AliasMoved(SERVING, 1, 1, time=made),)},
+        exactness=new.exactness,
         latest_version=1,
         create_time=made,
         update_time=made,

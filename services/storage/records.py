@@ -20,6 +20,7 @@ from smile.resources import (
     Dataset,
     DatasetFormat,
     Derivation,
+    Exactness,
     PublicAdapter,
     Tenant,
     TrainingRecord,
@@ -140,6 +141,7 @@ class VplmRecord(Deletable):
     update_time: datetime
     requests: tuple[RequestNote, ...] = ()
     moves: dict[str, tuple[AliasMoved, ...]] = {}
+    exactness: Exactness | None = None
     deleted_versions: dict[int, Deletion] = {}
     gone_versions: tuple[tuple[int, int], ...] = ()
 
@@ -198,6 +200,7 @@ class VplmRecord(Deletable):
             canaries=dict(self.canaries),
             delete_time=self.deleted.time if self.deleted else None,
             purge_time=self.deleted.purge_time if self.deleted else None,
+            exactness=self.exactness,
         )
 
 

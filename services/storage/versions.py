@@ -23,7 +23,8 @@ from services.storage.references import blob_of
 from smile import pages
 from smile.errors import AlreadyExists, DataCorrupted, InvalidArgument, NotFound
 from smile.limits import CHUNK_BYTES_MAX
-from smile.model.specs import BackboneShape, ModuleSpec
+from smile.model import weights
+from smile.model.specs import BackboneShape, ModuleSpec, PetKind
 from smile.names import JobName, VersionName, VplmName
 from smile.resources import SERVING, TrainingSummary, VersionOrigin, VplmVersion
 from smile.store.objects import ObjectStore
@@ -78,6 +79,7 @@ class Versions:
         if (note := record.note(new.request_id, RequestKind.PUT_VERSION)) is not None:
             return await self._made_earlier(new, record, note.version)
         spec = _spec(new, record)
+        _check_size(new, spec)
         tenant = await self._identity.tenant(new.vplm.tenant)
         manifest = _manifest(new, spec)
         size = new.declared.size_bytes + stored_bytes(manifest) + NOTE_BYTES_MAX
@@ -96,7 +98,8 @@ class Versions:
     async def get(self, name: VersionName) -> VplmVersion:
         """Raises `NotFound`, also for versions no record knows of yet."""
         record = await self._record(name)
-        return (await self._manifest(name, record)).view(str(name.vplm))
+        found = (await self._manifest(name, record)).view(str(name.vplm))
+        return replace(found, exactness=record.exactness)
 
     async def shaped(self, name: VersionName) -> tuple[VplmVersion, BackboneShape]:
         """A version, and the shape of the backbone it is made for. Raises `NotFound`."""
@@ -131,10 +134,12 @@ class Versions:
                 metadata={"resource": str(vplm), "alias": alias or SERVING},
             )
         found = (await self._manifest(VersionName(vplm, number), record)).view(str(vplm))
+        found = replace(found, exactness=record.exactness)
         if (canary := record.canaries.get(alias or SERVING)) is None:
             return found
         second = await self._manifest(VersionName(vplm, canary.version), record)
-        return replace(found, canary=second.view(str(vplm)), canary_weight=canary.weight)
+        other = replace(second.view(str(vplm)), exactness=record.exactness)
+        return replace(found, canary=other, canary_weight=canary.weight)
 
     async def list_page(
         self, vplm: VplmName, size: int, token: str, *, show_deleted: bool = False
@@ -279,16 +284,29 @@ def _manifest(new: NewVersion, spec: ModuleSpec) -> VersionManifest:
 
 
 def _spec(new: NewVersion, record: VplmRecord) -> ModuleSpec:
-    """The version's spec: the vPLM's own, but for the precision."""
+    """The version's spec: the vPLM's own but for the precision, or of what training made of the
+    whole model."""
     if new.spec is None:
         return record.spec
-    if replace(new.spec, dtype=record.spec.dtype, backbone=record.spec.backbone) != record.spec:
+    whole = new.spec.pet.kind is PetKind.FULL and new.origin is VersionOrigin.TRAINING
+    wanted = replace(record.spec, pet=new.spec.pet) if whole else record.spec
+    if replace(new.spec, dtype=wanted.dtype, backbone=wanted.backbone) != wanted:
         raise InvalidArgument(
             "a version has its vPLM's backbone digest, PET module and head; only the precision "
             "may differ",
             reason="SPEC_MISMATCH",
         )
-    return replace(record.spec, dtype=new.spec.dtype)
+    return replace(wanted, dtype=new.spec.dtype)
+
+
+def _check_size(new: NewVersion, spec: ModuleSpec) -> None:
+    """A module is small; only a whole model may be large."""
+    size, limit = new.declared.size_bytes, weights.bytes_max(spec.pet.kind)
+    if size > limit:
+        raise InvalidArgument(
+            f"a version of kind '{spec.pet.kind}' has at most {limit} bytes, {size} were declared",
+            metadata={"limit": str(limit), "value": str(size)},
+        )
 
 
 def _check_job(new: NewVersion) -> None:

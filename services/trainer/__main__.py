@@ -12,6 +12,7 @@ from services.trainer.jobs import Jobs
 from services.trainer.metering import Allowances
 from services.trainer.queue import JobQueue
 from services.trainer.servicer import FULL_NAME, TrainerServicer
+from services.trainer.standins import StandIns
 from services.trainer.storage_client import StorageClient
 from services.trainer.supervisor import SupervisorSettings, supervised, worker_command
 from services.trainer.sweeps import Sweeps
@@ -42,7 +43,12 @@ async def main(settings: TrainerSettings) -> None:
         storage = StorageClient(channel)
         readiness.watch("storage", channel.channel_ready)
         jobs = Jobs(
-            storage, queue, described(settings.sources), allowances=Allowances(Books(channel))
+            storage,
+            queue,
+            described(settings.sources),
+            allowances=Allowances(Books(channel)),
+            stand_ins=StandIns(settings.stand_ins),
+            full=settings.full,
         )
         limits = ValidationLimits(
             settings.validate_bytes_max, settings.validations_max, settings.folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -14,6 +14,7 @@ from services.trainer.bookmark import Bookmark
 from services.trainer.failures import JobFailure, dataset_invalid, disk_full, loss_not_finite
 from services.trainer.loop import Training
 from services.trainer.loop_events import EpochDone, Planned, StepDone
+from services.trainer.lowering import lowering
 from services.trainer.memory import release_free_memory
 from services.trainer.patience import patiently
 from services.trainer.precision import Precision
@@ -21,13 +22,16 @@ from services.trainer.provenance import RunSpec, environment
 from services.trainer.report import Report, Stopped
 from services.trainer.rows import ReadDataset, RowSchema, read_dataset
 from services.trainer.run import LossNotFinite, Trained, TrainingInput
+from services.trainer.standins import StandIn, StandIns
 from services.trainer.states import DiskFull, StatesRoom
 from services.trainer.storage import Storage
+from services.trainer.whole import FullLimits, Needs, check_fits, spec_of
 from smile.logs import get_logger
 from smile.model import weights
 from smile.model.backbone import Backbone
+from smile.model.specs import BackboneShape, ModuleSpec
 from smile.names import DatasetName, VersionName, VplmName
-from smile.resources import TrainingJob, Vplm
+from smile.resources import Method, TrainingJob, TrainingStates, Vplm
 
 CURVE_POINTS_MAX = 1_000_000  # storage keeps no longer curve
 POINTS_PER_STEP = 2
@@ -46,6 +50,8 @@ class Workshop:
         checkpoint_s: How often a job's place is kept.
         states_disk_bytes_max: Disk for those that memory does not hold, in `folder`.
         precision: In what the frozen weights compute.
+        stand_ins: For lower layers, where a job asks for them.
+        full: What whole models may have.
     """
 
     storage: Storage
@@ -55,6 +61,8 @@ class Workshop:
     checkpoint_s: float = 30.0
     states_disk_bytes_max: int = 0
     precision: Precision = Precision.FLOAT32
+    stand_ins: StandIns = field(default_factory=StandIns)
+    full: FullLimits = field(default_factory=FullLimits)
 
     @property
     def room(self) -> StatesRoom:
@@ -95,20 +103,26 @@ class Attempt:
         with TemporaryDirectory(dir=self._shop.folder, prefix="smile-job-") as folder:
             rows = await self._read(vplm, Path(folder))
         self._report.phase("loading")
+        module = spec_of(self._job, vplm.spec)
         backbone = await self._in_thread(
             lambda: self._shop.backbones.of(vplm.spec, lambda found: found.digest)
         )
+        self._check_memory(module, backbone.shape)
         base = await self._base(vplm)
-        spec = self._spec(vplm, rows, base)
+        states = self._job.hyper_parameters.states
+        stand_in = await self._in_thread(lambda: self._shop.stand_ins.of(vplm.spec, states))
+        spec = self._spec(module, rows, base, stand_in)
+        precision = self._shop.precision
         given = TrainingInput(
             backbone=backbone,
-            spec=vplm.spec,
+            spec=module,
             values=self._job.hyper_parameters,
             examples=rows.training.examples,
             validation=None if rows.validation is None else rows.validation.examples,
-            tensors=None if base is None else weights.decode(base, vplm.spec, backbone.shape),
+            tensors=None if base is None else weights.decode(base, module, backbone.shape),
             room=self._shop.room,
-            precision=self._shop.precision,
+            precision=precision,
+            lower=None if stand_in is None else lowering(stand_in, backbone, precision),
         )
         found = await patiently(lambda: self._bookmark.find(spec.digest))
         if found is not None:
@@ -121,7 +135,8 @@ class Attempt:
             summary=replace(
                 trained.summary,
                 spec_digest=spec.digest,
-                environment=environment(self._shop.states_bytes_max, self._shop.precision),
+                environment=environment(self._shop.states_bytes_max, precision),
+                encoder_digest=spec.encoder.partition(":")[0],
             ),
         )
 
@@ -157,15 +172,28 @@ class Attempt:
         _, data = await patiently(lambda: self._storage.download_version(name))
         return data
 
-    def _spec(self, vplm: Vplm, rows: _JobRows, base: bytes | None) -> RunSpec:
+    def _spec(
+        self, module: ModuleSpec, rows: _JobRows, base: bytes | None, stand_in: StandIn | None
+    ) -> RunSpec:
+        exact = self._job.hyper_parameters.states is TrainingStates.EXACT
+        encoder = ""
+        if stand_in is not None and not exact:
+            encoder = f"{stand_in.encoder.digest}:{stand_in.dtype}"
         return RunSpec(
-            module=vplm.spec,
+            module=module,
             columns=self._job.columns,
             values=self._job.hyper_parameters,
             dataset=rows.training_digest,
             validation=rows.validation_digest,
             base="" if base is None else weights.sha256_hex(base),
+            encoder=encoder,
         )
+
+    def _check_memory(self, module: ModuleSpec, shape: BackboneShape) -> None:
+        """Raises `FailedPrecondition` where a whole model does not fit this worker."""
+        if self._job.method is Method.FULL:
+            needs = Needs.of(module, shape, self._job.hyper_parameters)
+            check_fits(needs, self._shop.full)
 
     def _trained(self, given: TrainingInput, loop: asyncio.AbstractEventLoop) -> Trained:
         """In a thread: runs the training to its end, or to `Stopped`."""
@@ -195,7 +223,7 @@ class Attempt:
             run.close()
 
     def _check_plan(self, plan: Planned) -> None:
-        if plan.texts_kept < plan.texts:
+        if plan.texts_kept < plan.texts and self._job.method is not Method.FULL:
             get_logger().info(
                 "states do not all fit", job=self._job.name, texts=plan.texts, kept=plan.texts_kept
             )

@@ -8,14 +8,17 @@ from dataclasses import replace
 
 from services.trainer.selection import selectable
 from smile.errors import InvalidArgument, InvalidSpec
-from smile.model.specs import BackboneShape, HeadSpec, Task
+from smile.model.specs import BackboneShape, HeadSpec, PetKind, Task
 from smile.resources import (
     ClassWeighting,
     ColumnMapping,
     HyperParameters,
+    Method,
     Selection,
     Sweep,
     TrainingJob,
+    TrainingStates,
+    VplmVersion,
 )
 
 Violation = tuple[str, str]
@@ -64,6 +67,7 @@ def check_job(job: TrainingJob, head: HeadSpec, shape: BackboneShape) -> None:
                 "early stopping needs validation rows: set validation_ratio or validation_dataset",
             )
         )
+    violations += _method_violations(job)
     violations += _weight_violations(job.hyper_parameters, head)
     violations += _selection_violations(job, head)
     if violations:
@@ -106,6 +110,17 @@ def check_sweep(job: TrainingJob, sweep: Sweep, head: HeadSpec, shape: BackboneS
     return metrics.pop()
 
 
+def check_base(method: Method, base: VplmVersion) -> None:
+    """Raises InvalidArgument (BASE_VERSION_MISMATCH) if a job of a method cannot start from it."""
+    kind = base.spec.pet.kind
+    if (kind is PetKind.FULL) is not (method is Method.FULL):
+        raise InvalidArgument(
+            f"a job of method {method} cannot start from {base.name}, which is of kind '{kind}'",
+            reason="BASE_VERSION_MISMATCH",
+            violations=[("base_version", f"must be of a version that method {method} made")],
+        )
+
+
 def check_columns(columns: ColumnMapping, head: HeadSpec) -> None:
     """Raises InvalidArgument (COLUMNS_INVALID) if the columns do not fit the head's task."""
     violations = list(_column_violations(columns, head))
@@ -132,6 +147,20 @@ def _tokens_violations(values: HyperParameters, shape: BackboneShape) -> list[Vi
         f"or 0 for the latter, got {tokens}"
     )
     return [("hyper_parameters.tokens_max", message)]
+
+
+def _method_violations(job: TrainingJob) -> Iterator[Violation]:
+    if job.method is not Method.FULL:
+        return
+    if job.promote_alias:
+        message = (
+            f"a whole model is not served, so promote_alias must be '-', got '{job.promote_alias}'"
+        )
+        yield "promote_alias", message
+    states = job.hyper_parameters.states
+    if states is not TrainingStates.EXACT:
+        message = f"a whole model trains all its layers, so states must be exact, got {states}"
+        yield "hyper_parameters.states", message
 
 
 def _weight_violations(values: HyperParameters, head: HeadSpec) -> Iterator[Violation]:

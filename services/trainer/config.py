@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.trainer.metering import PEAK_FACTOR_DEFAULT
+from services.trainer.metering import FULL_FACTOR_DEFAULT, PEAK_FACTOR_DEFAULT
 from services.trainer.precision import Precision
 from services.trainer.queue import QueueSettings
 from services.trainer.turns import Share, Shares
+from services.trainer.whole import FullLimits
 from services.trainer.windows import Windows
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 from smile.errors import SmileError
+from smile.standins import StandInPlace, parse_stand_ins
 from smile.store.redis import connect
 
 PORT_DEFAULT = 7103
@@ -37,10 +40,17 @@ class TrainerSettings(BackboneServiceSettings):
         states_bytes_max: Memory of a worker for texts' states kept between epochs.
         states_disk_bytes_max: Disk of a worker, in `folder`, for those that memory does not hold.
         precision: In what frozen weights compute; what is trained is float32 either way.
+        skip: Local encoders that stand in for lower layers where jobs ask for it,
+            `backbone=/file,...` or `backbone=included`; none: all states are exact.
+        tables: Snapshots of tables of their rows, `backbone=/folder,...`; a backbone without one
+            has all rows computed.
         validate_bytes_max: Largest dataset that ValidateDataset reads.
         validations_max: Datasets read by ValidateDataset at a time.
         checkpoint_s: How often a running job's place is kept, from which another worker goes on.
         peak_factor: What a second of a `now` job costs outside the windows; any other costs 1.
+        full_factor: What a second of training a whole model costs beside that of a module.
+        full_jobs_max: A tenant's jobs of method full that have not ended; 0: nobody trains such.
+        full_bytes_max: Memory of a worker for training a whole model.
         usage_report_s: How often storage is told what jobs cost.
         reconcile_s: How often records are compared with the queue.
         folder: Where datasets are kept while they are read, and states; empty means the system's
@@ -66,10 +76,15 @@ class TrainerSettings(BackboneServiceSettings):
     states_bytes_max: int = Field(default=32 * limits.MIB, ge=0)
     states_disk_bytes_max: int = Field(default=16 * limits.GIB, ge=0)
     precision: Precision = Field(default=Precision.FLOAT32)
+    skip: str = ""
+    tables: str = ""
     validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
     validations_max: int = Field(default=2, ge=1, le=64)
     checkpoint_s: float = Field(default=30.0, ge=0.0, le=3600.0)
     peak_factor: float = Field(default=PEAK_FACTOR_DEFAULT, ge=1.0, le=100.0)
+    full_factor: float = Field(default=FULL_FACTOR_DEFAULT, ge=1.0, le=1000.0)
+    full_jobs_max: int = Field(default=limits.TENANT_FULL_JOBS_MAX, ge=0, le=1000)
+    full_bytes_max: int = Field(default=limits.FULL_TRAINING_BYTES_MAX, ge=0)
     usage_report_s: float = Field(default=10.0, ge=0.1, le=3600.0)
     reconcile_s: float = Field(default=60.0, ge=0.1, le=3600.0)
     folder: Path | None = Field(default=None)
@@ -91,6 +106,16 @@ class TrainerSettings(BackboneServiceSettings):
         return value
 
     @property
+    def stand_ins(self) -> Mapping[str, StandInPlace]:
+        """What stands in for lower layers, by backbone."""
+        return parse_stand_ins(self.skip, self.tables)
+
+    @property
+    def full(self) -> FullLimits:
+        """What whole models may have."""
+        return FullLimits(self.full_jobs_max, self.full_bytes_max)
+
+    @property
     def queue(self) -> QueueSettings:
         return QueueSettings(
             lease_s=self.lease_s,
@@ -101,6 +126,17 @@ class TrainerSettings(BackboneServiceSettings):
     @property
     def _share_of_all(self) -> Share:
         return Share(running_max=self.jobs_running_max, queued_max=self.jobs_queued_max)
+
+    @model_validator(mode="after")
+    def _check_stand_ins(self) -> Self:
+        told = f"SMILE_TRAINER_SKIP={self.skip}, SMILE_TRAINER_TABLES={self.tables}"
+        try:
+            found = self.stand_ins
+        except SmileError as error:
+            raise ValueError(f"{told}: {error.message}") from None
+        if unknown := sorted(found.keys() - {source.name for source in self.sources}):
+            raise ValueError(f"{told}: there is no backbone '{unknown[0]}'")
+        return self
 
     @model_validator(mode="after")
     def _check_queue(self) -> Self:

@@ -14,16 +14,19 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from services.trainer.backbones import Backbones
-from services.trainer.checks import check_job, check_sweep
+from services.trainer.checks import check_base, check_job, check_sweep
 from services.trainer.metering import Allowances
 from services.trainer.queue import Claim, JobQueue, QueueState, Sighting
+from services.trainer.standins import StandIns
 from services.trainer.storage import Storage
+from services.trainer.whole import FullLimits, Needs
+from services.trainer.whole_jobs import WholeJobs
 from smile.errors import AlreadyExists, NotFound, QuotaExceeded, SmileError, Unavailable
 from smile.limits import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX
 from smile.logs import get_logger
 from smile.model.sources import BackboneInfo
 from smile.names import DatasetName, JobName, TenantId, VersionName, VplmName
-from smile.resources import JobState, Sweep, TrainingJob, TrainingRecord, VersionOrigin
+from smile.resources import JobState, Method, Sweep, TrainingJob, TrainingRecord, VersionOrigin
 
 ID_HEX_CHARS = 24
 SWEEPS_MAX = 10  # of a tenant, that have not ended
@@ -38,6 +41,19 @@ class JobPage:
     next_page_token: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What is known of a job that can be done.
+
+    Attributes:
+        metric: Of a sweep: the one by which its trials are compared.
+        needs: Of a whole model: what it takes.
+    """
+
+    metric: str
+    needs: Needs | None
+
+
 class Jobs:
     """The jobs of all tenants; names say whose."""
 
@@ -49,7 +65,11 @@ class Jobs:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         allowances: Allowances | None = None,
+        stand_ins: StandIns | None = None,
+        full: FullLimits | None = None,
     ) -> None:
+        self._whole = WholeJobs(storage, full or FullLimits())
+        self._stand_ins = stand_ins or StandIns()
         self._allowances = allowances or Allowances()
         self._storage = storage
         self._queue = queue
@@ -70,25 +90,30 @@ class Jobs:
         Raises:
             InvalidSpec, InvalidArgument: a hyper-parameter or a column is wrong.
             NotFound: the vPLM, a dataset or the base version is not the tenant's.
-            FailedPrecondition: the vPLM's backbone is not here.
+            FailedPrecondition: its backbone is not here, or not with such states; or a whole model
+                is too large for the workers.
             QuotaExceeded: as many jobs of the tenant wait as may, or it has used up its day's
-                training and the job would run now.
+                training and the job would run now; or it trains as many whole models as it may, or
+                has no room for one.
             Unavailable: storage or the queue is away; the same request again completes it.
         """
         name = JobName(tenant, job_id(tenant, request_id))
         record = await self._known(name)
         if record is None:
             wanted = await self._from_adapter(wanted)
-            metric = await self._check(wanted)
-            job = _fresh(wanted, name, self._clock(), metric)
+            checked = await self._check(wanted)
+            job = _fresh(wanted, name, self._clock(), checked.metric)
             if validate_only:
                 return job
             if job.sweep is None:
                 await self._allowances.check(tenant, wanted.when)
-                await self._queue.reserve(name, self._allowances.share)
+                await self._reserve(name, checked)
             else:
                 self._check_sweeps(tenant)
-            record = await self._create(job)
+            try:
+                record = await self._create(job)
+            finally:
+                self._whole.arrived(name)
         await self._keep(record)
         return await self._seen(record)
 
@@ -159,6 +184,17 @@ class Jobs:
         except NotFound:
             return None
 
+    async def _reserve(self, name: JobName, checked: _Checked) -> None:
+        """Raises `QuotaExceeded` where there is no place for a job."""
+        if checked.needs is None:
+            return await self._queue.reserve(name, self._allowances.share)
+        await self._whole.admit(name, checked.needs)
+        try:
+            await self._queue.reserve(name, self._allowances.share)
+        except BaseException:
+            self._whole.forget(name)
+            raise
+
     async def _create(self, job: TrainingJob) -> TrainingRecord:
         try:
             return await self._storage.create_record(job)
@@ -170,6 +206,8 @@ class Jobs:
         if record.job.state.done:
             return False
         if record.job.sweep is None:
+            if record.job.method is Method.FULL:
+                self._whole.keep(JobName.parse(record.job.name))
             return await self._queue.enqueue(record)
         self.sweeps.add(JobName.parse(record.job.name))
         return False
@@ -197,7 +235,7 @@ class Jobs:
         """Of a vPLM that began as a public adapter, training goes on from that unless the job names
         another version.
         """
-        if wanted.base_version:
+        if wanted.base_version or wanted.method is Method.FULL:
             return wanted
         try:
             first = await self._storage.version(VersionName(VplmName.parse(wanted.vplm), 1))
@@ -206,19 +244,25 @@ class Jobs:
         begun = 1 if first.origin is VersionOrigin.ADAPTER else 0
         return replace(wanted, base_version=begun)
 
-    async def _check(self, wanted: TrainingJob) -> str:
-        """The metric by which the trials of a sweep are compared."""
+    async def _check(self, wanted: TrainingJob) -> _Checked:
+        """Raises what `submit` raises of a job that cannot be done."""
         vplm_name = VplmName.parse(wanted.vplm)
         vplm = await self._storage.vplm(vplm_name)
         for dataset in filter(None, (wanted.dataset, wanted.validation_dataset)):
             await self._storage.dataset(DatasetName.parse(dataset))
         if wanted.base_version:
-            await self._storage.version(VersionName(vplm_name, wanted.base_version))
+            name = VersionName(vplm_name, wanted.base_version)
+            check_base(wanted.method, await self._storage.version(name))
         info = await asyncio.to_thread(self._backbones.of, vplm.spec, lambda found: found.digest)
+        trials = (wanted.hyper_parameters,) if wanted.sweep is None else wanted.sweep.trials
+        for states in {values.states for values in trials}:
+            await asyncio.to_thread(self._stand_ins.check, vplm.spec, states)
+        metric = ""
         if wanted.sweep is not None:
-            return check_sweep(wanted, wanted.sweep, vplm.spec.head, info.shape)
-        check_job(wanted, vplm.spec.head, info.shape)
-        return ""
+            metric = check_sweep(wanted, wanted.sweep, vplm.spec.head, info.shape)
+        else:
+            check_job(wanted, vplm.spec.head, info.shape)
+        return _Checked(metric, self._whole.needs(wanted, vplm.spec, info.shape))
 
     async def _end_cancelled(self, name: JobName, claim: Claim) -> TrainingRecord:
         record = await self._storage.record(name)
@@ -269,6 +313,7 @@ def _fresh(wanted: TrainingJob, name: JobName, now: datetime, metric: str) -> Tr
         start_time=None if sweep is None else now,
         sweep=sweep,
         parent_job=wanted.parent_job,
+        method=wanted.method,
     )
 
 

@@ -1,9 +1,10 @@
 """Gradient steps: data and spec in, weights out. No I/O, no clock, no queue.
 
-Only the PET module and the head are trained. Everything in front of the first PET op is computed
-once per text (`states.py`), and back-propagation never enters it. Whoever consumes a training's
-events may stop between any two, by dropping it; a snapshot taken then goes on elsewhere. The same
-data, spec and seed give the same bytes on one machine, however often the run was broken off.
+The PET module and the head are trained, or the whole model. Everything in front of the first PET op
+is computed once per text (`states.py`), and back-propagation never enters it. Whoever consumes a
+training's events may stop between any two, by dropping it; a snapshot taken then goes on elsewhere.
+The same data, spec and seed give the same bytes on one machine, however often the run was broken
+off.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch
 
 from services.trainer.corpus import Corpus, CorpusRow, split_rows
 from services.trainer.examples import Example, LabeledText
+from services.trainer.learner import Learner, NoStates, learner
 from services.trainer.loop_events import Encoding, LoopEvent
 from services.trainer.objectives import Data
 from services.trainer.run import Rows, Run, Trained, TrainingInput
 from services.trainer.snapshots import Snapshot
-from services.trainer.states import EntryStates
+from services.trainer.states import EntryStates, States, TwoStates
+from smile.model.full import FullModule
 from smile.model.initial import initial_tensors
-from smile.model.reference import VplmModule
+from smile.resources import TrainingStates
 
 
 class Training:
@@ -62,7 +65,7 @@ def _prepare(given: TrainingInput, stack: ExitStack) -> Generator[LoopEvent, Non
     tensors = given.tensors
     if tensors is None:
         tensors = initial_tensors(given.spec, shape, given.values.seed)
-    module = VplmModule(given.backbone, given.spec, tensors)
+    module = learner(given.backbone, given.spec, tensors)
     limit = min(given.values.tokens_max or shape.tokens_max, shape.tokens_max)
     corpus = Corpus(given.backbone.tokenizer, limit)
     training = yield from _tokenized(corpus, given.examples)
@@ -72,11 +75,27 @@ def _prepare(given: TrainingInput, stack: ExitStack) -> Generator[LoopEvent, Non
         rows = Rows(training, tuple(validation))
     elif given.values.validation_ratio > 0:
         rows = _drawn(given, training)
-    states = EntryStates(module, corpus.texts, given.room, given.precision)
+    states = _states(given, module, corpus)
     stack.callback(states.close)
     for done in states.fill():
         yield Encoding(done, len(corpus.texts), states.bytes_kept)
     return Run(given, module, Data(corpus, states), rows)
+
+
+def _states(given: TrainingInput, module: Learner, corpus: Corpus) -> States:
+    """Of the kind trained on, and where there is another, of that."""
+    kind, texts, precision = given.values.states, corpus.texts, given.precision
+    assert given.lower is not None or kind is TrainingStates.EXACT, "checked before"
+    if isinstance(module, FullModule):
+        return NoStates(texts, precision)
+    if given.lower is None:
+        return EntryStates(module, texts, given.room, precision)
+    both = kind is TrainingStates.MIXED
+    room = given.room.half if both else given.room
+    exact = EntryStates(module, texts, room, precision)
+    made = EntryStates(module, texts, room, precision, given.lower)
+    first, second = (made, exact) if kind is TrainingStates.MATERIALIZED else (exact, made)
+    return TwoStates(first, second, both)
 
 
 def _tokenized(

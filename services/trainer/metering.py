@@ -19,17 +19,19 @@ from smile.client.metering import NOT_TOLD_APART, Bookkeeper, Meter, MeterOption
 from smile.errors import NotFound, QuotaExceeded, SmileError
 from smile.logs import get_logger
 from smile.names import TenantId
-from smile.resources import When
+from smile.resources import Method, When
 
 LIMITS = (Limit.TRAINING_SECONDS_PER_DAY,)
 PEAK_FACTOR_DEFAULT = 2.0
+FULL_FACTOR_DEFAULT = 10.0
 AGE_S_MAX = 15.0
 TENANTS_REMEMBERED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """What a second costs: a `now` job outside the off-peak windows `peak_factor`, any other one 1.
+    """What a second costs: 1; of a `now` job outside the off-peak windows `peak_factor` times as
+    much, of a whole model `full_factor` times as much, of both their product.
 
     Attributes:
         off_peak: Whether a window is open.
@@ -37,10 +39,12 @@ class Tariff:
 
     peak_factor: float
     off_peak: Callable[[], bool]
+    full_factor: float = FULL_FACTOR_DEFAULT
 
-    def of(self, when: When) -> float:
+    def of(self, when: When, method: Method = Method.PET) -> float:
         """Seconds charged for each one now."""
-        return self.peak_factor if when is When.NOW and not self.off_peak() else 1.0
+        factor = self.full_factor if method is Method.FULL else 1.0
+        return factor * self.peak_factor if when is When.NOW and not self.off_peak() else factor
 
 
 class TrainingMeter:
@@ -68,6 +72,7 @@ class Stint:
 
     Attributes:
         vplm: Id of the vPLM that is trained, once it is known.
+        method: What of it is.
     """
 
     def __init__(self, meter: TrainingMeter, tenant: TenantId, when: When) -> None:
@@ -76,6 +81,7 @@ class Stint:
         self._when = when
         self._since = time.monotonic()
         self.vplm = NOT_TOLD_APART
+        self.method = Method.PET
 
     @property
     def spent(self) -> bool:
@@ -86,7 +92,7 @@ class Stint:
         """The job was held up to a moment of the monotonic clock."""
         elapsed_us = MICROSECONDS * max(until - self._since, 0.0)
         self._since = max(until, self._since)
-        charged_us = elapsed_us * self._meter.tariff.of(self._when)
+        charged_us = elapsed_us * self._meter.tariff.of(self._when, self.method)
         meter = self._meter.meter
         account = meter.account(self._tenant)
         for tally in (account.total, meter.tally(account, self.vplm)):

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.trainer.corpus import Corpus, CorpusRow, token_batches
-from services.trainer.states import EntryStates
+from services.trainer.learner import Learner
+from services.trainer.states import States
 from smile.model.losses import (
     IGNORED_LABEL,
     contrastive_loss,
@@ -27,7 +28,6 @@ from smile.model.metrics import (
     retrieval_report,
     token_report,
 )
-from smile.model.reference import VplmModule
 from smile.model.specs import HeadSpec, Task
 from smile.resources import TrainingSummary
 
@@ -52,12 +52,27 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Where rows' texts and states are."""
+    """Where rows' texts and states are. Where texts have states of two kinds, those of the second
+    have the numbers from the count of texts on; see `services.trainer.states`.
+    """
 
     corpus: Corpus
-    states: EntryStates
+    states: States
 
-    def outputs(self, module: VplmModule, texts: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+    def length(self, row: CorpusRow) -> int:
+        """Tokens of a row's texts."""
+        return sum(self.text_length(text) for text in row.texts)
+
+    def text_length(self, text: int) -> int:
+        """Tokens of a text."""
+        return len(self.corpus.texts[text % len(self.corpus.texts)])
+
+    def other(self, row: CorpusRow) -> CorpusRow:
+        """The row with states of the second kind; of one that has those of the first."""
+        count = len(self.corpus.texts)
+        return CorpusRow(tuple(text + count for text in row.texts), row.labels)
+
+    def outputs(self, module: Learner, texts: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
         """The module's answers for texts, and the texts' lengths in tokens."""
         states, packed = self.states.of(texts)
         with torch.autocast("cpu", torch.bfloat16, enabled=states.dtype is torch.bfloat16):
@@ -69,7 +84,7 @@ class Objective(Protocol):
     """One task's learning."""
 
     def backward(
-        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+        self, module: Learner, data: Data, batches: Sequence[Sequence[CorpusRow]]
     ) -> float:
         """Adds the gradients of the mean loss over the batches of one step, and returns the loss.
 
@@ -78,7 +93,7 @@ class Objective(Protocol):
         """
         ...
 
-    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+    def evaluate(self, module: Learner, data: Data, rows: Sequence[CorpusRow]) -> Score:
         """How well the module does on at least one row."""
         ...
 
@@ -111,12 +126,12 @@ class _Summed:
         raise NotImplementedError
 
     def backward(
-        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+        self, module: Learner, data: Data, batches: Sequence[Sequence[CorpusRow]]
     ) -> float:
         rows = [row for batch in batches for row in batch]
         counted = sum(self._weight(row) for row in rows) or 1
         total = 0.0
-        lengths = [data.corpus.length(row) for row in rows]
+        lengths = [data.length(row) for row in rows]
         for part in token_batches(lengths, STEP_TOKENS_MAX):
             chosen = [rows[index] for index in sorted(part)]
             output, _ = data.outputs(module, [row.texts[0] for row in chosen])
@@ -134,12 +149,12 @@ class _Summed:
 
     @torch.no_grad()
     def _answers(
-        self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]
+        self, module: Learner, data: Data, rows: Sequence[CorpusRow]
     ) -> tuple[list[Tensor], float]:
         """Each row's output, in the order of rows, and the mean loss."""
         answers: dict[int, Tensor] = {}
         total = 0.0
-        lengths = [data.corpus.length(row) for row in rows]
+        lengths = [data.length(row) for row in rows]
         for part in token_batches(lengths, EVALUATED_TOKENS_MAX):
             chosen = [rows[index] for index in part]
             output, sizes = data.outputs(module, [row.texts[0] for row in chosen])
@@ -156,7 +171,7 @@ class _Sequences(_Summed):
     def _loss(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         return sequence_loss(output, target, weights)
 
-    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+    def evaluate(self, module: Learner, data: Data, rows: Sequence[CorpusRow]) -> Score:
         answers, loss = self._answers(module, data, rows)
         predicted = torch.cat(answers).argmax(1).numpy()
         report = classification_report(_targets(rows).numpy(), predicted, self._labels)
@@ -174,7 +189,7 @@ class _Tokens(_Summed):
     def _loss(self, output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         return token_loss(output, target, weights)
 
-    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+    def evaluate(self, module: Learner, data: Data, rows: Sequence[CorpusRow]) -> Score:
         answers, loss = self._answers(module, data, rows)
         predicted = [answer.argmax(1).numpy() for answer in answers]
         truth = [np.array(row.labels, dtype=np.int64) for row in rows]
@@ -192,13 +207,13 @@ class _Pairs:
     """Embeddings trained on pairs: the other pairs of a batch are the negatives."""
 
     def backward(
-        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+        self, module: Learner, data: Data, batches: Sequence[Sequence[CorpusRow]]
     ) -> float:
         losses = (ranking_loss(*_both_sides(module, data, rows)) for rows in batches)
         return _averaged(losses, batches)
 
     @torch.no_grad()
-    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+    def evaluate(self, module: Learner, data: Data, rows: Sequence[CorpusRow]) -> Score:
         rows = rows[:RETRIEVAL_ROWS_MAX]
         first = _embeddings(module, data, [row.texts[0] for row in rows])
         second = _embeddings(module, data, [row.texts[1] for row in rows])
@@ -216,16 +231,16 @@ class _Groups:
     """Embeddings trained on labels: texts of one label shall lie together."""
 
     def backward(
-        self, module: VplmModule, data: Data, batches: Sequence[Sequence[CorpusRow]]
+        self, module: Learner, data: Data, batches: Sequence[Sequence[CorpusRow]]
     ) -> float:
         return _averaged((self._of(module, data, rows) for rows in batches), batches)
 
-    def _of(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Tensor:
+    def _of(self, module: Learner, data: Data, rows: Sequence[CorpusRow]) -> Tensor:
         output, _ = data.outputs(module, [row.texts[0] for row in rows])
         return contrastive_loss(output, _targets(rows))
 
     @torch.no_grad()
-    def evaluate(self, module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> Score:
+    def evaluate(self, module: Learner, data: Data, rows: Sequence[CorpusRow]) -> Score:
         rows = rows[:RETRIEVAL_ROWS_MAX]
         found = _embeddings(module, data, [row.texts[0] for row in rows])
         labels = _targets(rows)
@@ -259,16 +274,16 @@ def _by_class(report: ClassificationReport) -> TrainingSummary:
     return TrainingSummary(report.classes, report.confusion if shown else ())
 
 
-def _both_sides(module: VplmModule, data: Data, rows: Sequence[CorpusRow]) -> tuple[Tensor, Tensor]:
+def _both_sides(module: Learner, data: Data, rows: Sequence[CorpusRow]) -> tuple[Tensor, Tensor]:
     texts = [row.texts[0] for row in rows] + [row.texts[1] for row in rows]
     output, _ = data.outputs(module, texts)
     return output[: len(rows)], output[len(rows) :]
 
 
-def _embeddings(module: VplmModule, data: Data, texts: Sequence[int]) -> Tensor:
+def _embeddings(module: Learner, data: Data, texts: Sequence[int]) -> Tensor:
     """[texts, H], in order."""
     found: dict[int, Tensor] = {}
-    lengths = [len(data.corpus.texts[text]) for text in texts]
+    lengths = [data.text_length(text) for text in texts]
     for part in token_batches(lengths, EVALUATED_TOKENS_MAX):
         output, _ = data.outputs(module, [texts[index] for index in part])
         found.update(zip(part, functional.normalize(output, dim=1), strict=True))

@@ -15,7 +15,7 @@ import torch
 from services.trainer.precision import Precision
 from smile import __version__
 from smile.model.specs import ModuleSpec
-from smile.resources import ColumnMapping, HyperParameters
+from smile.resources import ColumnMapping, HyperParameters, TrainingStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class RunSpec:
         dataset: SHA-256 of the rows trained on.
         validation: Of the rows validated on; empty where a share of the others is drawn.
         base: Of the weights it starts from; empty for fresh ones.
+        encoder: Digest of the local encoder and form of its rows, where states are not exact.
     """
 
     module: ModuleSpec
@@ -34,13 +35,17 @@ class RunSpec:
     dataset: str
     validation: str = ""
     base: str = ""
+    encoder: str = ""
 
     @property
     def digest(self) -> str:
         """SHA-256, hex, of the spec as JSON with sorted keys. What cannot change weights does not
-        count: the backbone's name, but not its digest."""
+        count: the backbone's name, but not its digest. Nor does what was once the only way."""
         plain = dataclasses.asdict(self)
         del plain["module"]["backbone"]
+        plain["module"].pop("domain", None)
+        if self.values.states is TrainingStates.EXACT:
+            del plain["values"]["states"], plain["encoder"]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

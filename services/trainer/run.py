@@ -15,19 +15,23 @@ import torch
 
 from services.trainer.corpus import CorpusRow, epoch_batches
 from services.trainer.examples import Example
+from services.trainer.learner import Learner, learner
 from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
 from services.trainer.objectives import Data, NothingFinite, Score, objective
 from services.trainer.precision import Precision
 from services.trainer.schedule import build_optimizer, learning_rate, optimizer_state, restore
+from services.trainer.scoring import Scorer
 from services.trainer.selection import Selector, selectable
 from services.trainer.snapshots import BestEpoch, Gain, Snapshot
-from services.trainer.states import StatesRoom
+from services.trainer.states import MakeLower, StatesRoom
 from services.trainer.weighting import class_weights
 from smile.model.backbone import Backbone
 from smile.model.initial import StoredArray
-from smile.model.reference import VplmModule
 from smile.model.specs import ModuleSpec
-from smile.resources import HyperParameters, TrainingSummary
+from smile.resources import HyperParameters, TrainingStates, TrainingSummary
+
+MIXED_SHARE = 0.5  # of an epoch's rows have states of the second kind, about
+MIXED_DRAW = 1  # apart from the draw of the epoch's order
 
 
 class LossNotFinite(Exception):
@@ -44,6 +48,8 @@ class TrainingInput:
         room: Where texts' states are kept between epochs.
         precision: In what the frozen weights compute.
         resume: Where an earlier run with the same input was; None starts anew.
+        lower: Makes what stands in for lower layers, in `precision`, up to the module's first or
+            below; None where there is nothing, then `values.states` must be exact.
     """
 
     backbone: Backbone
@@ -55,6 +61,17 @@ class TrainingInput:
     room: StatesRoom = field(default_factory=StatesRoom)
     precision: Precision = Precision.FLOAT32
     resume: Snapshot | None = None
+    lower: MakeLower | None = None
+
+    @property
+    def second(self) -> TrainingStates | None:
+        """The kind of states that texts have besides the one trained on, or where both are that
+        besides exact ones; None: they have no other."""
+        if self.lower is None:
+            return None
+        if self.values.states is TrainingStates.MATERIALIZED:
+            return TrainingStates.EXACT
+        return TrainingStates.MATERIALIZED
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +94,7 @@ class Rows:
 class Run:
     """One run over its rows, from its start or from where `given.resume` was."""
 
-    def __init__(self, given: TrainingInput, module: VplmModule, data: Data, rows: Rows) -> None:
+    def __init__(self, given: TrainingInput, module: Learner, data: Data, rows: Rows) -> None:
         self._given = given
         self._values = given.values
         self._module = module
@@ -86,6 +103,7 @@ class Run:
         head = given.spec.head
         weights = class_weights(given.values, head.labels, rows.training)
         self._objective = objective(head, pairs=not rows.training[0].labels, weights=weights)
+        self._scorer = self._made_scorer()
         self._selector = Selector(selectable(head)[given.values.selection])
         self._optimizer = build_optimizer(given.values, module.parameters())
         self._lengths = [data.corpus.length(row) for row in rows.training]
@@ -120,7 +138,7 @@ class Run:
     def result(self) -> Trained:
         """The best epoch's weights, measured again as they are stored: after rounding."""
         assert self._best is not None, "at least one epoch ran"
-        module = VplmModule(self._given.backbone, self._given.spec, self._best.tensors)
+        module = learner(self._given.backbone, self._given.spec, self._best.tensors)
         metrics = {
             "train_loss": self._best.loss,
             "best_epoch": float(self._best.epoch),
@@ -130,10 +148,10 @@ class Run:
         }
         summary = TrainingSummary()
         if self._rows.validation:
-            score = self._objective.evaluate(module, self._data, self._rows.validation)
+            score = self._scorer.told(module)
             metrics |= score.metrics
             summary = score.summary
-        summary = replace(summary, seed=self._values.seed)
+        summary = replace(summary, seed=self._values.seed, states=self._values.states)
         return Trained(self._best.tensors, metrics, summary)
 
     def snapshot(self) -> Snapshot:
@@ -166,9 +184,29 @@ class Run:
         order = epoch_batches(
             self._lengths, self._values.batch_size, seed=self._values.seed, epoch=self._epoch
         )
-        batches = [[self._rows.training[row] for row in batch] for batch in order]
+        rows = self._rows_of_epoch()
+        batches = [[rows[row] for row in batch] for batch in order]
         size = self._values.accumulation_batches
         return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+    def _rows_of_epoch(self) -> Sequence[CorpusRow]:
+        """Where states are mixed, each row has those of one kind or the other; the same ones
+        whenever this epoch is begun."""
+        rows = self._rows.training
+        if self._values.states is not TrainingStates.MIXED:
+            return rows
+        random = np.random.default_rng([self._values.seed, self._epoch, MIXED_DRAW])
+        drawn = random.random(len(rows)) < MIXED_SHARE
+        return [
+            self._data.other(row) if other else row for row, other in zip(rows, drawn, strict=True)
+        ]
+
+    def _made_scorer(self) -> Scorer:
+        values, data = self._values, self._data
+        scorer = Scorer(self._objective, data, self._rows.validation, values.states)
+        if values.states is TrainingStates.MIXED or scorer.cheap(self._rows.training):
+            return replace(scorer, second=self._given.second)
+        return scorer
 
     def _take_step(self, batches: Sequence[Sequence[CorpusRow]]) -> StepDone:
         step = self._step + 1
@@ -206,7 +244,7 @@ class Run:
         if not self._rows.validation:
             return None
         try:
-            return self._objective.evaluate(self._module, self._data, self._rows.validation)
+            return self._scorer.score(self._module)
         except NothingFinite as error:
             raise LossNotFinite(f"{error} on validation rows after step {self._step}") from error
 

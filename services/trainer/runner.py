@@ -24,6 +24,7 @@ from services.trainer.queue import Claim, JobQueue
 from services.trainer.report import Report
 from services.trainer.run import Trained
 from services.trainer.storage import NewVersion
+from services.trainer.whole import spec_of
 from smile.errors import Aborted, FailedPrecondition, NotFound, SmileError, Unavailable
 from smile.logs import get_logger
 from smile.model import weights
@@ -114,6 +115,7 @@ class Runner:
         job = (await patiently(lambda: self._storage.record(claim.name))).job
         if holding.stint is not None:
             holding.stint.vplm = VplmName.parse(job.vplm).vplm
+            holding.stint.method = job.method
         if job.state.done:  # the holder before died between the record and the queue
             return Outcome(job.state, None)
         if claim.cancelled:
@@ -178,7 +180,8 @@ class Runner:
     ) -> VplmVersion:
         holding.report.phase("publishing")
         name = VplmName.parse(vplm.name)
-        data = weights.encode(trained.tensors, vplm.spec)
+        spec = spec_of(job, vplm.spec)
+        data = weights.encode(trained.tensors, spec)
         new = NewVersion(
             vplm=name,
             data=data,
@@ -187,6 +190,7 @@ class Runner:
             metrics=dict(trained.metrics),
             summary=trained.summary,
             request_id=str(uuid5(NAMESPACE_URL, job.name)),
+            spec=spec,
         )
         await patiently(lambda: self._put_curve(holding))
         now = await patiently(lambda: self._storage.vplm(name))

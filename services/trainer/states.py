@@ -1,5 +1,8 @@
 """States in front of the first PET op, computed once per distinct text and kept between epochs.
 
+A text may have them twice: as the backbone's own lower layers make them, and as their stand-in
+does. Texts have numbers; beyond the last begin the same texts again, of the other kind.
+
 They lie in memory up to a limit, then in a file up to another, which has no name and so goes with
 the process whatever way that ends. What does not fit either is computed whenever it is asked for.
 """
@@ -8,22 +11,24 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from services.trainer.corpus import TokenIds, token_batches
 from services.trainer.precision import Precision
+from smile.model.batched import Lower
 from smile.model.frozen import FrozenPart
 from smile.model.packing import PackedTokens, pack
 from smile.model.reference import VplmModule
 
 ENCODED_TOKENS_MAX = 1024  # tokens of one pass through the frozen layers; more are not faster
 
+MakeLower: TypeAlias = Callable[[], Lower]
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     Precision.FLOAT32: torch.float32,
@@ -49,18 +54,50 @@ class StatesRoom:
     disk_bytes_max: int = 0
     folder: Path | None = None
 
+    @property
+    def half(self) -> StatesRoom:
+        """For one of two kinds."""
+        return StatesRoom(self.memory_bytes_max // 2, self.disk_bytes_max // 2, self.folder)
+
+
+class States(Protocol):
+    """States of texts by number."""
+
+    @property
+    def kept(self) -> int:
+        """Texts whose states are kept."""
+        ...
+
+    @property
+    def bytes_kept(self) -> int: ...
+    def fill(self) -> Iterator[int]:
+        """Computes what fits; yields the number of texts done. Raises `DiskFull`."""
+        ...
+
+    def of(self, texts: Sequence[int]) -> tuple[Tensor, PackedTokens]:
+        """States [tokens, width] of texts in the given order, and their tokens."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything kept."""
+        ...
+
 
 @dataclass(slots=True)
 class EntryStates:
     """The states of texts by number; see `smile.model.entry`.
 
     They depend on the frozen part alone, so all modules of the spec share them.
+
+    Attributes:
+        lower: Makes what stands in for lower layers, in `precision`; None: they are computed.
     """
 
     module: VplmModule
     texts: Sequence[TokenIds]
     room: StatesRoom
     precision: Precision = Precision.FLOAT32
+    lower: MakeLower | None = None
     bytes_kept: int = 0
     _frozen: FrozenPart | None = None  # its weights are copies: only as long as they are needed
     _width: int = 0
@@ -123,7 +160,8 @@ class EntryStates:
     def frozen(self) -> FrozenPart:
         """What computes states."""
         if self._frozen is None:
-            self._frozen = FrozenPart.of(self.module, dtype=self._dtype)
+            lower = None if self.lower is None else self.lower()
+            self._frozen = FrozenPart.of(self.module, dtype=self._dtype, lower=lower)
         return self._frozen
 
     @property
@@ -179,6 +217,62 @@ class EntryStates:
         for places, states in zip(missing.values(), found, strict=True):
             for place in places:
                 place.copy_(states)
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStates:
+    """The states of texts of two kinds: numbers below the count of texts are `first`'s, those from
+    there on `second`'s.
+
+    Attributes:
+        both: Whether those of `second` are kept as well; else they are computed when asked for.
+    """
+
+    first: EntryStates
+    second: EntryStates
+    both: bool
+
+    @property
+    def kept(self) -> int:
+        """Texts whose states are kept, of each kind that is."""
+        return min(self.first.kept, self.second.kept) if self.both else self.first.kept
+
+    @property
+    def bytes_kept(self) -> int:
+        return self.first.bytes_kept + self.second.bytes_kept
+
+    def fill(self) -> Iterator[int]:
+        """As `EntryStates.fill`, one kind after the other."""
+        for done in self.first.fill():
+            yield done // 2 if self.both else done
+        if self.both:
+            for done in self.second.fill():
+                yield (self.first.kept + done) // 2
+
+    def of(self, texts: Sequence[int]) -> tuple[Tensor, PackedTokens]:
+        """States [tokens, width] of texts in the given order, and their tokens."""
+        count = len(self.first.texts)
+        later = [text >= count for text in texts]
+        if not any(later):
+            return self.first.of(texts)
+        if all(later):
+            return self.second.of([text - count for text in texts])
+        packed = pack([self.first.texts[text % count] for text in texts])
+        parts = {
+            False: self._part(self.first, [text for text in texts if text < count]),
+            True: self._part(self.second, [text - count for text in texts if text >= count]),
+        }
+        return torch.cat([next(parts[one]) for one in later]), packed
+
+    def close(self) -> None:
+        """Lets go of everything kept."""
+        self.first.close()
+        self.second.close()
+
+    @staticmethod
+    def _part(states: EntryStates, texts: Sequence[int]) -> Iterator[Tensor]:
+        found, packed = states.of(texts)
+        return iter(found.split(packed.lengths))
 
 
 def _first_fitting(sizes: Sequence[int], limit: int) -> int:

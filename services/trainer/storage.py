@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from smile.model.specs import ModuleSpec
 from smile.names import DatasetName, JobName, TenantId, VersionName, VplmName
 from smile.resources import (
     Dataset,
@@ -32,6 +33,15 @@ class NewVersion:
     request_id: str
     origin: VersionOrigin = VersionOrigin.TRAINING
     summary: TrainingSummary | None = None
+    spec: ModuleSpec | None = None  # the vPLM's own where None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBytes:
+    """How much a tenant stores, and how much it may."""
+
+    used: int
+    allowed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,8 @@ class Storage(Protocol):
     async def download_version(self, name: VersionName) -> tuple[VplmVersion, bytes]:
         """The manifest and its bytes. Raises `DataCorrupted` if they do not match its digest."""
         ...
+
+    async def stored_bytes(self, tenant: TenantId) -> StoredBytes: ...
 
     async def dataset(self, name: DatasetName) -> Dataset: ...
 

@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import grpc
 
-from services.trainer.storage import NewVersion, RecordPage
+from services.trainer.storage import NewVersion, RecordPage, StoredBytes
 from smile import codec
 from smile.errors import DataCorrupted
-from smile.limits import CHECKPOINT_BYTES_MAX, CHUNK_BYTES_MAX, MODULE_BYTES_MAX, PAGE_SIZE_MAX
+from smile.limits import CHECKPOINT_BYTES_MAX, CHUNK_BYTES_MAX, FULL_BYTES_MAX, PAGE_SIZE_MAX
 from smile.names import DatasetName, JobName, TenantId, VersionName, VplmName
 from smile.resources import Dataset, Metric, TrainingJob, TrainingRecord, Vplm, VplmVersion
 from smile.rpc.channel import acting_for
@@ -73,11 +73,17 @@ class StorageClient:
                     version = codec.version_from_pb(part.version)
                     continue
                 data += part.chunk
-                if len(data) > MODULE_BYTES_MAX:
-                    raise DataCorrupted(f"{name} has more than {MODULE_BYTES_MAX} bytes")
+                if len(data) > FULL_BYTES_MAX:
+                    raise DataCorrupted(f"{name} has more than {FULL_BYTES_MAX} bytes")
         if version is None or hashlib.sha256(data).hexdigest() != version.digest:
             raise DataCorrupted(f"the bytes of {name} do not match their digest")
         return version, bytes(data)
+
+    async def stored_bytes(self, tenant: TenantId) -> StoredBytes:
+        with _for(tenant):
+            request = storage_pb2.GetUsageRequest(name=f"tenants/{tenant}", page_size=1)
+            usage = await self._storage.GetUsage(request)
+        return StoredBytes(usage.stored_bytes, usage.quota_bytes)
 
     async def dataset(self, name: DatasetName) -> Dataset:
         with _for(name.tenant):
@@ -198,6 +204,7 @@ def _version_parts(version: NewVersion) -> Iterator[storage_pb2.PutVersionReques
         metrics=version.metrics,
         request_id=version.request_id,
         training=None if version.summary is None else codec.summary_to_pb(version.summary),
+        spec=None if version.spec is None else codec.spec_to_pb(version.spec),
     )
     yield storage_pb2.PutVersionRequest(header=header)
     for start in range(0, len(version.data), CHUNK_BYTES_MAX):

@@ -20,6 +20,7 @@ from services.trainer.memory import release_free_memory, tame_heap
 from services.trainer.metering import Allowances, Tariff, TrainingMeter
 from services.trainer.queue import Claim, JobQueue, Terms, as_set
 from services.trainer.runner import Runner
+from services.trainer.standins import StandIns
 from services.trainer.storage_client import StorageClient
 from smile import logs
 from smile.client.bookkeeping import Books
@@ -54,9 +55,11 @@ async def main(settings: TrainerSettings, parent: int | None) -> None:
             checkpoint_s=settings.checkpoint_s,
             states_disk_bytes_max=settings.states_disk_bytes_max,
             precision=settings.precision,
+            stand_ins=StandIns(settings.stand_ins),
+            full=settings.full,
         )
         books = Books(channel)
-        tariff = Tariff(settings.peak_factor, lambda: queue.off_peak)
+        tariff = Tariff(settings.peak_factor, lambda: queue.off_peak, settings.full_factor)
         meter = TrainingMeter(books, tariff, settings.usage_report_s)
         reporting = asyncio.create_task(meter.meter.run())
         runner = Runner(shop, queue, ending, meter=meter)

@@ -17,6 +17,7 @@ MODULES = (
     "smile.cli.renting",
     "smile.cli.usage",
     "smile.cli.tables",
+    "smile.cli.domains",
     "smile.cli.versions",
     "smile.cli.vplm_group",
     "smile.cli.adapters",

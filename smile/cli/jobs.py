@@ -77,7 +77,7 @@ def show_job(session: Session, job: TrainingJob) -> None:
     if job.metrics:
         session.out.print(table(["metric", "value>"], metric_rows(job.metrics)))
     if job.summary is not None:
-        _show_summary(session, job.summary)
+        show_summary(session, job.summary)
 
 
 def _trial_rows(sweep: Sweep) -> Iterator[list[str]]:
@@ -100,7 +100,8 @@ def _trial_rows(sweep: Sweep) -> Iterator[list[str]]:
         ]
 
 
-def _show_summary(session: Session, summary: TrainingSummary) -> None:
+def show_summary(session: Session, summary: TrainingSummary) -> None:
+    """What came of a training, class by class, and what it takes to repeat it."""
     columns = ["precision>", "recall>", "f1>", "support>"]
     if summary.classes:
         session.out.print(table(["class", *columns], _score_rows(summary.classes)))
@@ -112,7 +113,12 @@ def _show_summary(session: Session, summary: TrainingSummary) -> None:
             [label, *map(str, row)] for label, row in zip(labels, summary.confusion, strict=True)
         ]
         session.out.print(table(["true, predicted:", *(f"{n}>" for n in labels)], rows))
-    known = [("seed", str(summary.seed)), ("spec", summary.spec_digest)]
+    known = [
+        ("states", str(summary.states)),
+        ("local encoder", summary.encoder_digest),
+        ("seed", str(summary.seed)),
+        ("spec", summary.spec_digest),
+    ]
     session.out.print(facts([*known, *sorted(summary.environment.items())]))
 
 

@@ -27,8 +27,12 @@ class Terms:
     pin: Annotated[bool, typer.Option(help="Keep the module on the device.")] = False
     idle: Annotated[float, typer.Option(help="Seconds until it goes cold; 0: 600.")] = 0.0
     materialized: Annotated[
-        bool, typer.Option(help="Look up the lower layers where a request does not say.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--materialized/--exact",
+            help="Look up the lower layers where a request does not say. Default: the vPLM's own.",
+        ),
+    ] = None
     wait: Annotated[bool, typer.Option(help="Return once the module is in memory.")] = False
 
 
@@ -47,9 +51,10 @@ def rent(session: Session, vplm: VplmArgument, terms: Terms) -> None:
         burst_texts=terms.burst,
         pinned=terms.pin,
         idle_s=terms.idle,
-        exactness=Exactness.MATERIALIZED if terms.materialized else Exactness.EXACT,
         wait=terms.wait,
     )
+    if terms.materialized is not None:
+        options["exactness"] = Exactness.MATERIALIZED if terms.materialized else Exactness.EXACT
     rented = session.client.rent(vplm, **options)
     if session.json:
         return write_json(rented)
@@ -114,6 +119,6 @@ def _terms_text(processor: Processor) -> str:
         words.append("pinned")
     if terms.idle_s:
         words.append(f"cold after {terms.idle_s:g} s")
-    if terms.exactness is not Exactness.EXACT:
+    if terms.exactness is not None:
         words.append(str(terms.exactness))
     return ", ".join(words)

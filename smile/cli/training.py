@@ -20,15 +20,18 @@ from smile.client.options import TrainOptions, hyper_parameters
 from smile.client.training import JobFailed
 from smile.errors import AlreadyExists
 from smile.resources import (
+    FULL_LEARNING_RATE,
     SERVING,
     ClassWeighting,
     HyperParameters,
     JobState,
+    Method,
     Optimizer,
     Schedule,
     Selection,
     TrainingEvent,
     TrainingJob,
+    TrainingStates,
     When,
 )
 
@@ -40,7 +43,12 @@ class HyperOptions:
     """The hyper-parameters."""
 
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = _DEFAULT.epochs
-    learning_rate: Annotated[float, typer.Option(help="Peak.")] = _DEFAULT.learning_rate
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Peak. Default: {_DEFAULT.learning_rate:g}, of a full model {FULL_LEARNING_RATE:g}."
+        ),
+    ] = None
     schedule: Annotated[Schedule, typer.Option(help="After warm-up.")] = _DEFAULT.schedule
     batch_size: Annotated[int, typer.Option(help="Rows per step.")] = _DEFAULT.batch_size
     optimizer: Annotated[Optimizer, typer.Option(help="Algorithm.")] = _DEFAULT.optimizer
@@ -75,6 +83,9 @@ class HyperOptions:
     selection: Annotated[Selection, typer.Option(help="Metric that chooses the best epoch.")] = (
         _DEFAULT.selection
     )
+    states: Annotated[
+        TrainingStates, typer.Option(help="Lower layers: computed, looked up, or either by row.")
+    ] = _DEFAULT.states
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +103,15 @@ class SourceOptions:
         int, typer.Option(help="Start from this version. Default: fresh weights, or the adapter's.")
     ] = 0
     promote: Annotated[
-        str, typer.Option(help="Alias to move to the new version; '-' moves none.")
-    ] = SERVING
+        str | None,
+        typer.Option(
+            help=f"Alias to move to the new version; '-' moves none. Default: {SERVING}; of a full "
+            "model, which is not served, none."
+        ),
+    ] = None
+    method: Annotated[
+        Method, typer.Option(help="Full: train the whole model, to export. Costs many times more.")
+    ] = Method.PET
     when: Annotated[When, typer.Option(help="Off peak: in the operator's windows.")] = When.NOW
     priority: Annotated[int, typer.Option(help="Higher ones go before your others.")] = 0
 
@@ -114,7 +132,7 @@ def train(
         bool, typer.Option("--watch/--detach", help="Stay until the job ends.")
     ] = True,
 ) -> None:
-    """Train a vPLM. Only its PET module and head are trained; a new version comes out of it."""
+    """Train a vPLM: its PET module and head, or the whole model. A new version comes out of it."""
     options = options_of(source, columns, hyper)
     dataset = dataset_of(session, vplm, source, options)
     started(session, session.client.train(vplm, dataset, **options), follow=follow)
@@ -123,6 +141,8 @@ def train(
 def options_of(source: SourceOptions, columns: ColumnOptions, hyper: HyperOptions) -> TrainOptions:
     """What the client's `train` is to be told."""
     options = {field.name: getattr(hyper, field.name) for field in fields(hyper)}
+    if hyper.learning_rate is None:
+        del options["learning_rate"]
     options["class_weights"] = _weights(options.pop("class_weight") or [])
     options |= {field.name: getattr(columns, field.name) for field in fields(columns)}
     options |= {
@@ -130,8 +150,10 @@ def options_of(source: SourceOptions, columns: ColumnOptions, hyper: HyperOption
         "base_version": source.base_version,
         "when": source.when,
         "priority": source.priority,
-        "promote_alias": None if source.promote == "-" else source.promote,
+        "method": source.method,
     }
+    if source.promote is not None:
+        options["promote_alias"] = None if source.promote == "-" else source.promote
     return cast(TrainOptions, options)
 
 

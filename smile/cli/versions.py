@@ -1,4 +1,4 @@
-"""`smile versions list | download | upload | diff | delete | undelete` and `smile alias`."""
+"""`smile versions list | show | download | upload | diff | delete | undelete` and `smile alias`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 from smile.cli import history
 from smile.cli.command import Session, command
 from smile.cli.datasets import bar
-from smile.cli.output import metric_rows, pointed, short, size, table, when, write_json
+from smile.cli.jobs import show_summary
+from smile.cli.output import facts, metric_rows, pointed, short, size, table, when, write_json
 from smile.resources import Vplm
 
 VplmArgument = Annotated[str, typer.Argument(help="Id of the vPLM.")]
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("alias")(command(alias))
     group = typer.Typer(help="Versions of a vPLM.", no_args_is_help=True)
     group.command("list")(command(list_))
+    group.command("show")(command(show))
     group.command("download")(command(download))
     group.command("upload")(command(upload))
     group.command("diff")(command(history.diff))
@@ -72,6 +74,31 @@ def list_(
     ]
     columns = ["version>", "aliases", "origin", "size>", "digest", "metrics", "created"]
     session.out.print(table([*columns, *(["deleted"] if deleted else [])], rows))
+
+
+def show(
+    session: Session,
+    vplm: VplmArgument,
+    version: Annotated[int, typer.Argument(help="Version number.")],
+) -> None:
+    """Show one version: what it was trained on and with, and how good it is."""
+    found = session.client.version(vplm, version)
+    if session.json:
+        return write_json(found)
+    rows = [
+        ("version", found.name),
+        ("aliases", ", ".join(_aliases_of(session.client.vplm(vplm), found.number))),
+        ("origin", str(found.origin)),
+        ("job", found.training_job),
+        ("size", size(found.size_bytes)),
+        ("digest", found.digest),
+        ("created", when(found.create_time)),
+    ]
+    session.out.print(facts(rows))
+    if found.metrics:
+        session.out.print(table(["metric", "value>"], metric_rows(found.metrics)))
+    if found.training is not None:
+        show_summary(session, found.training)
 
 
 def _aliases_of(vplm: Vplm, number: int) -> list[str]:

@@ -13,6 +13,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "create": vplms.create,
     "list": vplms.list_,
     "show": vplms.show,
+    "update": vplms.update,
     "delete": vplms.delete,
     "undelete": history.undelete,
     "rollback": history.rollback,

@@ -17,7 +17,7 @@ from smile.client.pets import BitFit, DiffPruning, Houlsby, LoRA, MaskBert, NoPe
 from smile.codec.modules import ADAPTER_RANK_DEFAULT, DENSITIES_DEFAULT, LORA_RANK_DEFAULT
 from smile.errors import InvalidSpec
 from smile.model.specs import RANKED, SPARSE, DType, PetKind, PetSpec, Pooling, Task
-from smile.resources import Vplm
+from smile.resources import Exactness, Vplm
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,14 @@ class VplmTexts:
     domain: Annotated[
         str, typer.Option(help="Whose rows serve materialised answers. Default: general.")
     ] = ""
+    materialized: Annotated[
+        bool, typer.Option(help="Look up its lower layers where nobody asks otherwise.")
+    ] = False
     validate_only: Annotated[bool, typer.Option(help="Check, create nothing.")] = False
+
+    @property
+    def exactness(self) -> Exactness:
+        return Exactness.MATERIALIZED if self.materialized else Exactness.EXACT
 
 
 def register(app: typer.Typer) -> None:
@@ -155,6 +162,7 @@ def _derived(
         display_name=texts.display_name,
         seed=texts.seed,
         domain=texts.domain,
+        exactness=texts.exactness,
         validate_only=texts.validate_only,
     )
     if head.task is not None:
@@ -178,6 +186,7 @@ def _created(
         display_name=texts.display_name,
         seed=texts.seed,
         domain=texts.domain,
+        exactness=texts.exactness,
         validate_only=texts.validate_only,
     )
     if head.task is not None:
@@ -206,6 +215,27 @@ def list_(
     ]  # fmt: skip
     columns = ["vplm", "backbone", "pet", "task", "labels>", "versions>", "serving>", "changed"]
     session.out.print(table([*columns, *(["deleted", "until", "uid"] if deleted else [])], rows))
+
+
+def update(
+    session: Session,
+    vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")],
+    display_name: Annotated[str | None, typer.Option(help="Text for people.")] = None,
+    materialized: Annotated[
+        bool | None,
+        typer.Option("--materialized/--exact", help="How it answers where nobody asks otherwise."),
+    ] = None,
+) -> None:
+    """Change what a vPLM says of itself."""
+    if display_name is None and materialized is None:
+        raise typer.BadParameter("give --display-name, --materialized or --exact")
+    exactness = None
+    if materialized is not None:
+        exactness = Exactness.MATERIALIZED if materialized else Exactness.EXACT
+    changed = session.client.update_vplm(vplm, display_name=display_name, exactness=exactness)
+    if session.json:
+        return write_json(changed)
+    session.out.print(facts(_facts(changed)))
 
 
 def show(session: Session, vplm: Annotated[str, typer.Argument(help="Id of the vPLM.")]) -> None:
@@ -311,6 +341,7 @@ def _facts(vplm: Vplm) -> list[tuple[str, str]]:
         ("labels", ", ".join(head.labels)),
         ("precision", str(vplm.spec.dtype)),
         ("domain", vplm.spec.domain),
+        ("answered", str(vplm.exactness or Exactness.EXACT)),
         ("versions", str(vplm.latest_version)),
         ("aliases", aliases),
         ("tags", ", ".join(f"{key}={value}" for key, value in sorted(vplm.labels.items()))),

@@ -27,7 +27,7 @@ from smile.errors import InvalidArgument, TooManyTexts
 from smile.limits import INFER_TEXTS_MAX
 from smile.names import VersionName
 from smile.resources import Exactness, FanoutResult, InferResult, Prediction, ProcessorStats
-from smile.v1 import processor_pb2
+from smile.v1 import processor_pb2, resources_pb2
 
 NAMES_REMEMBERED_MAX = 1_000
 
@@ -199,11 +199,11 @@ def checked(texts: Iterable[str]) -> list[str]:
     return found
 
 
-def _exactness(options: o.InferOptions | o.FanoutOptions) -> processor_pb2.Exactness.ValueType:
+def _exactness(options: o.InferOptions | o.FanoutOptions) -> resources_pb2.Exactness.ValueType:
     """Raises `InvalidSpec` for what is none."""
     if (given := options.get("exactness")) is None:
-        return processor_pb2.EXACTNESS_UNSPECIFIED
-    number: processor_pb2.Exactness.ValueType = codec.EXACTNESSES.to_pb(
+        return resources_pb2.EXACTNESS_UNSPECIFIED
+    number: resources_pb2.Exactness.ValueType = codec.EXACTNESSES.to_pb(
         o.choice(Exactness, given, "exactness")
     )
     return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypedDict, TypeVar, cast
 
 from smile.errors import InvalidSpec
@@ -16,11 +16,14 @@ from smile.resources import (
     ColumnMapping,
     Exactness,
     HyperParameters,
+    Method,
     Optimizer,
     Schedule,
     Selection,
     TrainingJob,
+    TrainingStates,
     When,
+    defaults_of,
 )
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -31,6 +34,7 @@ _CHOICES: Mapping[str, type[enum.StrEnum]] = {
     "schedule": Schedule,
     "class_weighting": ClassWeighting,
     "selection": Selection,
+    "states": TrainingStates,
 }
 
 
@@ -43,6 +47,8 @@ class VplmOptions(TypedDict, total=False):
             through a dense layer and tanh; for classification).
         precision: Stored precision: float16 (default) or float32.
         domain: Whose rows stand for the lower layers in materialised answers; default: general.
+        exactness: How it is answered where neither request nor rented terms say: `exact` (default),
+            or `materialized` as far as the processor can.
         display_name: Text for people, at most 200 characters.
         tags: Free key-value pairs, at most 32.
         seed: Of the random part of the initial weights.
@@ -55,6 +61,7 @@ class VplmOptions(TypedDict, total=False):
     pooling: Pooling | str
     precision: DType | str
     domain: str
+    exactness: Exactness | str
     display_name: str
     tags: Mapping[str, str]
     seed: int
@@ -71,6 +78,8 @@ class DeriveOptions(TypedDict, total=False):
             then there is no adapter.
         task, pooling: Of a fresh head, as for `create_vplm`.
         domain: Whose rows stand for the lower layers in materialised answers; default: general.
+        exactness: How it is answered where neither request nor rented terms say: `exact` (default),
+            or `materialized` as far as the processor can.
         display_name: Text for people, at most 200 characters.
         tags: Free key-value pairs, at most 32.
         seed: Of a fresh head's weights.
@@ -83,6 +92,7 @@ class DeriveOptions(TypedDict, total=False):
     task: Task | str
     pooling: Pooling | str
     domain: str
+    exactness: Exactness | str
     display_name: str
     tags: Mapping[str, str]
     seed: int
@@ -122,11 +132,15 @@ class TrainOptions(TypedDict, total=False):
     """Keywords of `train`: columns, weights to start from, and the hyper-parameters.
 
     Attributes:
+        method: `pet` (default), or `full`: every weight of the backbone trains. That takes about a
+            hundred times the storage and more of the day's training seconds; what comes of it is
+            exported (`export_vplm`) and never served.
         text_column, label_column, pair_column: Which columns hold what (`ColumnMapping`).
         validation_dataset: Validate on this dataset instead of a share of the rows.
         base_version: Start from this version of the vPLM; default: version 1 of a vPLM made of a
             public adapter, fresh initial weights of others.
-        promote_alias: Alias to move to the new version; default `serving`, None moves none.
+        promote_alias: Alias to move to the new version; default `serving`, None moves none. None
+            with method full.
         when: `now` (default), or `off_peak`: in the operator's windows.
         priority: Jobs of higher priority go before your others, -10 to 10; default 0.
         validate_only: Check what can be checked without reading rows, queue nothing.
@@ -136,6 +150,7 @@ class TrainOptions(TypedDict, total=False):
     The others are fields of `HyperParameters`.
     """
 
+    method: Method | str
     text_column: str
     label_column: str
     pair_column: str
@@ -165,6 +180,7 @@ class TrainOptions(TypedDict, total=False):
     class_weights: Mapping[str, float]
     early_stopping_delta: float
     selection: Selection | str
+    states: TrainingStates | str
 
 
 class InferOptions(TypedDict, total=False):
@@ -178,7 +194,7 @@ class InferOptions(TypedDict, total=False):
         routing_key: Where the alias splits its traffic between two versions, requests with equal
             keys are answered by the same one; default: every request is drawn anew.
         exactness: `exact`, or `materialized`: the lower layers are looked up; default: as the
-            vPLM's rented terms say, else exact.
+            vPLM's rented terms say, else as the vPLM says, else exact.
         timeout: Seconds, for one request.
         patient: Where the processor refuses for now, wait as long as it asks, within `timeout`, and
             ask again; default True. False raises `Overloaded` at once.
@@ -289,7 +305,8 @@ def hyper_parameters(options: TrainOptions) -> HyperParameters:
     for name, values in _CHOICES.items():
         if name in given:
             given[name] = choice(values, given[name], name)
-    return HyperParameters(**given)
+    method = choice(Method, options.get("method", Method.PET), "method")
+    return replace(defaults_of(method), **given)
 
 
 def trial(options: TrainOptions, given: Mapping[str, object]) -> HyperParameters:
@@ -312,6 +329,8 @@ def trial(options: TrainOptions, given: Mapping[str, object]) -> HyperParameters
 
 def job(vplm: str, dataset: str, validation_dataset: str, options: TrainOptions) -> TrainingJob:
     """The job that `train` asks for, from full names and its options. Raises `InvalidSpec`."""
+    method = choice(Method, options.get("method", Method.PET), "method")
+    alias = None if method is Method.FULL else SERVING
     return TrainingJob(
         name="",
         vplm=vplm,
@@ -320,7 +339,8 @@ def job(vplm: str, dataset: str, validation_dataset: str, options: TrainOptions)
         columns=columns(options),
         hyper_parameters=hyper_parameters(options),
         base_version=options.get("base_version", 0),
-        promote_alias=options.get("promote_alias", SERVING) or "",
+        promote_alias=options.get("promote_alias", alias) or "",
         when=choice(When, options.get("when", When.NOW), "when"),
         priority=options.get("priority", 0),
+        method=method,
     )

@@ -16,7 +16,7 @@ from smile.client.adapter_records import OfferedAdapter
 from smile.client.chunks import Sending, pieces
 from smile.client.retry import retried
 from smile.names import TenantName, VplmName
-from smile.resources import Backbone, Derivation, VersionOrigin, Vplm
+from smile.resources import Backbone, Derivation, Exactness, VersionOrigin, Vplm
 from smile.rpc.status import calling
 from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
 
@@ -52,6 +52,7 @@ class VplmChange:
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     etag: str = ""
+    exactness: Exactness | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ class VplmRecords:
                 display_name=change.display_name,
                 labels=dict(change.labels),
                 etag=change.etag,
+                exactness=codec.exactness_to_pb(change.exactness),
             ),
             update_mask=FieldMask(paths=change.fields),
             request_id=request_id,

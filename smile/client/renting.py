@@ -37,7 +37,7 @@ class RentingCalls(Calls):
             burst_texts=options.get("burst_texts", default.burst_texts),
             pinned=options.get("pinned", default.pinned),
             idle_s=options.get("idle_s", default.idle_s),
-            exactness=o.choice(Exactness, options.get("exactness", default.exactness), "exactness"),
+            exactness=_exactness(options.get("exactness")),
         )
         with asking():
             request = processor_pb2.RentProcessorRequest(
@@ -93,3 +93,7 @@ class RentingCalls(Calls):
     def _processor_name(self, vplm: str) -> str:
         name = self._scope.vplm(vplm)
         return str(ProcessorName(name.tenant, name.vplm))
+
+
+def _exactness(given: Exactness | str | None) -> Exactness | None:
+    return None if given is None else o.choice(Exactness, given, "exactness")

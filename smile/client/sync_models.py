@@ -20,6 +20,7 @@ from smile.resources import (
     Backbone,
     Dataset,
     DatasetFormat,
+    Exactness,
     PublicAdapter,
     VersionDiff,
     Vplm,
@@ -109,17 +110,23 @@ class SyncModels(SyncBase):
         *,
         display_name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        exactness: Exactness | str | None = None,
         etag: str = "",
         timeout: float | None = None,
     ) -> Vplm:
-        """Changes what is given; `tags` replaces all of them.
+        """Changes what is given; `tags` replaces all of them. For `exactness` see `VplmOptions`.
 
         Raises:
             Aborted: `etag` is given and the vPLM has changed since.
         """
         return self._loop.call(
             lambda _: self._client.update_vplm(
-                vplm, display_name=display_name, tags=tags, etag=etag, timeout=timeout
+                vplm,
+                display_name=display_name,
+                tags=tags,
+                exactness=exactness,
+                etag=etag,
+                timeout=timeout,
             )
         )
 

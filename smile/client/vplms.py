@@ -19,7 +19,7 @@ from smile.client.calls import (
     new_request_id,
 )
 from smile.model.specs import DType, PetSpec
-from smile.resources import Backbone, Vplm
+from smile.resources import Backbone, Exactness, Vplm
 from smile.v1 import creator_pb2, resources_pb2
 
 
@@ -82,6 +82,7 @@ class VplmCalls(Calls):
                 validate_only=options.get("validate_only", False),
                 request_id=options.get("request_id") or new_request_id(),
                 domain=options.get("domain", ""),
+                exactness=codec.exactness_to_pb(_exactness(options.get("exactness"))),
             )
             created = await self._connection.creator.CreateVplm(
                 request, timeout=options.get("timeout", WRITE_TIMEOUT_S)
@@ -124,6 +125,7 @@ class VplmCalls(Calls):
                 validate_only=options.get("validate_only", False),
                 request_id=options.get("request_id") or new_request_id(),
                 domain=options.get("domain", ""),
+                exactness=codec.exactness_to_pb(_exactness(options.get("exactness"))),
             )
             created = await self._connection.creator.CreateVplm(
                 request, timeout=options.get("timeout", WRITE_TIMEOUT_S)
@@ -173,17 +175,22 @@ class VplmCalls(Calls):
         *,
         display_name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        exactness: Exactness | str | None = None,
         etag: str = "",
         timeout: float | None = None,
     ) -> Vplm:
-        """Changes what is given; `tags` replaces all of them.
+        """Changes what is given; `tags` replaces all of them. For `exactness` see `VplmOptions`.
 
         Raises:
             Aborted: `etag` is given and the vPLM has changed since.
         """
         paths = [
             path
-            for path, value in (("display_name", display_name), ("labels", tags))
+            for path, value in (
+                ("display_name", display_name),
+                ("labels", tags),
+                ("exactness", exactness),
+            )
             if value is not None
         ]
         with asking():
@@ -192,6 +199,7 @@ class VplmCalls(Calls):
                 display_name=display_name or "",
                 labels=dict(tags or {}),
                 etag=etag,
+                exactness=codec.exactness_to_pb(_exactness(exactness)),
             )
             request = creator_pb2.UpdateVplmRequest(
                 vplm=changed, update_mask=FieldMask(paths=paths), request_id=new_request_id()
@@ -239,3 +247,7 @@ class VplmCalls(Calls):
                 request, timeout=timeout or WRITE_TIMEOUT_S
             )
         return codec.vplm_from_pb(back)
+
+
+def _exactness(given: Exactness | str | None) -> Exactness | None:
+    return None if given is None else o.choice(Exactness, given, "exactness")

@@ -83,6 +83,8 @@ from smile.codec.tables import (
     TASKS,
     WHENS,
     duration_to_pb,
+    exactness_from_pb,
+    exactness_to_pb,
     time_from_pb,
     time_to_pb,
 )
@@ -158,6 +160,8 @@ __all__ = [
     "duration_to_pb",
     "event_from_pb",
     "event_to_pb",
+    "exactness_from_pb",
+    "exactness_to_pb",
     "fanout_from_pb",
     "fanout_to_pb",
     "head_from_pb",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from smile.codec.tables import (
-    EXACTNESSES,
     PROCESSOR_STATES,
     duration_to_pb,
+    exactness_from_pb,
+    exactness_to_pb,
     time_from_pb,
     time_to_pb,
 )
@@ -25,7 +26,7 @@ def terms_to_pb(terms: ProcessorTerms) -> processor_pb2.ProcessorTerms:
         burst_texts=terms.burst_texts,
         pinned=terms.pinned,
         idle=duration_to_pb(terms.idle_s) if terms.idle_s else None,
-        exactness=EXACTNESSES.to_pb(terms.exactness),
+        exactness=exactness_to_pb(terms.exactness),
     )
 
 
@@ -49,7 +50,7 @@ def terms_from_pb(message: processor_pb2.ProcessorTerms) -> ProcessorTerms:
         burst_texts=message.burst_texts,
         pinned=message.pinned,
         idle_s=message.idle.ToTimedelta().total_seconds(),
-        exactness=EXACTNESSES.from_pb(message.exactness),
+        exactness=exactness_from_pb(message.exactness),
     )
 
 

@@ -15,7 +15,14 @@ from smile.codec.accounting import (
 )
 from smile.codec.modules import spec_from_pb, spec_to_pb
 from smile.codec.summaries import summary_from_pb, summary_to_pb
-from smile.codec.tables import FORMATS, ORIGINS, time_from_pb, time_to_pb
+from smile.codec.tables import (
+    FORMATS,
+    ORIGINS,
+    exactness_from_pb,
+    exactness_to_pb,
+    time_from_pb,
+    time_to_pb,
+)
 from smile.codec.versioning import (
     canary_from_pb,
     canary_to_pb,
@@ -41,6 +48,7 @@ def vplm_to_pb(vplm: r.Vplm) -> resources_pb2.Vplm:
         canaries=canaries,
         delete_time=time_to_pb(vplm.delete_time),
         purge_time=time_to_pb(vplm.purge_time),
+        exactness=exactness_to_pb(vplm.exactness),
     )
 
 
@@ -59,6 +67,7 @@ def vplm_from_pb(message: resources_pb2.Vplm) -> r.Vplm:
         canaries={alias: canary_from_pb(canary) for alias, canary in message.canaries.items()},
         delete_time=time_from_pb(message, "delete_time"),
         purge_time=time_from_pb(message, "purge_time"),
+        exactness=exactness_from_pb(message.exactness),
     )
 
 
@@ -79,6 +88,7 @@ def version_to_pb(version: r.VplmVersion) -> resources_pb2.VplmVersion:
         derived_from=derivation_to_pb(version.derived_from) if version.derived_from else None,
         delete_time=time_to_pb(version.delete_time),
         purge_time=time_to_pb(version.purge_time),
+        exactness=exactness_to_pb(version.exactness),
     )
 
 
@@ -101,6 +111,7 @@ def version_from_pb(message: resources_pb2.VplmVersion) -> r.VplmVersion:
         ),
         delete_time=time_from_pb(message, "delete_time"),
         purge_time=time_from_pb(message, "purge_time"),
+        exactness=exactness_from_pb(message.exactness),
     )
 
 

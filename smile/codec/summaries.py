@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from smile import resources as r
+from smile.codec.tables import TRAINING_STATES
 from smile.v1 import training_summary_pb2
 
 
@@ -16,6 +17,8 @@ def summary_to_pb(summary: r.TrainingSummary) -> training_summary_pb2.TrainingSu
         seed=summary.seed,
         spec_digest=summary.spec_digest,
         environment=dict(summary.environment),
+        states=TRAINING_STATES.to_pb(summary.states),
+        encoder_digest=summary.encoder_digest,
     )
 
 
@@ -27,6 +30,8 @@ def summary_from_pb(message: training_summary_pb2.TrainingSummary) -> r.Training
         seed=message.seed,
         spec_digest=message.spec_digest,
         environment=dict(message.environment),
+        states=TRAINING_STATES.from_pb(message.states),
+        encoder_digest=message.encoder_digest,
     )
 
 

@@ -13,7 +13,7 @@ from smile import resources as r
 from smile.errors import InvalidArgument, InvalidSpec
 from smile.model.specs import DType, PetKind, Pooling, Projection, Task
 from smile.processors import ProcessorState
-from smile.v1 import processor_pb2, resources_pb2, trainer_pb2
+from smile.v1 import processor_pb2, resources_pb2, trainer_pb2, training_summary_pb2
 
 E = TypeVar("E", bound=enum.StrEnum)
 
@@ -53,10 +53,30 @@ CLASS_WEIGHTINGS = EnumTable(
     r.ClassWeighting, "CLASS_WEIGHTING", trainer_pb2.ClassWeighting, r.ClassWeighting.UNIFORM
 )
 SELECTIONS = EnumTable(r.Selection, "SELECTION", trainer_pb2.Selection, r.Selection.TASK)
+TRAINING_STATES = EnumTable(
+    r.TrainingStates,
+    "TRAINING_STATES",
+    training_summary_pb2.TrainingStates,
+    r.TrainingStates.EXACT,
+)
+METHODS = EnumTable(r.Method, "METHOD", trainer_pb2.Method, r.Method.PET)
 WHENS = EnumTable(r.When, "WHEN", trainer_pb2.When, r.When.NOW)
-EXACTNESSES = EnumTable(r.Exactness, "EXACTNESS", processor_pb2.Exactness, r.Exactness.EXACT)
+EXACTNESSES = EnumTable(r.Exactness, "EXACTNESS", resources_pb2.Exactness, r.Exactness.EXACT)
 PROCESSOR_STATES = EnumTable(ProcessorState, "PROCESSOR_STATE", processor_pb2.ProcessorState)
 STATES = EnumTable(r.JobState, "STATE", trainer_pb2.TrainingJob.State, r.JobState.QUEUED)
+
+
+def exactness_to_pb(exactness: r.Exactness | None) -> resources_pb2.Exactness.ValueType:
+    """None: whoever it is left to decides."""
+    if exactness is None:
+        return resources_pb2.EXACTNESS_UNSPECIFIED
+    number: resources_pb2.Exactness.ValueType = EXACTNESSES.to_pb(exactness)
+    return number
+
+
+def exactness_from_pb(number: resources_pb2.Exactness.ValueType) -> r.Exactness | None:
+    """See `exactness_to_pb`."""
+    return EXACTNESSES.from_pb(number) if number else None
 
 
 def time_to_pb(value: datetime | None) -> Timestamp | None:

@@ -6,10 +6,12 @@ from smile import resources as r
 from smile.codec.summaries import summary_from_pb, summary_to_pb
 from smile.codec.tables import (
     CLASS_WEIGHTINGS,
+    METHODS,
     OPTIMIZERS,
     SCHEDULES,
     SELECTIONS,
     STATES,
+    TRAINING_STATES,
     WHENS,
     time_from_pb,
     time_to_pb,
@@ -51,12 +53,15 @@ def hyper_parameters_to_pb(values: r.HyperParameters) -> trainer_pb2.HyperParame
         class_weights=dict(values.class_weights),
         early_stopping_delta=values.early_stopping_delta,
         selection=SELECTIONS.to_pb(values.selection),
+        states=TRAINING_STATES.to_pb(values.states),
     )
 
 
-def hyper_parameters_from_pb(message: trainer_pb2.HyperParameters) -> r.HyperParameters:
+def hyper_parameters_from_pb(
+    message: trainer_pb2.HyperParameters, method: r.Method = r.Method.PET
+) -> r.HyperParameters:
     """The hyper-parameters with the platform's defaults in place of unset fields."""
-    default = r.HyperParameters()
+    default = r.defaults_of(method)
 
     def optional(field: str, otherwise: float) -> float:
         return float(getattr(message, field)) if message.HasField(field) else otherwise  # type: ignore[arg-type]
@@ -80,6 +85,7 @@ def hyper_parameters_from_pb(message: trainer_pb2.HyperParameters) -> r.HyperPar
         class_weights=dict(message.class_weights),
         early_stopping_delta=message.early_stopping_delta,
         selection=SELECTIONS.from_pb(message.selection),
+        states=TRAINING_STATES.from_pb(message.states),
     )
 
 
@@ -128,7 +134,7 @@ def sweep_to_pb(sweep: r.Sweep) -> trainer_pb2.Sweep:
     )
 
 
-def sweep_from_pb(message: trainer_pb2.Sweep) -> r.Sweep:
+def sweep_from_pb(message: trainer_pb2.Sweep, method: r.Method = r.Method.PET) -> r.Sweep:
     """The sweep with the platform's default where it does not say how many run at a time."""
     outcomes = tuple(
         r.TrialOutcome(
@@ -140,7 +146,7 @@ def sweep_from_pb(message: trainer_pb2.Sweep) -> r.Sweep:
         for one in message.outcomes
     )
     return r.Sweep(
-        tuple(hyper_parameters_from_pb(trial) for trial in message.trials),
+        tuple(hyper_parameters_from_pb(trial, method) for trial in message.trials),
         message.concurrency_max or SWEEP_CONCURRENCY_DEFAULT,
         message.metric,
         outcomes,
@@ -174,6 +180,7 @@ def job_to_pb(job: r.TrainingJob) -> trainer_pb2.TrainingJob:
         summary=None if job.summary is None else summary_to_pb(job.summary),
         sweep=None if job.sweep is None else sweep_to_pb(job.sweep),
         parent_job=job.parent_job,
+        method=METHODS.to_pb(job.method),
     )
     if job.error is not None:
         message.error.reason = job.error.reason
@@ -184,14 +191,15 @@ def job_to_pb(job: r.TrainingJob) -> trainer_pb2.TrainingJob:
 
 
 def job_from_pb(message: trainer_pb2.TrainingJob) -> r.TrainingJob:
-    alias = message.promote_alias or r.SERVING
+    method = METHODS.from_pb(message.method)
+    alias = message.promote_alias or (NO_ALIAS if method is r.Method.FULL else r.SERVING)
     return r.TrainingJob(
         name=message.name,
         vplm=message.vplm,
         dataset=message.dataset,
         validation_dataset=message.validation_dataset,
         columns=columns_from_pb(message.columns),
-        hyper_parameters=hyper_parameters_from_pb(message.hyper_parameters),
+        hyper_parameters=hyper_parameters_from_pb(message.hyper_parameters, method),
         base_version=message.base_version,
         promote_alias="" if alias == NO_ALIAS else alias,
         when=WHENS.from_pb(message.when),
@@ -208,8 +216,9 @@ def job_from_pb(message: trainer_pb2.TrainingJob) -> r.TrainingJob:
         queue_position=message.queue_position,
         estimated_start_time=time_from_pb(message, "estimated_start_time"),
         summary=summary_from_pb(message.summary) if message.HasField("summary") else None,
-        sweep=sweep_from_pb(message.sweep) if message.HasField("sweep") else None,
+        sweep=sweep_from_pb(message.sweep, method) if message.HasField("sweep") else None,
         parent_job=message.parent_job,
+        method=method,
     )
 
 

@@ -39,6 +39,13 @@ NORM_PLACES: Mapping[Norm, str] = {
     Norm.ATTENTION: "attention.output.LayerNorm",
     Norm.OUTPUT: "output.LayerNorm",
 }
+# What lies below the layers: the tables of words, positions and segments, and their norm.
+TABLES = (
+    "embeddings.word_embeddings.weight",
+    "embeddings.position_embeddings.weight",
+    "embeddings.token_type_embeddings.weight",
+)
+TABLES_NORM = "embeddings.LayerNorm"
 
 
 class Family(enum.StrEnum):
@@ -186,11 +193,10 @@ def path_of(layer: int, place: str) -> str:
 def expected_tensors(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor the encoder uses, by its unprefixed name, with its shape."""
     hidden, inner = config.hidden, config.intermediate
+    rows = (config.vocab, config.positions, config.segments)
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (config.vocab, hidden),
-        "embeddings.position_embeddings.weight": (config.positions, hidden),
-        "embeddings.token_type_embeddings.weight": (config.segments, hidden),
-        **_norm("embeddings.LayerNorm", hidden),
+        **{name: (count, hidden) for name, count in zip(TABLES, rows, strict=True)},
+        **_norm(TABLES_NORM, hidden),
     }
     for index in range(config.layers):
         for projection, place in PLACES.items():

@@ -1,6 +1,7 @@
 """What lies below a module's first op, by this machine's kernels: computed once per text.
 
-A text's states do not depend on the texts it is computed with, to the bit.
+The layers below a boundary may be stood in for by rows of n-grams, as in materialised answers. A
+text's states do not depend on the texts it is computed with, to the bit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from smile.model.backbone import Backbone
 from smile.model.batch import CPU
+from smile.model.batched import Lower
 from smile.model.entry import Entry, entry_of
 from smile.model.kernels import Kernels, kernels_for
 from smile.model.kernels.dense import EmbeddingTables
@@ -25,14 +27,16 @@ class FrozenPart:
     """The layers below a first op, and those blocks of its own layer that come before it.
 
     Attributes:
-        below: The whole layers.
+        below: The whole layers, those alone from the boundary on where there is a `lower`.
         own: The first op's layer; None where nothing of it comes before the op.
         entry: Where in `own` the op is.
+        lower: Stands in for the layers below its boundary; None: they are computed.
     """
 
     below: ServingBackbone
     own: ServingLayer | None
     entry: Entry
+    lower: Lower | None = None
 
     @classmethod
     def of(
@@ -41,27 +45,38 @@ class FrozenPart:
         *,
         dtype: torch.dtype = torch.float32,
         kernels: Kernels | None = None,
+        lower: Lower | None = None,
     ) -> FrozenPart:
-        """What lies below the first op of `module`, and of every other one of its spec."""
+        """What lies below the first op of `module`, and of every other one of its spec.
+
+        Args:
+            lower: In `dtype`, with a boundary at or below the module's first layer.
+        """
         kernels = kernels or kernels_for(CPU, dtype)
         backbone, entry = module.backbone, entry_of(module.spec.pet.kind)
         partly = entry is not Entry.LAYER
+        start = 0 if lower is None else lower.boundary
+        assert start <= module.boundary, f"the module begins below layer {start}"
         layers = tuple(
             ServingLayer.of(layer, kernels, CPU, dtype)
-            for layer in backbone.layers[: module.boundary + partly]
+            for layer in backbone.layers[start : module.boundary + partly]
         )
-        below = ServingBackbone(_tables(backbone, dtype), layers[: module.boundary], kernels)
-        return cls(below, layers[-1] if partly else None, entry)
+        whole = layers[: module.boundary - start]
+        below = ServingBackbone(_tables(backbone, dtype), whole, kernels)
+        return cls(below, layers[-1] if partly else None, entry, lower)
 
     @property
     def cheap(self) -> bool:
         """Whether it is embeddings alone: sooner computed than kept."""
-        return self.own is None and not self.below.layers
+        return self.own is None and not self.below.layers and self.lower is None
 
     @torch.inference_mode()
     def states(self, packed: PackedTokens) -> Tensor:
         """What `Entry` says is kept of each token."""
-        x = self.below.embed(packed)
+        if self.lower is None:
+            x = self.below.embed(packed)
+        else:
+            x = self.lower.states(packed, self.below)
         x = self.below.forward_layers(x, packed, 0, [None] * len(self.below.layers))
         return x if self.own is None else self._entered(self.own, x, packed)
 

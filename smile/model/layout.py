@@ -15,7 +15,11 @@ Every layer `i` from the spec's `first_layer` upwards has:
   (int32) and `.delta.values`, both [n]: which entries change and by how much. n is the spec's
   density times the matrix's entries, rounded down, at least 1;
 - mask-bert: for all six projections `layers.{i}.{projection}.mask.bits` (uint8), a bit per entry,
-  set where the entry counts as zero. At most n are.
+  set where the entry counts as zero. At most n are;
+- full: bitfit's, and for all six projections `layers.{i}.{projection}.weight` and for both norms
+  `layers.{i}.{norm}.weight`; beside the layers `embeddings.tables.weight` [rows, H], the tables of
+  words, positions and segments one below the other, and `embeddings.norm.weight` and `.bias` [H].
+  All are deltas.
 
 Heads: `head.weight` [L, H] and `head.bias` [L]; an embedding head has none. With pooling `pooler`
 also `head.pooler.weight` [H, H] and `head.pooler.bias` [H].
@@ -45,6 +49,9 @@ HEAD_WEIGHT = "head.weight"
 HEAD_BIAS = "head.bias"
 POOLER_WEIGHT = "head.pooler.weight"
 POOLER_BIAS = "head.pooler.bias"
+TABLES_WEIGHT = "embeddings.tables.weight"
+TABLES_NORM_WEIGHT = "embeddings.norm.weight"
+TABLES_NORM_BIAS = "embeddings.norm.bias"
 INDICES_SUFFIX = ".delta.indices"
 BITS_SUFFIX = ".mask.bits"
 DTYPE_BYTES: Mapping[DType | Choice, int] = {
@@ -89,6 +96,11 @@ def lora_name(layer: int, projection: Projection) -> str:
 def bias_name(layer: int, place: Projection | Norm) -> str:
     """Name of a BitFit delta."""
     return f"layers.{layer}.{place}.bias"
+
+
+def weight_name(layer: int, place: Projection | Norm) -> str:
+    """Name of a whole matrix's or a norm's delta."""
+    return f"layers.{layer}.{place}.weight"
 
 
 def delta_name(layer: int, projection: Projection) -> str:
@@ -156,6 +168,10 @@ def tensors(spec: ModuleSpec, shape: BackboneShape) -> dict[str, TensorSpec]:
         InvalidSpec: the PET spec is not placed, or does not fit the backbone.
     """
     found: dict[str, TensorSpec] = {}
+    if spec.pet.kind is PetKind.FULL:
+        found[TABLES_WEIGHT] = TensorSpec((table_rows(shape), shape.hidden), spec.dtype)
+        for name in (TABLES_NORM_WEIGHT, TABLES_NORM_BIAS):
+            found[name] = TensorSpec((shape.hidden,), spec.dtype)
     for layer in pet_layers(spec.pet, shape):
         found |= _LAYER_TENSORS[spec.pet.kind](spec, shape, layer)
     if spec.head.task is not Task.EMBEDDING:
@@ -166,6 +182,27 @@ def tensors(spec: ModuleSpec, shape: BackboneShape) -> dict[str, TensorSpec]:
         found[POOLER_WEIGHT] = TensorSpec((shape.hidden, shape.hidden), spec.dtype)
         found[POOLER_BIAS] = TensorSpec((shape.hidden,), spec.dtype)
     return found
+
+
+def table_rows(shape: BackboneShape) -> int:
+    """Rows of the backbone's tables of words, positions and segments together: of its numbers, those
+    that are in no layer and no norm.
+
+    Raises:
+        InvalidSpec: the numbers do not come to whole rows.
+    """
+    vectors = len(Norm) * 2 * shape.hidden
+    layer = vectors + sum(
+        outputs * (inputs + 1)
+        for outputs, inputs in (projection_shape(projection, shape) for projection in Projection)
+    )
+    rows, rest = divmod(shape.parameters - shape.layers * layer, shape.hidden)
+    if rest or rows <= 2:  # the norm's two
+        raise InvalidSpec(
+            f"{shape.parameters} parameters are not those of an encoder of {shape.layers} layers of "
+            f"width {shape.hidden}"
+        )
+    return rows - 2
 
 
 def bytes_total(spec: ModuleSpec, shape: BackboneShape) -> int:
@@ -236,6 +273,17 @@ def _mask_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensor
     return found
 
 
+def _full_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+    found = _Tensors()
+    for projection in Projection:
+        found[weight_name(layer, projection)] = TensorSpec(
+            projection_shape(projection, shape), spec.dtype
+        )
+    for norm in Norm:
+        found[weight_name(layer, norm)] = TensorSpec((shape.hidden,), spec.dtype)
+    return found | _bias_tensors(spec, shape, layer)
+
+
 _LAYER_TENSORS: Mapping[PetKind, Callable[[ModuleSpec, BackboneShape, int], _Tensors]] = {
     PetKind.PFEIFFER: _adapter_tensors,
     PetKind.HOULSBY: _adapter_tensors,
@@ -243,4 +291,5 @@ _LAYER_TENSORS: Mapping[PetKind, Callable[[ModuleSpec, BackboneShape, int], _Ten
     PetKind.BITFIT: _bias_tensors,
     PetKind.DIFF_PRUNING: _delta_tensors,
     PetKind.MASK_BERT: _mask_tensors,
+    PetKind.FULL: _full_tensors,
 }

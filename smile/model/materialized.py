@@ -111,6 +111,28 @@ class LookedUp:
         return encoder.after(x, packed, room.take(Slot.STATES, packed.tokens, width, dtype))
 
 
+@dataclass(frozen=True, slots=True)
+class RowsBelow:
+    """Stands in for lower layers of whatever texts come, each pass looked up by itself; implements
+    `smile.model.batched.Lower`.
+
+    Attributes:
+        encoder: Computes what no row is found for.
+        rows: Where rows are looked up.
+    """
+
+    encoder: ServingEncoder
+    rows: RowView
+
+    @property
+    def boundary(self) -> int:
+        return self.encoder.form.boundary
+
+    def states(self, packed: PackedTokens, serving: ServingBackbone) -> Tensor:
+        """States at the boundary [tokens, H]."""
+        return LookedUp.of(packed, self.encoder, self.rows).states(packed, serving)
+
+
 def _as_given(mixed: MixedBatch, by_row: NDArray[np.int64]) -> NDArray[np.int64]:
     """[texts] in row order to the order in which the batch was given."""
     given = np.empty_like(by_row)

@@ -30,10 +30,13 @@ class PetKind(enum.StrEnum):
     BITFIT = "bitfit"  # bias terms only (Ben Zaken et al. 2022)
     DIFF_PRUNING = "diff-pruning"  # sparse updates and bias terms (Guo et al. 2021)
     MASK_BERT = "mask-bert"  # frozen weights, some of them masked (Zhao et al. 2020)
+    FULL = "full"  # no module: every weight of the backbone is the tenant's own
 
 
 RANKED = frozenset({PetKind.PFEIFFER, PetKind.HOULSBY, PetKind.LORA})
 SPARSE = frozenset({PetKind.DIFF_PRUNING, PetKind.MASK_BERT})
+# What vPLMs are made of, and what the shared processor serves. Whole models only come of training.
+SERVED = tuple(kind for kind in PetKind if kind is not PetKind.FULL)
 
 
 class Task(enum.StrEnum):
@@ -121,6 +124,10 @@ class PetSpec:
     def __post_init__(self) -> None:
         if self.first_layer is not None:
             _require(self.first_layer >= 0, f"first_layer must be >= 0, got {self.first_layer}")
+            _require(
+                self.kind is not PetKind.FULL or self.first_layer == 0,
+                f"kind 'full' has every layer from 0, got first_layer {self.first_layer}",
+            )
         if self.kind in RANKED:
             _require(
                 1 <= self.rank <= RANK_MAX,
@@ -153,6 +160,8 @@ class PetSpec:
     def placed(self, shape: BackboneShape) -> PetSpec:
         """This spec with `first_layer` decided for a backbone: the upper half unless chosen."""
         first = shape.layers // 2 if self.first_layer is None else self.first_layer
+        if self.kind is PetKind.FULL:
+            first = 0
         _require(
             first < shape.layers,
             f"first_layer must be below the backbone's {shape.layers} layers, got {first}",
@@ -238,6 +247,15 @@ class ModuleSpec:
     def same_module(self, other: ModuleSpec) -> bool:
         """Whether equal bytes are the same module: in everything but the domain."""
         return replace(self, domain=other.domain) == other
+
+
+def check_made(pet: PetSpec) -> None:
+    """Raises `InvalidSpec` for what no vPLM is made of."""
+    _require(
+        pet.kind in SERVED,
+        f"kind '{pet.kind}' is what a training job of method full makes of a vPLM; make one of kind "
+        f"{', '.join(SERVED)}",
+    )
 
 
 def _require(condition: bool, message: str) -> None:

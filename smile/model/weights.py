@@ -21,10 +21,17 @@ import numpy as np
 from safetensors.numpy import save
 
 from smile.errors import DataCorrupted, InvalidArgument
-from smile.limits import MIB, MODULE_BYTES_MAX
+from smile.limits import FULL_BYTES_MAX, MIB, MODULE_BYTES_MAX
 from smile.model import layout
 from smile.model.initial import NUMPY_DTYPES, StoredArray
-from smile.model.specs import BackboneShape, Choice, DType, ModuleSpec, TensorSpec
+from smile.model.specs import (
+    BackboneShape,
+    Choice,
+    DType,
+    ModuleSpec,
+    PetKind,
+    TensorSpec,
+)
 
 FORMAT = "smile.module.v1"
 METADATA_KEY = "__metadata__"
@@ -46,6 +53,11 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def bytes_max(kind: PetKind) -> int:
+    """How large a version of a kind may be."""
+    return FULL_BYTES_MAX if kind is PetKind.FULL else MODULE_BYTES_MAX
+
+
 def encode(tensors: Mapping[str, StoredArray], spec: ModuleSpec) -> bytes:
     """Tensors as the bytes of a stored module.
 
@@ -56,10 +68,10 @@ def encode(tensors: Mapping[str, StoredArray], spec: ModuleSpec) -> bytes:
     for name, array in tensors.items():
         _check_array(name, array, layout.dtype_of(name, spec.dtype))
     data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, METADATA)
-    if len(data) > MODULE_BYTES_MAX:
+    if len(data) > (limit := bytes_max(spec.pet.kind)):
         raise InvalidArgument(
-            f"a module must have at most {MODULE_BYTES_MAX} bytes, got {len(data)}",
-            metadata={"limit": str(MODULE_BYTES_MAX), "value": str(len(data))},
+            f"a module must have at most {limit} bytes, got {len(data)}",
+            metadata={"limit": str(limit), "value": str(len(data))},
         )
     return data
 
@@ -72,8 +84,8 @@ def decode(data: bytes, spec: ModuleSpec, shape: BackboneShape) -> dict[str, Sto
         InvalidSpec: the spec does not fit the backbone.
     """
     wanted = layout.tensors(spec, shape)
-    if len(data) > MODULE_BYTES_MAX:
-        raise DataCorrupted(f"module has {len(data)} bytes, the limit is {MODULE_BYTES_MAX}")
+    if len(data) > (limit := bytes_max(spec.pet.kind)):
+        raise DataCorrupted(f"module has {len(data)} bytes, the limit is {limit}")
     header, body = _split(data)
     entries = _entries(header)
     if entries.keys() != wanted.keys():

@@ -126,6 +126,7 @@ class CreateVplmRequest(_message.Message):
     PUBLIC_ADAPTER_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """`tenants/{tenant}`."""
     vplm_id: _builtins.str
@@ -150,6 +151,8 @@ class CreateVplmRequest(_message.Message):
     """A vPLM of one's own to take the module from: `tenants/{tenant}/vplms/{vplm}` for the version that serves, or
     `.../versions/{n}`. Training goes on from it.
     """
+    exactness: _resources_pb2.Exactness.ValueType
+    """How it is answered where neither request nor rented terms say, as far as the processor can. Default: exact."""
     @_builtins.property
     def pet(self) -> _resources_pb2.PetSpec:
         """PET module; unset fields take their defaults. Required, unless there is a `public_adapter` or a `base`: then unset."""
@@ -179,10 +182,11 @@ class CreateVplmRequest(_message.Message):
         public_adapter: _builtins.str = ...,
         domain: _builtins.str = ...,
         base: _builtins.str = ...,
+        exactness: _resources_pb2.Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "pet", b"pet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "base", b"base", "display_name", b"display_name", "domain", b"domain", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "public_adapter", b"public_adapter", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backbone", b"backbone", "base", b"base", "display_name", b"display_name", "domain", b"domain", "exactness", b"exactness", "head", b"head", "labels", b"labels", "parent", b"parent", "pet", b"pet", "precision", b"precision", "public_adapter", b"public_adapter", "request_id", b"request_id", "seed", b"seed", "validate_only", b"validate_only", "vplm_id", b"vplm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,7 +389,7 @@ class UpdateVplmRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Any of `display_name` and `labels`. Required."""
+        """Any of `display_name`, `labels` and `exactness`. Required."""
 
     def __init__(
         self,

@@ -23,34 +23,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _Exactness:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ExactnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exactness.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    EXACTNESS_UNSPECIFIED: _Exactness.ValueType  # 0
-    """In a request: as the vPLM's rented terms say, else exact."""
-    EXACTNESS_EXACT: _Exactness.ValueType  # 1
-    """Every layer is computed."""
-    EXACTNESS_MATERIALIZED: _Exactness.ValueType  # 2
-    """The lower layers are replaced by rows for the text's n-grams, looked up or computed to the same bits. Faster; answers
-    differ a little from exact ones.
-    """
-
-class Exactness(_Exactness, metaclass=_ExactnessEnumTypeWrapper):
-    """Whether every layer is computed."""
-
-EXACTNESS_UNSPECIFIED: Exactness.ValueType  # 0
-"""In a request: as the vPLM's rented terms say, else exact."""
-EXACTNESS_EXACT: Exactness.ValueType  # 1
-"""Every layer is computed."""
-EXACTNESS_MATERIALIZED: Exactness.ValueType  # 2
-"""The lower layers are replaced by rows for the text's n-grams, looked up or computed to the same bits. Faster; answers
-differ a little from exact ones.
-"""
-Global___Exactness: _TypeAlias = Exactness  # noqa: Y015
-
 class _ProcessorState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -138,7 +110,7 @@ class InferRequest(_message.Message):
     """Where the alias splits its traffic: requests with equal keys are answered by the same version, and keys the
     second version answers stay with it as its weight grows. Default: the request's id.
     """
-    exactness: Global___Exactness.ValueType
+    exactness: _resources_pb2.Exactness.ValueType
     """Whether every layer is computed. Materialised answers want a module that begins at or above the encoder's boundary."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -153,7 +125,7 @@ class InferRequest(_message.Message):
         truncate: _builtins.bool = ...,
         top_k: _builtins.int = ...,
         routing_key: _builtins.str = ...,
-        exactness: Global___Exactness.ValueType = ...,
+        exactness: _resources_pb2.Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -180,7 +152,7 @@ class InferResponse(_message.Message):
     """SHA-256, hex, of that version's bytes."""
     origin: _resources_pb2.VersionOrigin.ValueType
     """Initial weights answer like any other; this tells that nobody has trained them."""
-    exactness: Global___Exactness.ValueType
+    exactness: _resources_pb2.Exactness.ValueType
     """How it was answered; never unspecified."""
     @_builtins.property
     def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prediction]:
@@ -200,7 +172,7 @@ class InferResponse(_message.Message):
         digest: _builtins.str = ...,
         origin: _resources_pb2.VersionOrigin.ValueType = ...,
         timings: Global___Timings | None = ...,
-        exactness: Global___Exactness.ValueType = ...,
+        exactness: _resources_pb2.Exactness.ValueType = ...,
         materialization: Global___Materialization | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["materialization", b"materialization", "timings", b"timings"]  # noqa: Y015
@@ -255,7 +227,7 @@ class InferFanoutRequest(_message.Message):
     """Return the scores of this many best labels, 1 to 1,000. Default 0: all labels."""
     routing_key: _builtins.str
     """As InferRequest's."""
-    exactness: Global___Exactness.ValueType
+    exactness: _resources_pb2.Exactness.ValueType
     """As InferRequest's; a vPLM that cannot be answered so gets an error of its own."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___FanoutTarget]:
@@ -269,7 +241,7 @@ class InferFanoutRequest(_message.Message):
         truncate: _builtins.bool = ...,
         top_k: _builtins.int = ...,
         routing_key: _builtins.str = ...,
-        exactness: Global___Exactness.ValueType = ...,
+        exactness: _resources_pb2.Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -296,7 +268,7 @@ class FanoutAnswer(_message.Message):
     digest: _builtins.str
     """SHA-256, hex, of that version's bytes."""
     origin: _resources_pb2.VersionOrigin.ValueType
-    exactness: Global___Exactness.ValueType
+    exactness: _resources_pb2.Exactness.ValueType
     """How it was answered; never unspecified."""
     @_builtins.property
     def prediction(self) -> Global___Prediction: ...
@@ -311,7 +283,7 @@ class FanoutAnswer(_message.Message):
         version: _builtins.str = ...,
         digest: _builtins.str = ...,
         origin: _resources_pb2.VersionOrigin.ValueType = ...,
-        exactness: Global___Exactness.ValueType = ...,
+        exactness: _resources_pb2.Exactness.ValueType = ...,
         materialization: Global___Materialization | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["materialization", b"materialization", "prediction", b"prediction"]  # noqa: Y015
@@ -625,7 +597,7 @@ class ProcessorTerms(_message.Message):
     """Texts that may come at once. Default 0: as many as in a second."""
     pinned: _builtins.bool
     """Keep the module on the device, also after the alias `serving` has moved."""
-    exactness: Global___Exactness.ValueType
+    exactness: _resources_pb2.Exactness.ValueType
     """How texts are answered where a request does not say. Default: exact."""
     @_builtins.property
     def idle(self) -> _duration_pb2.Duration:
@@ -640,7 +612,7 @@ class ProcessorTerms(_message.Message):
         burst_texts: _builtins.int = ...,
         pinned: _builtins.bool = ...,
         idle: _duration_pb2.Duration | None = ...,
-        exactness: Global___Exactness.ValueType = ...,
+        exactness: _resources_pb2.Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

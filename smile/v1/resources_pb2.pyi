@@ -42,6 +42,10 @@ class _PetKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PetKind.Value
     """Sparse updates of every projection, and bias terms."""
     PET_KIND_MASK_BERT: _PetKind.ValueType  # 7
     """Frozen weights, some of them masked to zero."""
+    PET_KIND_FULL: _PetKind.ValueType  # 8
+    """No module: every weight of the backbone is the tenant's own. Only training jobs of method full make it; it can
+    be exported, and is never served.
+    """
 
 class PetKind(_PetKind, metaclass=_PetKindEnumTypeWrapper):
     """A parameter-efficient tuning method."""
@@ -61,6 +65,10 @@ PET_KIND_DIFF_PRUNING: PetKind.ValueType  # 6
 """Sparse updates of every projection, and bias terms."""
 PET_KIND_MASK_BERT: PetKind.ValueType  # 7
 """Frozen weights, some of them masked to zero."""
+PET_KIND_FULL: PetKind.ValueType  # 8
+"""No module: every weight of the backbone is the tenant's own. Only training jobs of method full make it; it can
+be exported, and is never served.
+"""
 Global___PetKind: _TypeAlias = PetKind  # noqa: Y015
 
 class _Projection:
@@ -192,6 +200,34 @@ VERSION_ORIGIN_IMPORT: VersionOrigin.ValueType  # 3
 VERSION_ORIGIN_ADAPTER: VersionOrigin.ValueType  # 4
 """The module of a public adapter, or of another vPLM of the tenant's, with its head or with a fresh one."""
 Global___VersionOrigin: _TypeAlias = VersionOrigin  # noqa: Y015
+
+class _Exactness:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExactnessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exactness.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXACTNESS_UNSPECIFIED: _Exactness.ValueType  # 0
+    """In a request: as the vPLM's rented terms say; in those: as the vPLM says; in that: exact."""
+    EXACTNESS_EXACT: _Exactness.ValueType  # 1
+    """Every layer is computed."""
+    EXACTNESS_MATERIALIZED: _Exactness.ValueType  # 2
+    """The lower layers are replaced by rows for the text's n-grams, looked up or computed to the same bits. Faster; answers
+    differ a little from exact ones.
+    """
+
+class Exactness(_Exactness, metaclass=_ExactnessEnumTypeWrapper):
+    """Whether every layer is computed."""
+
+EXACTNESS_UNSPECIFIED: Exactness.ValueType  # 0
+"""In a request: as the vPLM's rented terms say; in those: as the vPLM says; in that: exact."""
+EXACTNESS_EXACT: Exactness.ValueType  # 1
+"""Every layer is computed."""
+EXACTNESS_MATERIALIZED: Exactness.ValueType  # 2
+"""The lower layers are replaced by rows for the text's n-grams, looked up or computed to the same bits. Faster; answers
+differ a little from exact ones.
+"""
+Global___Exactness: _TypeAlias = Exactness  # noqa: Y015
 
 class _DatasetFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -513,6 +549,7 @@ class Vplm(_message.Message):
     CANARIES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     PURGE_TIME_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     display_name: _builtins.str
@@ -523,6 +560,8 @@ class Vplm(_message.Message):
     """Changes with every change; send it back on update or delete to refuse lost updates."""
     uid: _builtins.str
     """Stays with this vPLM for its life; another one re-created under the same name has another."""
+    exactness: Global___Exactness.ValueType
+    """How it is answered where neither request nor rented terms say, as far as the processor can: unset means exact."""
     @_builtins.property
     def spec(self) -> Global___ModuleSpec:
         """Backbone, PET module and head."""
@@ -567,10 +606,11 @@ class Vplm(_message.Message):
         canaries: _abc.Mapping[_builtins.str, Global___Canary] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         purge_time: _timestamp_pb2.Timestamp | None = ...,
+        exactness: Global___Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "canaries", b"canaries", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "latest_version", b"latest_version", "name", b"name", "purge_time", b"purge_time", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "canaries", b"canaries", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "exactness", b"exactness", "labels", b"labels", "latest_version", b"latest_version", "name", b"name", "purge_time", b"purge_time", "spec", b"spec", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -751,6 +791,7 @@ class VplmVersion(_message.Message):
     DERIVED_FROM_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     PURGE_TIME_FIELD_NUMBER: _builtins.int
+    EXACTNESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}/versions/{n}`, n from 1."""
     digest: _builtins.str
@@ -764,6 +805,8 @@ class VplmVersion(_message.Message):
     """Text for people, at most 1,000 characters."""
     canary_weight: _builtins.float
     """Share of requests the second version answers, 0 to 1."""
+    exactness: Global___Exactness.ValueType
+    """How its vPLM is answered where nobody says. Told with one version or where an alias is followed, not in lists."""
     @_builtins.property
     def spec(self) -> Global___ModuleSpec:
         """What the bytes consist of."""
@@ -812,10 +855,11 @@ class VplmVersion(_message.Message):
         derived_from: Global___Derivation | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         purge_time: _timestamp_pb2.Timestamp | None = ...,
+        exactness: Global___Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "create_time", b"create_time", "delete_time", b"delete_time", "derived_from", b"derived_from", "purge_time", b"purge_time", "spec", b"spec", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_weight", b"canary_weight", "create_time", b"create_time", "delete_time", b"delete_time", "derived_from", b"derived_from", "digest", b"digest", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "purge_time", b"purge_time", "size_bytes", b"size_bytes", "spec", b"spec", "training", b"training", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "canary_weight", b"canary_weight", "create_time", b"create_time", "delete_time", b"delete_time", "derived_from", b"derived_from", "digest", b"digest", "exactness", b"exactness", "metrics", b"metrics", "name", b"name", "note", b"note", "origin", b"origin", "purge_time", b"purge_time", "size_bytes", b"size_bytes", "spec", b"spec", "training", b"training", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -201,7 +201,7 @@ class UpdateVplmRecordRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Any of `display_name` and `labels`. Required."""
+        """Any of `display_name`, `labels` and `exactness`. Required."""
 
     def __init__(
         self,
@@ -321,7 +321,7 @@ class PutVersionHeader(_message.Message):
     parent: _builtins.str
     """`tenants/{tenant}/vplms/{vplm}`."""
     size_bytes: _builtins.int
-    """Declared size, at most 64 MiB."""
+    """Declared size, at most 64 MiB; of kind full at most 512 MiB."""
     digest: _builtins.str
     """Declared SHA-256, hex."""
     origin: _resources_pb2.VersionOrigin.ValueType
@@ -334,7 +334,9 @@ class PutVersionHeader(_message.Message):
     """UUID4; a repeated id gives the earlier answer."""
     @_builtins.property
     def spec(self) -> _resources_pb2.ModuleSpec:
-        """Must equal the vPLM's own spec in backbone digest, PET module and head; unset means that spec."""
+        """Must equal the vPLM's own spec in backbone digest, PET module and head; unset means that spec. What training
+        makes may be of kind full.
+        """
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

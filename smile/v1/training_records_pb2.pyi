@@ -312,7 +312,7 @@ class PutTrainingCheckpointHeader(_message.Message):
     fence: _builtins.int
     """Fencing number of the worker that made it."""
     size_bytes: _builtins.int
-    """Declared size, at most 512 MiB."""
+    """Declared size, at most 2 GiB."""
     digest: _builtins.str
     """Declared SHA-256, hex."""
     def __init__(

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TrainingStates:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrainingStatesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrainingStates.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRAINING_STATES_UNSPECIFIED: _TrainingStates.ValueType  # 0
+    TRAINING_STATES_EXACT: _TrainingStates.ValueType  # 1
+    """What the backbone's own lower layers compute. Default."""
+    TRAINING_STATES_MATERIALIZED: _TrainingStates.ValueType  # 2
+    """What materialised answers stand on: rows of n-grams, looked up or computed by the local encoder."""
+    TRAINING_STATES_MIXED: _TrainingStates.ValueType  # 3
+    """Each row of an epoch is drawn, by the seed, from one of the two."""
+
+class TrainingStates(_TrainingStates, metaclass=_TrainingStatesEnumTypeWrapper):
+    """What stands below a module's first layer while it is trained. Only a trainer that has a local encoder of the
+    backbone takes another than exact.
+    """
+
+TRAINING_STATES_UNSPECIFIED: TrainingStates.ValueType  # 0
+TRAINING_STATES_EXACT: TrainingStates.ValueType  # 1
+"""What the backbone's own lower layers compute. Default."""
+TRAINING_STATES_MATERIALIZED: TrainingStates.ValueType  # 2
+"""What materialised answers stand on: rows of n-grams, looked up or computed by the local encoder."""
+TRAINING_STATES_MIXED: TrainingStates.ValueType  # 3
+"""Each row of an epoch is drawn, by the seed, from one of the two."""
+Global___TrainingStates: _TypeAlias = TrainingStates  # noqa: Y015
 
 @_typing.final
 class TrainingSummary(_message.Message):
@@ -50,10 +79,16 @@ class TrainingSummary(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SPEC_DIGEST_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """Seed of split, order and initial weights."""
     spec_digest: _builtins.str
     """SHA-256, hex, of all that decides the weights: vPLM, rows, hyper-parameters."""
+    states: Global___TrainingStates.ValueType
+    """What stood below the first layer."""
+    encoder_digest: _builtins.str
+    """SHA-256, hex, of the local encoder behind states that are not exact; empty where all are."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
         """A row per class, in the order of labels. Empty for embeddings and without validation rows."""
@@ -81,10 +116,12 @@ class TrainingSummary(_message.Message):
         seed: _builtins.int = ...,
         spec_digest: _builtins.str = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        states: Global___TrainingStates.ValueType = ...,
+        encoder_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "confusion", b"confusion", "entities", b"entities", "environment", b"environment", "seed", b"seed", "spec_digest", b"spec_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "confusion", b"confusion", "encoder_digest", b"encoder_digest", "entities", b"entities", "environment", b"environment", "seed", b"seed", "spec_digest", b"spec_digest", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

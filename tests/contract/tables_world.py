@@ -13,12 +13,12 @@ from typing import Any
 from smile.model.backbone import Backbone
 from smile.model.toy import write_toy_backbone
 from smile.resources import Classification, InferResult
-from smile.v1 import processor_pb2
+from smile.v1 import resources_pb2
 from tests.contract.materialized_world import Encoder
 from tests.contract.processor_world import World, processor_world
 from tests.faults.redis_server import RedisServer
 
-MATERIALIZED = processor_pb2.EXACTNESS_MATERIALIZED
+MATERIALIZED = resources_pb2.EXACTNESS_MATERIALIZED
 PATIENCE_S = 120.0
 POLL_S = 0.02
 SEEN = ("the movie was good and the story was sad", "a slow train and a cold river")
@@ -83,7 +83,7 @@ class Asked:
 
     async def exact(self, texts: Sequence[str] = ALL) -> Bits:
         """The ordinary backbone's."""
-        return await self.bits(texts, exactness=processor_pb2.EXACTNESS_EXACT)
+        return await self.bits(texts, exactness=resources_pb2.EXACTNESS_EXACT)
 
     async def missing(self, texts: Sequence[str]) -> int:
         """N-grams of the texts that have no row."""

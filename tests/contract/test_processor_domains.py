@@ -25,13 +25,13 @@ from smile.representations.manifest import Origin
 from smile.representations.places import TABLE
 from smile.representations.snapshot import Table
 from smile.resources import Classification, Exactness, FanoutAnswer, Prediction, VplmVersion
-from smile.v1 import processor_pb2
+from smile.v1 import resources_pb2
 from tests.contract.materialized_world import Encoder, Over
 from tests.contract.processor_world import World, module_spec, processor_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-MATERIALIZED = processor_pb2.EXACTNESS_MATERIALIZED
+MATERIALIZED = resources_pb2.EXACTNESS_MATERIALIZED
 NEWS = ("the movie was good and the story was sad", "the movie was good", "a slow train")
 SPORT = ("a slow train and a cold river", "a cold river")
 LAW = ("the story was sad and the river was cold", "the story was sad")

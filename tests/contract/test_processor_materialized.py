@@ -15,14 +15,14 @@ from smile.errors import FailedPrecondition
 from smile.model.backbone import Backbone
 from smile.model.toy import write_toy_backbone
 from smile.resources import Classification, Embedding, Exactness, FanoutAnswer, Prediction
-from smile.v1 import processor_pb2
+from smile.v1 import resources_pb2
 from tests.contract.materialized_world import Encoder
 from tests.contract.processor_world import World, processor_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-MATERIALIZED = processor_pb2.EXACTNESS_MATERIALIZED
-EXACT = processor_pb2.EXACTNESS_EXACT
+MATERIALIZED = resources_pb2.EXACTNESS_MATERIALIZED
+EXACT = resources_pb2.EXACTNESS_EXACT
 SEEN = ("the movie was good and the story was sad", "a slow train and a cold river")
 UNSEEN = ("a cold movie and the slow story", "the river was sad and the train was good")
 

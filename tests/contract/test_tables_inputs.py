@@ -15,11 +15,11 @@ from smile.errors import SmileError
 from smile.representations import __main__ as builder
 from smile.representations.manifest import read
 from smile.representations.snapshot import Table
-from smile.v1 import processor_pb2
+from smile.v1 import resources_pb2
 from tests.contract.tables_world import MATERIALIZED, SEEN, TENANTS, VPLM, Asked, Ground, bits_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
-EXACT = processor_pb2.EXACTNESS_EXACT
+EXACT = resources_pb2.EXACTNESS_EXACT
 ODD = {
     "another script": "電影很好看",
     "many scripts": "кино 映画 영화 فيلم film",

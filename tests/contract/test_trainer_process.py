@@ -28,7 +28,9 @@ Process = asyncio.subprocess.Process
 
 
 @asynccontextmanager
-async def running(platform: Platform, *command: str, port: int = 0) -> AsyncIterator[Process]:
+async def running(
+    platform: Platform, *command: str, port: int = 0, skip: str = ""
+) -> AsyncIterator[Process]:
     """A Python process with the trainer's settings, gone at the end whatever became of it."""
     environment = {
         **inherited_environment(),
@@ -41,6 +43,7 @@ async def running(platform: Platform, *command: str, port: int = 0) -> AsyncIter
         "SMILE_TRAINER_THREADS": "1",
         "SMILE_TRAINER_PORT": str(port),
         "SMILE_TRAINER_WORKERS": "0",
+        "SMILE_TRAINER_SKIP": skip,
         "SMILE_LOG_LEVEL": "warning",
     }
     process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment)
@@ -52,9 +55,10 @@ async def running(platform: Platform, *command: str, port: int = 0) -> AsyncIter
             await process.wait()
 
 
-def worker(platform: Platform) -> AbstractAsyncContextManager[Process]:
+def worker(platform: Platform, skip: str = "") -> AbstractAsyncContextManager[Process]:
     """A worker process that ends with this one."""
-    return running(platform, "-m", "services.trainer.worker", "--parent", str(os.getpid()))
+    command = ("-m", "services.trainer.worker", "--parent", str(os.getpid()))
+    return running(platform, *command, skip=skip)
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from smile.rpc.streams import opened
 from smile.v1 import resources_pb2, storage_pb2, storage_pb2_grpc
 
 FULL_NAME = "smile.v1.StorageService"
-UPDATABLE = ("display_name", "labels")
+UPDATABLE = ("display_name", "labels", "exactness")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 
@@ -228,6 +228,7 @@ def _new_vplm(header: storage_pb2.CommitVplmHeader) -> NewVplm:
         note=header.note,
         derived_from=derived_from,
         by_reference=header.by_reference,
+        exactness=codec.exactness_from_pb(header.vplm.exactness),
     )
 
 
@@ -266,4 +267,6 @@ def _change(request: storage_pb2.UpdateVplmRecordRequest) -> VplmChange:
         etag=vplm.etag,
         display_name=vplm.display_name if "display_name" in paths else None,
         labels=dict(vplm.labels) if "labels" in paths else None,
+        exactness=codec.exactness_from_pb(vplm.exactness),
+        sets_exactness="exactness" in paths,
     )

@@ -18,6 +18,7 @@ NATURAL: Mapping[PetKind, ExportFormat] = {
     PetKind.BITFIT: ExportFormat.HUGGINGFACE,
     PetKind.DIFF_PRUNING: ExportFormat.HUGGINGFACE,
     PetKind.MASK_BERT: ExportFormat.HUGGINGFACE,
+    PetKind.FULL: ExportFormat.HUGGINGFACE,
 }
 MEANS = """
 This head pools by mean, which no class of transformers does for this encoder. It is stored as a

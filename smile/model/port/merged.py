@@ -1,7 +1,7 @@
 """A vPLM as a whole Hugging Face model: backbone and module in one set of weights.
 
-LoRA's products, BitFit's and diff-pruning's deltas and masks are carried out on the backbone's own
-weights, in float32. Adapters cannot be: they are layers of their own. An embedding is also a folder
+LoRA's products, the deltas of BitFit, diff-pruning and full training, and masks are carried out on
+the backbone's own weights, in float32. Adapters cannot be: they are layers of their own. An embedding is also a folder
 that sentence-transformers loads.
 """
 
@@ -17,11 +17,15 @@ from smile.formats import ExportFormat
 from smile.model import checkpoint
 from smile.model.checkpoint import CONFIG_FILE, PLACES, WEIGHTS_FILE, path_of
 from smile.model.layout import (
+    TABLES_NORM_BIAS,
+    TABLES_NORM_WEIGHT,
+    TABLES_WEIGHT,
     bias_name,
     delta_name,
     lora_name,
     mask_name,
     pet_layers,
+    weight_name,
 )
 from smile.model.port import backbone_files, card, sidecar, tokenizer_files
 from smile.model.port.files import TensorFile, read_json, write_json, write_tensors
@@ -82,6 +86,8 @@ def _encoder(module: ExportedModule, base: Path) -> dict[str, FloatArray]:
     tensors: dict[str, FloatArray] = {
         name: file.array(there).astype(np.float32) for name, there in names.items()
     }
+    if module.spec.pet.kind is PetKind.FULL:
+        _tables(module, tensors)
     for layer in pet_layers(module.spec.pet, module.shape):
         MERGES[module.spec.pet.kind](module, layer, tensors)
     for name, array in tensors.items():
@@ -120,6 +126,25 @@ def _masked(module: ExportedModule, layer: int, tensors: dict[str, FloatArray]) 
         flat[np.unpackbits(bits, count=flat.size).astype(bool)] = 0
 
 
+def _full(module: ExportedModule, layer: int, tensors: dict[str, FloatArray]) -> None:
+    for place, there in BIASED.items():
+        delta = module.numbers(weight_name(layer, place))
+        tensors[f"{path_of(layer, there)}.weight"] += delta.astype(np.float32)
+    _biases(module, layer, tensors)
+
+
+def _tables(module: ExportedModule, tensors: dict[str, FloatArray]) -> None:
+    """What lies below the layers."""
+    deltas = module.numbers(TABLES_WEIGHT).astype(np.float32)
+    first = 0
+    for name in checkpoint.TABLES:
+        rows = len(tensors[name])
+        tensors[name] += deltas[first : first + rows]
+        first += rows
+    for name, half in ((TABLES_NORM_WEIGHT, "weight"), (TABLES_NORM_BIAS, "bias")):
+        tensors[f"{checkpoint.TABLES_NORM}.{half}"] += module.numbers(name).astype(np.float32)
+
+
 def _nothing(module: ExportedModule, layer: int, tensors: dict[str, FloatArray]) -> None:
     raise AssertionError("kind none has no layers")
 
@@ -130,6 +155,7 @@ MERGES: Mapping[PetKind, Merge] = {
     PetKind.BITFIT: _biases,
     PetKind.DIFF_PRUNING: _sparse,
     PetKind.MASK_BERT: _masked,
+    PetKind.FULL: _full,
 }
 
 

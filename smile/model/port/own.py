@@ -7,7 +7,6 @@ from pathlib import Path
 
 from smile.errors import DataCorrupted
 from smile.formats import ExportFormat
-from smile.limits import MODULE_BYTES_MAX
 from smile.model import weights
 from smile.model.port import card, sidecar
 from smile.model.port.assembly import assembled
@@ -33,8 +32,8 @@ def read(folder: Path, target: Target) -> ImportedModule:
     file = folder / TENSORS_FILE
     if note is None or not file.is_file():
         raise malformed(f"{folder} has not both {sidecar.FILE} and {TENSORS_FILE}")
-    if file.stat().st_size > MODULE_BYTES_MAX:
-        raise malformed(f"{file} has {file.stat().st_size} bytes, at most {MODULE_BYTES_MAX}")
+    if file.stat().st_size > (limit := weights.bytes_max(note.pet.kind)):
+        raise malformed(f"{file} has {file.stat().st_size} bytes, at most {limit}")
     agreed = sidecar.agreed(target, note)
     spec = ModuleSpec(target.backbone, target.digest, note.pet, note.head, note.dtype)
     try:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from services.trainer.storage import NewVersion, RecordPage
+from services.trainer.storage import NewVersion, RecordPage, StoredBytes
 from smile.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from smile.names import DatasetName, JobName, TenantId, VersionName, VplmName
 from smile.resources import (
@@ -38,6 +38,7 @@ class FakeStorage:
     curves: dict[str, list[Metric]] = field(default_factory=dict)
     checkpoints: dict[str, bytes] = field(default_factory=dict)
     aliases: list[tuple[str, str]] = field(default_factory=list)
+    bytes_stored: StoredBytes = StoredBytes(0, 1 << 30)  # noqa: RUF009 -- frozen
     away: bool = False
     fail_after: set[str] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
@@ -65,6 +66,10 @@ class FakeStorage:
             if version.name == str(name):
                 return version, data
         raise absent(name)
+
+    async def stored_bytes(self, tenant: TenantId) -> StoredBytes:
+        self._called("stored_bytes")
+        return self.bytes_stored
 
     async def dataset(self, name: DatasetName) -> Dataset:
         self._called("dataset")
@@ -132,7 +137,7 @@ class FakeStorage:
             name=f"{version.vplm}/versions/{len(versions) + 1}",
             digest=version.digest,
             size_bytes=len(version.data),
-            spec=self.vplms[str(version.vplm)].spec,
+            spec=version.spec or self.vplms[str(version.vplm)].spec,
             origin=version.origin,
             training_job=version.training_job,
             metrics=version.metrics,

@@ -60,6 +60,7 @@ PETS = [
     *SPARSE_PETS,
     PetSpec(PetKind.NONE),
     PetSpec(PetKind.PFEIFFER, first_layer=0, rank=8),
+    PetSpec(PetKind.FULL),
 ]
 QUICK = HyperParameters(epochs=6, learning_rate=1e-2, validation_ratio=0.2, seed=3)
 

@@ -17,6 +17,7 @@ import pytest
 from services.trainer.attempt import Workshop
 from services.trainer.backbones import loaded
 from services.trainer.events import JobEvent, MetricsEvent
+from services.trainer.metering import TrainingMeter
 from services.trainer.queue import Claim, JobQueue, QueueSettings, QueueState
 from services.trainer.runner import Runner
 from smile.model.backbone import Backbone
@@ -78,8 +79,12 @@ class Stage:
         self.queue = JobQueue(redis, QueueSettings(lease_s=LEASE_S))
         self.ending = asyncio.Event()
         source = BackboneSource.parse(f"toy=dir:{toy}")
+        self.toy_path = toy
         self.shop = Workshop(storage, loaded((source,)), None, 1 << 20)
-        self.runner = Runner(self.shop, self.queue, self.ending)
+        self.runner = self.runner_of(self.shop)
+
+    def runner_of(self, shop: Workshop, meter: TrainingMeter | None = None) -> Runner:
+        return Runner(shop, self.queue, self.ending, meter=meter)
 
     async def submit(self, job: str = "j1", **changes: Any) -> JobName:
         name = JobName(tenant_id("acme"), job)

@@ -9,6 +9,7 @@ import pytest
 from services.trainer.config import TrainerSettings
 from smile.config import load
 from smile.rpc.keys import KeyKind, new_key
+from smile.standins import INCLUDED, StandInPlace
 
 
 def test_defaults_are_enough_but_for_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +58,35 @@ def test_terms_of_the_queue_are_checked_at_start(
 ) -> None:
     monkeypatch.setenv("SMILE_SERVICE_KEY", new_key(KeyKind.SERVICE).text)
     monkeypatch.setenv(f"SMILE_TRAINER_{name}", value)
+    with pytest.raises(SystemExit):
+        load(TrainerSettings)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("skip", "tables", "told"),
+    [
+        ("minilm=here", "", "expected 'backbone=/absolute/path' or 'backbone=included'"),
+        ("other=/here", "", "there is no backbone 'other'"),
+        ("", "minilm=/table", "has a table and no local encoder"),
+        ("minilm=included,minilm=/x", "", "repeats"),
+    ],
+)
+def test_stand_ins_that_cannot_be_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    skip: str,
+    tables: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv("SMILE_SERVICE_KEY", new_key(KeyKind.SERVICE).text)
+    monkeypatch.setenv("SMILE_TRAINER_SKIP", "minilm=included")
+    monkeypatch.setenv("SMILE_TRAINER_TABLES", "minilm=/table")
+    assert load(TrainerSettings).stand_ins == {
+        "minilm": StandInPlace(INCLUDED, Path("/table")),
+    }
+    monkeypatch.setenv("SMILE_TRAINER_SKIP", skip)
+    monkeypatch.setenv("SMILE_TRAINER_TABLES", tables)
     with pytest.raises(SystemExit):
         load(TrainerSettings)
     assert told in capsys.readouterr().err

@@ -1,0 +1,230 @@
+"""Training on rows of n-grams in place of lower layers: on them alone, or row by row on either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.trainer.loop import Training, train
+from services.trainer.loop_events import Planned
+from services.trainer.lowering import lowering
+from services.trainer.precision import Precision
+from services.trainer.provenance import RunSpec
+from services.trainer.run import MIXED_SHARE, Run, TrainingInput
+from services.trainer.standins import StandIn, StandIns
+from services.trainer.states import EntryStates, StatesRoom, TwoStates
+from smile.errors import FailedPrecondition
+from smile.model.backbone import Backbone
+from smile.model.initial import initial_tensors
+from smile.model.ngram_rows import RowDtype
+from smile.model.reference import VplmModule
+from smile.model.specs import PetKind, PetSpec, Projection, Task
+from smile.model.toy import write_toy_backbone
+from smile.resources import ColumnMapping, HyperParameters, TrainingStates
+from smile.standins import StandInPlace
+from tests.contract.materialized_world import Encoder
+from tests.unit.services.trainer.test_loop import PFEIFFER, QUICK, consumed, digest, spec, texts
+from tests.unit.services.trainer.test_loop import given as exactly
+from tests.unit.services.trainer.test_resuming import same
+from tests.unit.services.trainer.test_states import TEXTS
+
+KINDS = [
+    PFEIFFER,
+    PetSpec(PetKind.HOULSBY, rank=8),
+    PetSpec(PetKind.LORA, 2, rank=4, alpha=8, targets=(Projection.QUERY, Projection.VALUE)),
+    PetSpec(PetKind.NONE),
+]
+OTHER = (TrainingStates.MATERIALIZED, TrainingStates.MIXED)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    folder = tmp_path_factory.mktemp("toy")
+    return Encoder.make(Backbone.load(write_toy_backbone(folder), "toy"), folder / "encoder")
+
+
+def stand_in(encoder: Encoder, table: Path | None = None) -> StandIn:
+    stand_ins = StandIns({"toy": StandInPlace(encoder.path, table)})
+    found = stand_ins.of(
+        spec(encoder.backbone, PFEIFFER, Task.SEQUENCE_CLASSIFICATION), TrainingStates.MIXED
+    )
+    assert found is not None
+    return found
+
+
+def given(
+    encoder: Encoder,
+    states: TrainingStates,
+    *,
+    pet: PetSpec = PFEIFFER,
+    task: Task = Task.SEQUENCE_CLASSIFICATION,
+    values: HyperParameters = QUICK,
+    table: Path | None = None,
+) -> TrainingInput:
+    run = exactly(encoder.backbone, texts(80), replace(values, states=states), pet=pet, task=task)
+    made = lowering(stand_in(encoder, table), encoder.backbone, Precision.FLOAT32)
+    return replace(run, lower=made)
+
+
+def module_of(encoder: Encoder, pet: PetSpec = PFEIFFER) -> VplmModule:
+    of = spec(encoder.backbone, pet, Task.SEQUENCE_CLASSIFICATION)
+    return VplmModule(encoder.backbone, of, initial_tensors(of, encoder.backbone.shape, 0))
+
+
+@pytest.mark.parametrize("pet", KINDS, ids=lambda pet: pet.kind)
+def test_states_are_those_that_materialised_answers_stand_on(
+    encoder: Encoder, pet: PetSpec
+) -> None:
+    module = module_of(encoder, pet)
+    made = lowering(stand_in(encoder), encoder.backbone, Precision.FLOAT32)
+    states = EntryStates(module, TEXTS, StatesRoom(), lower=made)
+    text = "the bank sold a goal"
+    (tokens,) = encoder.backbone.tokenizer.encode([text])
+    states.texts = [*TEXTS, tokens.ids]
+    list(states.fill())
+    found = module.forward_entered(*states.of([len(TEXTS)])).softmax(dim=-1)
+    assert np.allclose(found.detach().numpy(), encoder.expected(module, text), atol=2e-3)
+    exact = EntryStates(module, states.texts, StatesRoom()).of([len(TEXTS)])[0]
+    assert not torch.allclose(states.of([len(TEXTS)])[0], exact, atol=1e-2)
+
+
+def test_a_table_changes_no_bit(encoder: Encoder, tmp_path: Path) -> None:
+    run = given(encoder, TrainingStates.MATERIALIZED)
+    for dtype in RowDtype:
+        seen = [example.text for example in texts(30)]
+        table = encoder.table(tmp_path / dtype, seen, dtype)
+        whole = encoder.table(tmp_path / f"{dtype}-all", [e.text for e in texts(80)], dtype)
+        both = [given(encoder, TrainingStates.MATERIALIZED, table=one) for one in (table, whole)]
+        assert digest(both[0]) == digest(both[1])
+        assert (digest(both[0]) == digest(run)) is (dtype is RowDtype.FLOAT16)
+        (table / "keys.bin").write_bytes(b"damaged")
+        assert digest(given(encoder, TrainingStates.MATERIALIZED, table=table)) == digest(both[1])
+
+
+@pytest.mark.parametrize("states", OTHER)
+@pytest.mark.parametrize("task", [Task.SEQUENCE_CLASSIFICATION, Task.EMBEDDING])
+def test_it_learns_and_tells_both_kinds(
+    encoder: Encoder, states: TrainingStates, task: Task
+) -> None:
+    values = replace(QUICK, validation_ratio=0.15, epochs=20, batch_size=8)
+    run = given(encoder, states, task=task, values=values)
+    _, trained = consumed(train(run))
+    name = "accuracy" if task is Task.SEQUENCE_CLASSIFICATION else "recall_at_1"
+    metrics = trained.metrics
+    own = metrics[f"validation_{name}"]
+    if task is Task.SEQUENCE_CLASSIFICATION:
+        assert own >= 0.65, "rows are of random weights, and chance is a half"
+    assert trained.summary.states is states
+    if states is TrainingStates.MATERIALIZED:
+        assert f"validation_{name}_materialized" not in metrics
+        assert 0 <= metrics[f"validation_{name}_exact"] <= 1
+    else:
+        kinds = [metrics[f"validation_{name}_{kind}"] for kind in ("exact", "materialized")]
+        assert own == pytest.approx(sum(kinds) / 2)
+
+
+def test_exact_training_tells_how_it_does_looked_up(encoder: Encoder) -> None:
+    run = given(encoder, TrainingStates.EXACT, values=replace(QUICK, validation_ratio=0.15))
+    _, with_both = consumed(train(run))
+    _, alone = consumed(train(replace(run, lower=None)))
+    extra = {f"{name}_materialized" for name in alone.metrics if name.startswith("validation_")}
+    extra.discard("validation_rows_materialized")
+    assert with_both.metrics.keys() - alone.metrics.keys() == extra
+    assert digest(run) == digest(replace(run, lower=None)), "it is only told"
+    many = replace(QUICK, validation_ratio=0.5)
+    _, large = consumed(train(given(encoder, TrainingStates.EXACT, values=many)))
+    assert large.metrics.keys() == alone.metrics.keys(), "it would not be cheap"
+
+
+@pytest.mark.parametrize("states", OTHER)
+def test_it_goes_on_as_if_nothing_had_been(encoder: Encoder, states: TrainingStates) -> None:
+    every = replace(QUICK, epochs=3, batch_size=16, learning_rate=0.02)
+    same(given(encoder, states, values=every), (2, 5))
+    same(replace(given(encoder, states, values=every), room=StatesRoom(0)), (7,))
+
+
+@pytest.mark.parametrize("states", OTHER)
+def test_where_states_lie_makes_no_difference(
+    encoder: Encoder, states: TrainingStates, tmp_path: Path
+) -> None:
+    run = given(encoder, states)
+    rooms = [StatesRoom(), StatesRoom(40_000, 40_000, tmp_path), StatesRoom(0)]
+    assert len({digest(replace(run, room=room)) for room in rooms}) == 1
+
+
+def test_mixed_rows_are_drawn_anew_each_epoch_and_alike_each_time(encoder: Encoder) -> None:
+    def drawn(seed: int, epoch: int) -> list[bool]:
+        run = given(encoder, TrainingStates.MIXED, values=replace(QUICK, seed=seed))
+        made = _run(run)
+        made._epoch = epoch
+        count = len(made._data.corpus.texts)
+        return [row.texts[0] >= count for row in made._rows_of_epoch()]
+
+    assert drawn(1, 1) == drawn(1, 1)
+    assert drawn(1, 1) != drawn(1, 2) and drawn(1, 1) != drawn(2, 1)
+    share = sum(drawn(1, 1) + drawn(1, 2) + drawn(2, 1)) / (3 * len(drawn(1, 1)))
+    assert share == pytest.approx(MIXED_SHARE, abs=0.15)
+
+
+def _run(given: TrainingInput) -> Run:
+    training = Training(given)
+    events = training.events()
+    while not isinstance(next(events), Planned):
+        pass
+    assert training._run is not None
+    return training._run
+
+
+def test_two_kinds_lie_side_by_side(encoder: Encoder) -> None:
+    module = module_of(encoder)
+    made = lowering(stand_in(encoder), encoder.backbone, Precision.FLOAT32)
+    exact = EntryStates(module, TEXTS, StatesRoom())
+    rows = EntryStates(module, TEXTS, StatesRoom(), lower=made)
+    both = TwoStates(exact, rows, both=True)
+    told = list(both.fill())
+    assert told == sorted(told) and told[-1] == both.kept == len(TEXTS)
+    asked = [3, 9, 0, 6, 3]
+    states, packed = both.of(asked)
+    assert packed.lengths == tuple(len(TEXTS[text % 6]) for text in asked)
+    for text, part in zip(asked, states.split(packed.lengths), strict=True):
+        assert torch.equal(part, (exact, rows)[text >= 6].of([text % 6])[0])
+    both.close()
+    assert both.kept == 0
+
+
+def test_what_cannot_be_trained_so_is_refused(encoder: Encoder) -> None:
+    of = spec(encoder.backbone, PFEIFFER, Task.SEQUENCE_CLASSIFICATION)
+    here = StandIns({"toy": StandInPlace(encoder.path)})
+    below = replace(of, pet=replace(of.pet, first_layer=1))
+    elsewhere = replace(of, backbone_digest="0" * 64)
+    refused = [
+        (StandIns(), of, "NOT_MATERIALIZED"),
+        (here, below, "MODULE_BELOW_BOUNDARY"),
+        (here, replace(of, domain="sport"), "DOMAIN_NOT_TRAINED"),
+        (here, elsewhere, "BACKBONE_MISMATCH"),
+        (StandIns({"toy": StandInPlace(Path("included"))}), of, "BACKBONE_MISMATCH"),
+    ]
+    for stand_ins, wanted, reason in refused:
+        for states in OTHER:
+            with pytest.raises(FailedPrecondition) as caught:
+                stand_ins.check(wanted, states)
+            assert caught.value.reason == reason
+        stand_ins.check(wanted, TrainingStates.EXACT)
+        assert stand_ins.of(wanted, TrainingStates.EXACT) is None
+
+
+def test_states_and_encoder_are_part_of_what_decides_weights(encoder: Encoder) -> None:
+    of = spec(encoder.backbone, PFEIFFER, Task.SEQUENCE_CLASSIFICATION)
+
+    def told(states: TrainingStates, encoder: str = "") -> str:
+        values = HyperParameters(states=states)
+        return RunSpec(of, ColumnMapping(), values, "d", encoder=encoder).digest
+
+    digests = {told(states, one) for states in OTHER for one in ("a:float16", "b:float16")}
+    assert len(digests) == 4
+    assert told(TrainingStates.EXACT) not in digests
+    assert told(TrainingStates.EXACT) == told(TrainingStates.EXACT, "a:float16")

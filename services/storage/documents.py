@@ -58,8 +58,16 @@ class Documents:
             raise _corrupted(key) from error
 
     async def create(self, key: str, document: Document) -> bool:
-        """Write a document; False where there is one already."""
-        return await self._store.put_if_absent(key, _encoded(document))
+        """Write a document; False where there is another already.
+
+        Clients of object stores write again where an answer is lost, and are told of their own
+        object then: one that is this document to the byte is it.
+        """
+        data = _encoded(document)
+        if await self._store.put_if_absent(key, data):
+            return True
+        found = await self._store.get(key)
+        return found is not None and found.data == data
 
     async def swap(self, key: str, document: Document, etag: str | None) -> str:
         """Replace the document tagged `etag` (None: there is none yet). Raises `Aborted`."""

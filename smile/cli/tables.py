@@ -43,13 +43,16 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 class TableOptions:
     """What table to build, and of what."""
 
-    backbone: Annotated[
-        str, typer.Option(help="A name of SMILE_BACKBONES, or 'name=dir:/path' and the like.")
-    ]
-    encoder: Annotated[Path, typer.Option(help="File of the backbone's local encoder.")]
     corpus: Annotated[
         list[Path], typer.Option(help="File or folder of .txt, .csv or .jsonl; may be repeated.")
     ]
+    backbone: Annotated[
+        str, typer.Option(help="A name of SMILE_BACKBONES, or 'name=dir:/path' and the like.")
+    ] = "minilm"
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="The backbone's local encoder. Default: the one that comes with SMILE."),
+    ] = None
     budget: Annotated[str, typer.Option(help="Size at most, like 500MB or 2GiB.")] = "2GiB"
     dtype: Annotated[RowDtype, typer.Option(help="How rows are stored.")] = RowDtype.FLOAT16
     whole_files: Annotated[
@@ -73,7 +76,7 @@ def build(
     """Build a table of the rows that a corpus needs most."""
     arguments = [
         f"--backbone={source_of(options.backbone)}",
-        f"--encoder={options.encoder}",
+        *([] if options.encoder is None else [f"--encoder={options.encoder}"]),
         f"--budget-bytes={bytes_of(options.budget)}",
         f"--dtype={options.dtype}",
         f"--output={folder}",

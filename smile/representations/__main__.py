@@ -10,19 +10,20 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smile.errors import SmileError
+from smile.errors import SmileError, Unavailable
 from smile.logs import LogFormat, LogLevel, configure
 from smile.model.backbone import Backbone
 from smile.model.ngram_rows import RowDtype, RowFormat
-from smile.model.skip.distill.documents import Document, TextFiles, read_documents
+from smile.model.skip.distill.documents import TextFiles, read_documents, served_texts
 from smile.model.skip.rows import EncoderRows
 from smile.model.sources import BackboneSource
 from smile.model.tokenizer import TextTokenizer
 from smile.representations.build import Kinds, Step, TableWish, build
 from smile.representations.manifest import TableManifest
+from smile.standins import INCLUDED, encoder_file
 
 SAY_EVERY_S = 0.2
 
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("tables", LogLevel.WARNING, LogFormat.CONSOLE)
     try:
         made = _build(asked)
-    except SmileError as error:
+    except (SmileError, OSError) as caught:
+        error = caught if isinstance(caught, SmileError) else Unavailable(f"files: {caught}")
         _say(
             {
                 "error": {
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m smile.representations", description=__doc__)
     parser.add_argument("--backbone", required=True, help="name=kind:location")
-    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, default=INCLUDED)
     parser.add_argument("--corpus", type=Path, nargs="+", required=True)
     parser.add_argument("--text-files", type=TextFiles, default=TextFiles.LINES)
     parser.add_argument("--budget-bytes", type=int, required=True)
@@ -65,7 +67,7 @@ def _build(asked: argparse.Namespace) -> TableManifest:
     documents = read_documents(asked.corpus, asked.text_files)
     source = BackboneSource.parse(asked.backbone)
     backbone = Backbone.load(source.locate(), source.name)
-    encoder = EncoderRows.load(asked.encoder, backbone)
+    encoder = EncoderRows.of(encoder_file(asked.encoder, source.name, backbone.digest), backbone)
     wish = TableWish(
         format=RowFormat(asked.dtype, encoder.origin.width),
         budget_bytes=asked.budget_bytes,
@@ -73,16 +75,9 @@ def _build(asked: argparse.Namespace) -> TableManifest:
         kinds=Kinds.TRIGRAMS,
     )
     ids = _Ids(backbone.tokenizer)
-    return build(asked.output, _texts(documents), ids, encoder, encoder.outside, wish, _Progress())
-
-
-def _texts(documents: Sequence[Document]) -> Iterator[str]:
-    """As serving meets them: whole, and by sentences, which begin and end otherwise."""
-    for document in documents:
-        yield document.text
-        sentences = document.sentences()
-        if len(sentences) > 1:
-            yield from sentences
+    return build(
+        asked.output, served_texts(documents), ids, encoder, encoder.outside, wish, _Progress()
+    )
 
 
 class _Ids:

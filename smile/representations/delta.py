@@ -6,7 +6,6 @@ alpha of all occurrences (arXiv 2504.17449; its prototype has 0.5 and 0.3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +16,14 @@ from smile.errors import InvalidArgument
 from smile.model.ngram_rows import RowFormat
 from smile.representations.build import (
     ROWS_BATCH,
-    Ids,
     OnProgress,
     Step,
     TableWish,
     check_absent,
-    count_texts,
     ignore_progress,
     write,
 )
-from smile.representations.counting import NgramCounts
+from smile.representations.counting import CorpusCounter, NgramCounts
 from smile.representations.domains import EffectiveRows
 from smile.representations.manifest import GENERAL, DeltaFacts, TableManifest
 from smile.representations.rows import RowEncoder
@@ -64,28 +61,28 @@ class Encoders:
     Attributes:
         own: The domain's local encoder.
         parent: The rows that its parent's texts get.
-        outside: Token id of neighbours outside a text.
     """
 
     own: RowEncoder
     parent: EffectiveRows
-    outside: int
 
 
 def build_delta(
     output: Path,
-    texts: Iterable[str],
-    ids: Ids,
+    counted: tuple[CorpusCounter, NgramCounts],
     encoders: Encoders,
     wish: TableWish,
     rules: DeltaRules,
     on_progress: OnProgress = ignore_progress,
 ) -> TableManifest:
-    """Counts a domain's corpus and writes its delta table to `output`, a new folder; the least
-    frequent n-grams are left out where the budget is short. Domain and parent are the wish's.
+    """Writes a domain's delta table to `output`, a new folder; the least frequent n-grams are left
+    out where the budget is short. Domain and parent are the wish's.
+
+    Args:
+        counted: The domain's corpus; see `count_texts`.
 
     Raises:
-        InvalidArgument: no texts, a bad name, no room for a row, or none that differs.
+        InvalidArgument: a bad name, no room for a row, or none that differs.
         AlreadyExists, FailedPrecondition: as `write`.
     """
     check_absent(output)
@@ -99,7 +96,7 @@ def build_delta(
         raise InvalidArgument(
             f"budget must be at least {least} bytes, one row, got {wish.budget_bytes}"
         )
-    counter, counts = count_texts(texts, ids, encoders.outside, on_progress)
+    counter, counts = counted
     frequent = counts.covering(rules.alpha)
     off = _differences(frequent.keys, encoders, wish.format, on_progress)
     matter = off >= rules.difference_min

@@ -24,7 +24,7 @@ from smile.model.skip.form import EncoderForm
 from smile.model.skip.ngrams import ngram_keys
 from smile.model.specs import Task
 from smile.representations import build, places
-from smile.representations.build import TableWish
+from smile.representations.build import TableWish, count_texts
 from smile.representations.delta import DeltaRules, Encoders, build_delta
 from smile.representations.domains import EffectiveRows
 from smile.representations.rows import RowEncoder
@@ -86,10 +86,11 @@ class Encoder:
             return [text.ids for text in self.backbone.tokenizer.encode(some, truncate=True)]
 
         row_format = RowFormat(RowDtype.FLOAT16, self.backbone.shape.hidden)
-        encoders = Encoders(self.stand_in, over.rows, self.local.outside)
+        encoders = Encoders(self.stand_in, over.rows)
+        counted = count_texts(texts, ids, self.local.outside)
         wish = TableWish(row_format, 1 << 30, 1, domain=name, parent=over.name)
         place = folder / name / places.TABLE
-        build_delta(place, texts, ids, encoders, wish, DeltaRules(alpha, 0.0))
+        build_delta(place, counted, encoders, wish, DeltaRules(alpha, 0.0))
         return Table.open(place)
 
     @torch.no_grad()

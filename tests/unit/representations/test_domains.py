@@ -21,7 +21,7 @@ from smile.errors import (
     SmileError,
 )
 from smile.model.ngram_rows import RowDtype, RowFormat
-from smile.representations.build import TableWish, build, write
+from smile.representations.build import TableWish, build, count_texts, write
 from smile.representations.counting import NgramCounts
 from smile.representations.delta import DeltaRules, Encoders, build_delta
 from smile.representations.domains import DomainTree, EffectiveRows, usable
@@ -170,7 +170,7 @@ def test_a_parent_that_was_created_again_is_another(tmp_path: Path) -> None:
     before, after = _delta(tmp_path, "news", [1]), _delta(tmp_path, "news", [2])
     sport = _delta(tmp_path, "sport", [1], before)
     assert DomainTree(ORIGIN, [before, sport]).names == (GENERAL, "news", "sport")
-    with pytest.raises(FailedPrecondition, match="made over 'news' .* create it again") as caught:
+    with pytest.raises(FailedPrecondition, match=r"made over 'news' .* create it again") as caught:
         DomainTree(ORIGIN, [after, sport])
     assert caught.value.reason == "DOMAIN_MISMATCH"
 
@@ -231,11 +231,14 @@ class Partly(FakeEncoder):
 TEXTS = ["the match was won", "the match was lost", "the match", "a very long and rare text here"]
 
 
+COUNTED = count_texts(TEXTS, word_ids, 0)
+
+
 def _built(folder: Path, rules: DeltaRules, budget: int = 1 << 20) -> Table:
     own = Partly(NEWS.origin)
-    encoders = Encoders(own, EffectiveRows(GENERAL_ROWS), 0)
+    encoders = Encoders(own, EffectiveRows(GENERAL_ROWS))
     wish = TableWish(FORMAT, budget, 1000, domain="news", parent=GENERAL)
-    stated = build_delta(folder / "delta", TEXTS, word_ids, encoders, wish, rules)
+    stated = build_delta(folder / "delta", COUNTED, encoders, wish, rules)
     table = Table.open(folder / "delta", own.origin, verify=True)
     assert table.manifest == stated and stated.parent_encoder == ORIGIN.encoder_digest
     assert stated.delta is not None
@@ -276,18 +279,16 @@ def test_a_grandchild_is_compared_with_what_its_parent_has(tmp_path: Path) -> No
 
 
 def test_deltas_that_are_none(tmp_path: Path) -> None:
-    same = Encoders(FakeEncoder(NEWS.origin), EffectiveRows(GENERAL_ROWS), 0)
+    same = Encoders(FakeEncoder(NEWS.origin), EffectiveRows(GENERAL_ROWS))
     wish = _wish("news", GENERAL, ORIGIN.encoder_digest)
     out = tmp_path / "delta"
     with pytest.raises(InvalidArgument, match=r"must differ .* they do so by at most 0"):
-        build_delta(out, TEXTS, word_ids, same, wish, DeltaRules())
-    with pytest.raises(InvalidArgument, match="at least 1 text, got 0"):
-        build_delta(out, [], word_ids, same, wish, DeltaRules())
+        build_delta(out, COUNTED, same, wish, DeltaRules())
     with pytest.raises(InvalidArgument, match="budget must be at least 69 bytes, one row, got 5"):
-        build_delta(out, TEXTS, word_ids, same, replace(wish, budget_bytes=5), DeltaRules())
+        build_delta(out, COUNTED, same, replace(wish, budget_bytes=5), DeltaRules())
     for name, parent in [("", GENERAL), (GENERAL, "news"), ("news", "news"), ("news", "")]:
         with pytest.raises(InvalidArgument, match="a name of its own and a parent"):
-            build_delta(out, TEXTS, word_ids, same, _wish(name, parent, ""), DeltaRules())
+            build_delta(out, COUNTED, same, _wish(name, parent, ""), DeltaRules())
     assert list(tmp_path.iterdir()) == []
 
 

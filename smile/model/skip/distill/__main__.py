@@ -7,34 +7,32 @@ output, of progress while it runs and of the result or the error at its end.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
-from smile.errors import FailedPrecondition, SmileError
+from smile.errors import SmileError
 from smile.logs import LogFormat, LogLevel, configure
 from smile.model.backbone import Backbone
 from smile.model.skip import artifact
+from smile.model.skip.distill.child import alone, say, say_refused
 from smile.model.skip.distill.corpus import Pieces, cut
 from smile.model.skip.distill.documents import TextFiles, read_documents, split_documents
+from smile.model.skip.distill.picture import curve_svg
 from smile.model.skip.distill.run import Distillation, Distilled, Job
 from smile.model.skip.distill.settings import DistillSettings
 from smile.model.sources import BackboneSource
 
 SAY_EVERY_S = 0.5
-LOCK_WAIT_S = 5.0  # for one that was told to end and has not yet
-LOCK_LOOK_S = 0.1
-LOCK_FILE = "lock"
 WORK_SUFFIX = ".work"
 CURVE_SUFFIX = ".curve.json"
+PICTURE_SUFFIX = ".curve.svg"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,17 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure("distill", LogLevel.WARNING, LogFormat.CONSOLE)
     try:
         _distil(asked)
-    except SmileError as error:
-        _say(
-            {
-                "error": {
-                    "class": type(error).__name__,
-                    "reason": error.reason,
-                    "message": error.message,
-                    "metadata": error.metadata,
-                }
-            }
-        )
+    except (SmileError, OSError) as error:
+        say_refused(error)
         return 1
     return 0
 
@@ -86,43 +75,21 @@ def _distil(asked: argparse.Namespace) -> None:
     work.mkdir(parents=True, exist_ok=True)
     corpus = ", ".join(path.name for path in asked.corpus)
     job = Job(backbone, settings, learned, held_out, corpus, work, parent)
-    _say({"texts": len(learned.ids), "tokens": learned.tokens, "held_out": len(held_out.ids)})
-    with _alone(work):
+    say({"texts": len(learned.ids), "tokens": learned.tokens, "held_out": len(held_out.ids)})
+    with alone(work):
         done = _run(Distillation(job))
         _publish(output, done)
         shutil.rmtree(work)
-    _say({"result": _of_result(output, done)})
+    say({"result": _of_result(output, done)})
 
 
 def _run(running: Distillation) -> Distilled:
     said = 0.0
     for event in running.events():
         if time.monotonic() - said >= SAY_EVERY_S or event.done == event.total:
-            _say({"event": asdict(event)})
+            say({"event": asdict(event)})
             said = time.monotonic()
     return running.result()
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system takes back from a process that ends.
-
-    Raises:
-        FailedPrecondition: another process keeps it.
-    """
-    with (work / LOCK_FILE).open("w") as file:
-        until = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise FailedPrecondition(
-                        f"another process distils in {work}", reason="DISTILLATION_RUNS"
-                    ) from None
-                time.sleep(LOCK_LOOK_S)
-        yield
 
 
 def _corpus(
@@ -142,9 +109,10 @@ def _corpus(
 
 
 def _publish(output: Path, done: Distilled) -> None:
-    """The curve, then the file: whoever finds the file finds its curve."""
+    """The curve and its picture, then the file: whoever finds the file finds its curve."""
     curve = output.with_name(output.name + CURVE_SUFFIX)
     curve.write_text(json.dumps([asdict(point) for point in done.curve]) + "\n")
+    output.with_name(output.name + PICTURE_SUFFIX).write_text(curve_svg(done.curve, output.name))
     part = output.with_name(output.name + ".part")
     with part.open("wb") as file:
         file.write(done.data)
@@ -163,11 +131,6 @@ def _of_result(output: Path, done: Distilled) -> dict[str, object]:
         "losses": [point.loss for point in done.curve],
         **facts,
     }
-
-
-def _say(what: Mapping[str, object]) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

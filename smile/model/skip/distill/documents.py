@@ -71,6 +71,15 @@ def read_documents(
     return found
 
 
+def served_texts(documents: Sequence[Document]) -> Iterator[str]:
+    """As serving meets them: whole, and by sentences, which begin and end otherwise."""
+    for document in documents:
+        yield document.text
+        sentences = document.sentences()
+        if len(sentences) > 1:
+            yield from sentences
+
+
 def split_documents(
     documents: Sequence[Document], share: float, seed: int
 ) -> tuple[list[Document], list[Document]]:

@@ -11,6 +11,7 @@ here, too, as with a table of all that was learned from.
 from __future__ import annotations
 
 import random
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,19 +19,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from smile.model.packing import pack
+from smile.model.packing import PackedTokens, pack
 from smile.model.skip.distill.corpus import Pieces
 from smile.model.skip.distill.teacher import Teacher, in_batches
-from smile.model.skip.encoder import LocalEncoder
+from smile.model.skip.form import EncoderForm
 
 PROBE_STEPS = 60
 PROBE_DECAY = 3e-2
 SPREAD_MIN = 1e-3  # of a feature: some never change
 
 
+class Below(Protocol):
+    """What stands in for the lower layers."""
+
+    @property
+    def form(self) -> EncoderForm: ...
+
+    def __call__(self, packed: PackedTokens, keys: Tensor | None = None, /) -> Tensor:
+        """States at the boundary, [tokens, H]."""
+        ...
+
+
 @torch.no_grad()
 def measure(
-    encoder: LocalEncoder,
+    encoder: Below,
     teacher: Teacher,
     pieces: Pieces,
     seed: int,

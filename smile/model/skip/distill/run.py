@@ -33,6 +33,7 @@ from smile.model.skip.distill.objective import Errors, Objective
 from smile.model.skip.distill.settings import DistillSettings
 from smile.model.skip.distill.teacher import Targets, Teacher
 from smile.model.skip.distill.upper import upper_layers
+from smile.model.skip.domain.mixing import AsServed, Mix
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.ngrams import ngram_keys
 from smile.model.skip.policy import MissPolicy
@@ -80,6 +81,7 @@ class Job:
         corpus: Its name, for people.
         work: A folder for checkpoint and teacher's states.
         parent: The encoder to begin as; None begins with random numbers.
+        mix: Of a domain, whose rows its texts get while it learns; merging stays the parent's then.
     """
 
     backbone: Backbone
@@ -89,6 +91,7 @@ class Job:
     corpus: str
     work: Path
     parent: EncoderFile | None = None
+    mix: Mix | None = None
 
     @property
     def parent_digest(self) -> str:
@@ -98,7 +101,9 @@ class Job:
     @property
     def digest(self) -> str:
         """Of all that decides the result."""
-        return self.settings.digest(self.backbone.digest, self.learned.digest, self.parent_digest)
+        more = () if self.mix is None else (self.mix.digest,)
+        inputs = (self.backbone.digest, self.learned.digest, self.parent_digest)
+        return self.settings.digest(*inputs, *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +179,20 @@ class Distillation:
         facts = self._facts({})
         data = artifact.encode(facts, self._arrays())
         rounded = LocalEncoder.of(artifact.decode(data), self._job.backbone)
-        held_out, seed = self._job.held_out, self._job.settings.seed
-        measures = measure(rounded, self._teacher, held_out, seed, self._serving())
+        measures = self._measures(rounded)
         data = artifact.encode(self._facts(measures), self._arrays())
         return Distilled(artifact.decode(data), data, self._place.curve)
+
+    def _measures(self, encoder: LocalEncoder) -> dict[str, float]:
+        """Of a domain: as it is served with most of its own rows, and with its parent's alone."""
+        job, seed = self._job, self._job.settings.seed
+        if (mix := job.mix) is None:
+            return measure(encoder, self._teacher, job.held_out, seed, self._serving())
+        before, after = (
+            measure(AsServed(encoder, mix, alpha), self._teacher, job.held_out, seed)
+            for alpha in (0.0, max(mix.alphas))
+        )
+        return {f"parent_{name}": value for name, value in before.items()} | after
 
     def _learn(self) -> Iterator[Event]:
         started = time.monotonic() - self._place.seconds
@@ -213,7 +228,7 @@ class Distillation:
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.rate * _rate(share, self._place.step, self._steps)
         with torch.autocast("cpu", DTYPE):
-            states = self._encoder(packed, self._keys(packed))
+            states = self._states(packed)
         if share < self._settings.near_share:
             errors = objective.near(states.float(), targets)
         else:
@@ -229,6 +244,14 @@ class Distillation:
             )
         self._optimizer.step()
         return errors
+
+    def _states(self, packed: PackedTokens) -> Tensor:
+        """Of the student, at the boundary."""
+        if (mix := self._job.mix) is not None:
+            alpha = mix.drawn(self._settings.seed, self._place.step)
+            return mix.states(self._encoder, packed, alpha)
+        states: Tensor = self._encoder(packed, self._keys(packed))
+        return states
 
     def _keys(self, packed: PackedTokens) -> Tensor:
         """The n-gram that serves each token in this step."""
@@ -323,12 +346,17 @@ def _begun(job: Job) -> LocalEncoder:
             f"the encoder to begin as is {job.parent.facts.form}, not {form}",
             reason="BOUNDARY_MISMATCH",
         )
-    return LocalEncoder.of(job.parent, job.backbone)
+    encoder = LocalEncoder.of(job.parent, job.backbone)
+    if job.mix is not None:
+        encoder.requires_grad_(requires_grad=False)
+        encoder.network.requires_grad_()
+    return encoder
 
 
 def _optimizer(encoder: LocalEncoder, rate: float) -> torch.optim.AdamW:
-    matrices = [one for one in encoder.parameters() if one.dim() == 2]
-    others = [one for one in encoder.parameters() if one.dim() != 2]
+    learning = [one for one in encoder.parameters() if one.requires_grad]
+    matrices = [one for one in learning if one.dim() == 2]
+    others = [one for one in learning if one.dim() != 2]
     groups = [
         {"params": matrices, "weight_decay": WEIGHT_DECAY},
         {"params": others, "weight_decay": 0.0},

@@ -186,6 +186,21 @@ class AdapterName:
         return cls(check_id(adapter, "public adapter"))
 
 
+@dataclass(frozen=True, slots=True)
+class ArtifactName:
+    """`artifacts/{artifact}`."""
+
+    artifact: str
+
+    def __str__(self) -> str:
+        return f"artifacts/{self.artifact}"
+
+    @classmethod
+    def parse(cls, name: str) -> ArtifactName:
+        (artifact,) = _split(name, "artifacts")
+        return cls(check_id(artifact, "artifact"))
+
+
 def _split(name: str, *collections: str) -> tuple[str, ...]:
     parts = name.split("/")
     if len(parts) != 2 * len(collections) or tuple(parts[::2]) != collections:

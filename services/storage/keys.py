@@ -7,6 +7,7 @@ tenants/{t}/vplms/{v}/{uid}/blobs/{sha256}             bytes of versions
 tenants/{t}/deletedVplms/{v}/{uid}/{deletion}.json     record as it was (swapped), while restorable
 tenants/{t}/deletedVersions/{v}/{uid}.{n:09d}          empty; there while a version is restorable
 publicAdapters/{a}.json · publicBlobs/{sha256}         record (swapped), bytes manifests may name
+artifacts/{a}.json · artifactBlobs/{sha256}            record (swapped), bytes records name
 tenants/{t}/datasets/{d}/dataset.json · {uid}/data     record (swapped), bytes
 tenants/{t}/trainingJobs/{j}/record.json · curve.jsonl
 tenants/{t}/trainingJobs/{j}/checkpoints/{fence:019d}  gone once the job has ended
@@ -26,13 +27,23 @@ from __future__ import annotations
 
 from datetime import date, datetime
 
-from smile.names import AdapterName, ApiKeyName, DatasetName, JobName, TenantId, VplmName
+from smile.names import (
+    AdapterName,
+    ApiKeyName,
+    ArtifactName,
+    DatasetName,
+    JobName,
+    TenantId,
+    VplmName,
+)
 
 TENANTS = "identity/tenants/"
 TENANT_DATA = "tenants/"
 PENDING_JOBS = "pendingJobs/"
 ADAPTERS = "publicAdapters/"
 SHARED_BLOBS = "publicBlobs/"
+ARTIFACTS = "artifacts/"
+ARTIFACT_BLOBS = "artifactBlobs/"
 UNHEARD = "feed/unheard"
 QUARANTINE = "quarantine/"
 JOURNAL = "accounting/journal/"
@@ -105,6 +116,14 @@ def adapter(name: AdapterName) -> str:
 
 def shared_blob(digest: str) -> str:
     return f"{SHARED_BLOBS}{digest}"
+
+
+def artifact(name: ArtifactName) -> str:
+    return f"{ARTIFACTS}{name.artifact}.json"
+
+
+def artifact_blob(digest: str) -> str:
+    return f"{ARTIFACT_BLOBS}{digest}"
 
 
 def datasets(tenant: TenantId) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from smile.accounting import Limit
+from smile.artifacts import Artifact, ArtifactFile
 from smile.errors import AlreadyExists
 from smile.model.specs import ModuleSpec
 from smile.resources import (
@@ -283,6 +285,17 @@ class AdapterRecord(Deletable):
             tags=dict(self.tags),
             metrics=dict(self.metrics),
         )
+
+
+class ArtifactRecord(Deletable):
+    """An artifact. `files` are those of `artifact`; none once it is deleted."""
+
+    artifact: Artifact
+    files: tuple[ArtifactFile, ...]
+
+    def view(self, name: str) -> Artifact:
+        """The resource as callers see it."""
+        return replace(self.artifact, name=name, files=self.files)
 
 
 class DatasetRecord(Deletable):

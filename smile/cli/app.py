@@ -23,6 +23,7 @@ MODULES = (
     "smile.cli.adapters",
     "smile.cli.account",
     "smile.cli.storage",
+    "smile.cli.artifacts",
     "smile.cli.platform",
 )
 EPILOG = (

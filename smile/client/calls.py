@@ -18,6 +18,7 @@ from smile.rpc.channel import ApiKey, build_channel
 from smile.rpc.status import from_rpc_error
 from smile.v1 import (
     accounting_pb2_grpc,
+    artifacts_pb2_grpc,
     creator_pb2_grpc,
     datasets_pb2_grpc,
     identity_pb2_grpc,
@@ -58,6 +59,10 @@ class Connection:
     @cached_property
     def accounts(self) -> accounting_pb2_grpc.AccountingServiceAsyncStub:
         return accounting_pb2_grpc.AccountingServiceStub(self._to(self._settings.endpoints.storage))
+
+    @cached_property
+    def artifacts(self) -> artifacts_pb2_grpc.ArtifactServiceAsyncStub:
+        return artifacts_pb2_grpc.ArtifactServiceStub(self._to(self._settings.endpoints.storage))
 
     @cached_property
     def datasets(self) -> datasets_pb2_grpc.DatasetServiceAsyncStub:

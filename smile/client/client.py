@@ -7,6 +7,7 @@ from typing import Self
 
 from smile.client.account import AccountCalls
 from smile.client.adapters import AdapterCalls
+from smile.client.artifacts import ArtifactCalls
 from smile.client.calls import Connection
 from smile.client.datasets import DatasetCalls
 from smile.client.inference import InferenceCalls
@@ -31,6 +32,7 @@ class AsyncClient(
     RentingCalls,
     AccountCalls,
     MaintenanceCalls,
+    ArtifactCalls,
 ):
     """SMILE, for one key.
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 
 from smile.accounting import Limit, PlatformUsage, TenantLimits
+from smile.artifacts import Artifact
 from smile.client.account import NewApiKey, NewTenant
+from smile.client.calls import PAGE_ROWS
 from smile.client.sync_base import SyncBase
 from smile.maintenance import MaintenanceEvent, StoreReport
 from smile.resources import ApiKey, Tenant, Usage
 
 
 class SyncAccounts(SyncBase):
-    """Methods of account, maintenance, without `await`."""
+    """Methods of account, maintenance, artifacts, without `await`."""
 
     def usage(
         self, tenant: str | None = None, *, days: int = 0, timeout: float | None = None
@@ -129,3 +132,67 @@ class SyncAccounts(SyncBase):
         loss of Redis; how many these were. The trainer does so by itself, too, every so often.
         """
         return self._loop.call(lambda _: self._client.requeue_jobs(timeout=timeout))
+
+    def push_artifact(
+        self,
+        artifact: str,
+        path: str | os.PathLike[str],
+        *,
+        note: str = "",
+        on_progress: Callable[[int, int], None] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Artifact:
+        """Stores a local encoder's file, or a table's folder, under an id. Files that are stored
+        already are not sent again, so a push that broke off goes on where it was.
+
+        Args:
+            on_progress: Hears bytes sent and bytes in all.
+            timeout: Seconds, for one file.
+
+        Raises:
+            FailedPrecondition: there is neither at `path`.
+            DataCorrupted: it is damaged.
+            AlreadyExists: there is an artifact of this name; artifacts never change.
+        """
+        return self._loop.call(
+            lambda here: self._client.push_artifact(
+                artifact,
+                path,
+                note=note,
+                on_progress=here(on_progress),
+                request_id=request_id,
+                timeout=timeout,
+            )
+        )
+
+    def pull_artifact(
+        self, artifact: str, path: str | os.PathLike[str], *, timeout: float | None = None
+    ) -> Artifact:
+        """Fetches an artifact to `path`, which is new: a local encoder's file, or a table's folder.
+        It appears only when complete and checked.
+
+        Raises:
+            NotFound: there is no such artifact.
+            AlreadyExists: there is something at `path`.
+            DataCorrupted: bytes are not those that were stored.
+        """
+        return self._loop.call(
+            lambda _: self._client.pull_artifact(artifact, path, timeout=timeout)
+        )
+
+    def artifact(self, artifact: str, *, timeout: float | None = None) -> Artifact:
+        """One artifact's manifest. Raises `NotFound`."""
+        return self._loop.call(lambda _: self._client.artifact(artifact, timeout=timeout))
+
+    def artifacts(
+        self, *, page_size: int = PAGE_ROWS, timeout: float | None = None
+    ) -> Iterator[Artifact]:
+        """All artifacts by id, read page by page; `timeout` is for a page."""
+        return self._loop.iterate(
+            lambda: self._client.artifacts(page_size=page_size, timeout=timeout)
+        )
+
+    def delete_artifact(self, artifact: str, *, timeout: float | None = None) -> None:
+        """Deletes an artifact; who has fetched it goes on with it. Raises `NotFound`."""
+        return self._loop.call(lambda _: self._client.delete_artifact(artifact, timeout=timeout))

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from smile.errors import InvalidArgument
 from smile.v1.adapters_pb2 import CommitAdapterRequest
+from smile.v1.artifacts_pb2 import PutArtifactFileRequest
 from smile.v1.creator_pb2 import CreatePublicAdapterRequest, ImportVplmRequest
 from smile.v1.datasets_pb2 import UploadDatasetRequest
 from smile.v1.storage_pb2 import CommitVplmRequest, PutVersionRequest
@@ -18,6 +19,7 @@ P = TypeVar(
     CommitVplmRequest,
     CreatePublicAdapterRequest,
     ImportVplmRequest,
+    PutArtifactFileRequest,
     PutTrainingCheckpointRequest,
     PutVersionRequest,
     UploadDatasetRequest,

@@ -28,6 +28,7 @@ from smile.store.objects import PROBE_PREFIX, ObjectInfo, ObjectStore
 GRACE = timedelta(hours=24)
 _SINGLE = (
     PlaceKind.SHARED_BLOB,
+    PlaceKind.ARTIFACT_BLOB,
     PlaceKind.DATASET_BYTES,
     PlaceKind.CHECKPOINT,
     PlaceKind.CURVE,
@@ -89,7 +90,7 @@ class Collector:
             ):
                 await self._single(folder, work)
                 yield
-        for folder in (keys.PENDING_JOBS, keys.SHARED_BLOBS, PROBE_PREFIX):
+        for folder in (keys.PENDING_JOBS, keys.SHARED_BLOBS, keys.ARTIFACT_BLOBS, PROBE_PREFIX):
             await self._single(folder, work)
             yield
 

@@ -23,6 +23,8 @@ class PlaceKind(enum.StrEnum):
     DELETED_VERSION = "deleted-version"
     ADAPTER = "adapter"
     SHARED_BLOB = "shared-blob"
+    ARTIFACT = "artifact"
+    ARTIFACT_BLOB = "artifact-blob"
     DATASET = "dataset"
     DATASET_BYTES = "dataset-bytes"
     JOB = "job"
@@ -100,6 +102,8 @@ _PATTERNS = tuple(
         ),
         (_K.ADAPTER, r"publicAdapters/(?P<owner>[^/]+)\.json"),
         (_K.SHARED_BLOB, rf"publicBlobs/{_SHA}"),
+        (_K.ARTIFACT, r"artifacts/(?P<owner>[^/]+)\.json"),
+        (_K.ARTIFACT_BLOB, rf"artifactBlobs/{_SHA}"),
         (_K.DATASET, rf"{_OWNED}datasets/(?P<owner>[^/]+)/dataset\.json"),
         (_K.DATASET_BYTES, rf"{_OWNED}datasets/(?P<owner>[^/]+)/{_UID}/data"),
         (_K.JOB, rf"{_OWNED}trainingJobs/(?P<owner>[^/]+)/record\.json"),

@@ -15,6 +15,7 @@ from services.storage.maintenance.places import Place, PlaceKind, place_of
 from services.storage.quota import every_object
 from services.storage.records import (
     AdapterRecord,
+    ArtifactRecord,
     DatasetRecord,
     Deletable,
     JobRecord,
@@ -39,6 +40,7 @@ class References:
             PlaceKind.MANIFEST: self._manifest,
             PlaceKind.BLOB: self._blob,
             PlaceKind.SHARED_BLOB: self._shared_blob,
+            PlaceKind.ARTIFACT_BLOB: self._artifact_blob,
             PlaceKind.DATASET_BYTES: self._dataset_bytes,
             PlaceKind.CHECKPOINT: self._checkpoint,
             PlaceKind.CURVE: self._curve,
@@ -99,6 +101,14 @@ class References:
                 manifest = await self._documents.read(info.key, VersionManifest)
                 if manifest and manifest.document.shared and manifest.document.digest == place.last:
                     return True
+        return False
+
+    async def _artifact_blob(self, place: Place) -> bool:
+        """An artifact names it."""
+        async for info in every_object(self._store, keys.ARTIFACTS):
+            stored = await self._documents.read(info.key, ArtifactRecord)
+            if stored and any(file.digest == place.last for file in stored.document.files):
+                return True
         return False
 
     async def _dataset_bytes(self, place: Place) -> bool:

@@ -24,6 +24,7 @@ from services.storage.maintenance.work import Work
 from services.storage.quota import every_object
 from services.storage.records import (
     AdapterRecord,
+    ArtifactRecord,
     DatasetRecord,
     DeletedVplm,
     Document,
@@ -78,6 +79,7 @@ class Verifier:
             PlaceKind.VPLM: self._vplm,
             PlaceKind.DELETED_VPLM: self._deleted_vplm,
             PlaceKind.ADAPTER: self._adapter,
+            PlaceKind.ARTIFACT: self._artifact,
             PlaceKind.DATASET: self._dataset,
             PlaceKind.JOB: jobs.record,
             PlaceKind.CURVE: jobs.curve,
@@ -196,6 +198,17 @@ class Verifier:
         if fault is not None:
             self._work.damaged(blob, fault, f"publicAdapters/{place.owner}: {fault}")
 
+    async def _artifact(self, place: Place) -> None:
+        record = await self._document(place, ArtifactRecord)
+        if record is None or record.deleted is not None:
+            return
+        for file in record.files:
+            blob = place_of(keys.artifact_blob(file.digest))
+            fault = await self._contents.fault(blob, Declared(file.size_bytes, file.digest))
+            if fault is not None:
+                what = f"artifacts/{place.owner}: {file.name}: {fault}"
+                self._work.damaged(blob, fault, what)
+
     async def _dataset(self, place: Place) -> None:
         record = await self._document(place, DatasetRecord)
         if record is None or record.deleted is not None:
@@ -246,7 +259,12 @@ class Verifier:
         self._work.found(Finding(kind, Severity.NOTE, place.key, place.resource, why, size))
 
 
-_BYTES = (PlaceKind.BLOB, PlaceKind.DATASET_BYTES, PlaceKind.SHARED_BLOB)
+_BYTES = (
+    PlaceKind.BLOB,
+    PlaceKind.DATASET_BYTES,
+    PlaceKind.SHARED_BLOB,
+    PlaceKind.ARTIFACT_BLOB,
+)
 
 
 def _batches(checks: Sequence[tuple[Place, Check]]) -> Iterator[Sequence[tuple[Place, Check]]]:

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from services.storage.accounting.accounts import Accounts
 from services.storage.adapters import Adapters
+from services.storage.artifacts import Artifacts
 from services.storage.blobs import ByteBudget
 from services.storage.catalog import Catalog
 from services.storage.changes import Announcer
@@ -21,6 +22,7 @@ from services.storage.quota import Ledger
 from services.storage.servicer import (
     accounting,
     adapters,
+    artifacts,
     changes,
     datasets,
     identity,
@@ -43,6 +45,7 @@ from smile.store.objects import ObjectStore
 from smile.v1 import (
     accounting_pb2_grpc,
     adapters_pb2_grpc,
+    artifacts_pb2_grpc,
     changes_pb2_grpc,
     datasets_pb2_grpc,
     identity_pb2_grpc,
@@ -122,6 +125,11 @@ def assemble(
             adapters.AdapterRecordServicer(Adapters(store, catalog, versions, budget)),
             adapters_pb2_grpc.add_AdapterRecordServiceServicer_to_server,
             adapters.FULL_NAME,
+        ),
+        Service(
+            artifacts.ArtifactServicer(Artifacts(store)),
+            artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server,
+            artifacts.FULL_NAME,
         ),
         Service(
             accounting.AccountingServicer(accounts),

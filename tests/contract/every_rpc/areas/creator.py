@@ -72,6 +72,7 @@ AREA = Area(
             "labels",
             "backbone_digest",
             "spec_digest",
+            "encoder_digest",
         }
     ),
 )

@@ -86,16 +86,7 @@ def build_delta(
         AlreadyExists, FailedPrecondition: as `write`.
     """
     check_absent(output)
-    if wish.domain in ("", GENERAL) or wish.parent in ("", wish.domain):
-        raise InvalidArgument(
-            f"a domain must have a name of its own and a parent, got '{wish.domain}' "
-            f"under '{wish.parent}'"
-        )
-    if wish.rows_max < 1:
-        least = int(wish.entry_bytes) + 1
-        raise InvalidArgument(
-            f"budget must be at least {least} bytes, one row, got {wish.budget_bytes}"
-        )
+    check_wish(wish)
     counter, counts = counted
     frequent = counts.covering(rules.alpha)
     off = _differences(frequent.keys, encoders, wish.format, on_progress)
@@ -114,6 +105,20 @@ def build_delta(
     return write(
         output, chosen, counter.facts(len(counts), chosen.total), encoders.own, wanted, on_progress
     )
+
+
+def check_wish(wish: TableWish) -> None:
+    """Raises `InvalidArgument` if no delta can be that."""
+    if wish.domain in ("", GENERAL) or wish.parent in ("", wish.domain):
+        raise InvalidArgument(
+            f"a domain must have a name of its own and a parent, got '{wish.domain}' "
+            f"under '{wish.parent}'"
+        )
+    if wish.rows_max < 1:
+        least = int(wish.entry_bytes) + 1
+        raise InvalidArgument(
+            f"budget must be at least {least} bytes, one row, got {wish.budget_bytes}"
+        )
 
 
 def _differences(

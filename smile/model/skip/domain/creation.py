@@ -33,7 +33,7 @@ from smile.names import check_id
 from smile.representations import places
 from smile.representations.build import OnProgress, TableWish, count_texts, ignore_progress
 from smile.representations.counting import CorpusCounter, NgramCounts
-from smile.representations.delta import DeltaRules, Encoders, build_delta
+from smile.representations.delta import DeltaRules, Encoders, build_delta, check_wish
 from smile.representations.domains import EffectiveRows, usable
 from smile.representations.manifest import GENERAL, TableManifest
 from smile.representations.snapshot import Table
@@ -203,6 +203,7 @@ class Creation:
         wish = self._wish
         if wish.place.exists():
             raise AlreadyExists(f"{wish.place} is there already: remove it, or choose another name")
+        check_wish(self._table)
         wish.work.mkdir(parents=True, exist_ok=True)
         with alone(wish.work):
             counted = self._counted(on_progress)
@@ -222,6 +223,17 @@ class Creation:
     @property
     def _outside(self) -> int:
         return outside_of(self._backbone.embeddings.position_offset)
+
+    @property
+    def _table(self) -> TableWish:
+        wish, backbone = self._wish, self._backbone
+        return TableWish(
+            RowFormat(wish.dtype, backbone.shape.hidden),
+            wish.budget_bytes,
+            backbone.info.vocab,
+            domain=wish.name,
+            parent=wish.parent,
+        )
 
     def _learned(self, counts: NgramCounts, on_event: Callable[[Event], None]) -> Distilled:
         wish, backbone, settings = self._wish, self._backbone, self._settings
@@ -252,15 +264,8 @@ class Creation:
         shutil.rmtree(done, ignore_errors=True)
         done.mkdir()
         encoders = Encoders(EncoderRows.of(learned.file, self._backbone), self._kin.rows)
-        width = self._backbone.shape.hidden
-        wanted = TableWish(
-            RowFormat(wish.dtype, width),
-            wish.budget_bytes,
-            self._backbone.info.vocab,
-            domain=wish.name,
-            parent=wish.parent,
-        )
-        made = build_delta(done / places.TABLE, counted, encoders, wanted, wish.rules, on_progress)
+        place = done / places.TABLE
+        made = build_delta(place, counted, encoders, self._table, wish.rules, on_progress)
         curve = json.dumps([asdict(point) for point in learned.curve])
         (done / places.CURVE).write_text(f"{curve}\n", encoding="utf-8")
         with (done / places.ENCODER).open("wb") as file:

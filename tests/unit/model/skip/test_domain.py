@@ -224,6 +224,9 @@ def test_refused(world: World, folder: Path, tmp_path: Path) -> None:
     for name in ("../news", "", GENERAL):
         with pytest.raises(InvalidArgument):
             DomainWish(name, "news", folder)
+    with pytest.raises(InvalidArgument, match=r"budget must be at least .* one row, got 5"):
+        world.make(DomainWish("law", GENERAL, tmp_path, budget_bytes=5), 0)
+    assert list(tmp_path.iterdir()) == [], "refused before anything is begun"
     wish = DomainWish("empty", GENERAL, tmp_path)
     kin = Kin.of(tmp_path, GENERAL, world.file, world.backbone)
     corpus = Corpus("blank", [Document("one two")], [Document("three four")])

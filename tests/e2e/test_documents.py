@@ -16,6 +16,15 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+MATERIALIZED = (ROOT / "docs" / "materialized.md").read_text(encoding="utf-8")
+# A shell that pastes the lines `smile up` prints, on any free ports; a test's reader has no hands.
+READER = """set -e; exec 2>&1; export COLUMNS=300
+smile() {
+  if [ "$1" != up ]; then command smile "$@"; return; fi
+  command smile up --port-base 0 > shown 2>&1 || { cat shown; return 1; }
+  grep '^export' shown > lines; . ./lines
+}
+"""
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
@@ -49,10 +58,10 @@ class Shell:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=360,
             check=False,
         )
-        assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stderr}"
+        assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stderr or done.stdout}"
         return done.stdout
 
 
@@ -94,3 +103,19 @@ def test_the_examples_of_the_guide(shell: Shell) -> None:
     assert "1 LABEL_UNKNOWN" in shown
     assert "2 TEXT_EMPTY" in shown
     assert "60 answers" in shown
+
+
+def test_the_page_on_materialised_answers(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    script = READER + "\n".join(_blocks(MATERIALIZED, "sh"))
+    (python,) = _blocks(MATERIALIZED, "python")
+    (tmp_path / "watch.py").write_text(python)
+    try:
+        shown = shell.run("bash", "-c", f"{script}\n{sys.executable} watch.py")
+    finally:
+        shell.run("bash", "-c", "smile down")
+    told = re.findall(r"materialised, (\d+) % of \d+ n-grams found", shown)
+    assert told[:3] == ["0", "0", "0"], "there is no table yet, and one tenant teaches nothing"
+    assert int(told[3]) > 0, "the table has some"
+    assert re.search(r"[1-9]\d*% of \d+ n-grams found", shown)
+    assert re.search(r"since start, [1-9]\d* rows at hand", shown)

@@ -61,7 +61,9 @@ class Shell:
             timeout=360,
             check=False,
         )
-        assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stderr or done.stdout}"
+        assert done.returncode == 0, (
+            f"{command} ended with {done.returncode}:\n{done.stderr or done.stdout}"
+        )
         return done.stdout
 
 

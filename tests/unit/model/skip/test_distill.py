@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -186,6 +187,8 @@ def test_the_command_makes_a_file(
     assert said[-1]["result"]["digest"] == read(output).digest
     assert said[-1]["result"]["measures"] == read(output).facts.measures
     assert json.loads((tmp_path / "encoder.safetensors.curve.json").read_text())
+    picture = ElementTree.fromstring((tmp_path / "encoder.safetensors.curve.svg").read_text())
+    assert len(picture.findall("{http://www.w3.org/2000/svg}polyline")) == 2
     assert not (tmp_path / "encoder.safetensors.work").exists()
     assert main([*arguments, "--boundary", "9"]) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["reason"] == (

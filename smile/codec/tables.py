@@ -105,8 +105,19 @@ def time_from_pb(message: Any, field: str) -> datetime | None:
 
 def duration_to_pb(seconds: float) -> Duration:
     """In whole microseconds; less than none counts as none."""
-    whole, micros = divmod(round(max(seconds, 0.0) * 1e6), 1_000_000)
-    return Duration(seconds=whole, nanos=micros * 1_000)
+    duration = Duration()
+    fill_duration(duration, seconds)
+    return duration
+
+
+def fill_duration(duration: Duration, seconds: float) -> None:
+    """The same in place, which marks it as set."""
+    micros = round(seconds * 1e6) if seconds > 0 else 0
+    if micros < 1_000_000:
+        duration.nanos = micros * 1_000
+    else:
+        duration.seconds, micros = divmod(micros, 1_000_000)
+        duration.nanos = micros * 1_000
 
 
 def duration_from_pb(duration: Duration) -> float:

@@ -29,7 +29,7 @@ from smile.names import VersionName
 from smile.resources import Exactness, FanoutResult, InferResult, Prediction, ProcessorStats
 from smile.v1 import processor_pb2, resources_pb2
 
-NAMES_REMEMBERED_MAX = 1_000
+NAMES_REMEMBERED_MAX = 20_000
 
 T = TypeVar("T")
 
@@ -159,14 +159,16 @@ class InferenceCalls(Calls):
         about so many texts of `vplm`, or of all where that is empty.
         """
 
+        timeout = options.get("timeout")
+        timeout = INFER_TIMEOUT_S if timeout is None else timeout
+        if not options.get("patient", True):
+            with asking():
+                return await send(timeout=timeout)
+
         async def ask(left_s: float) -> T:
             with asking():
                 return await send(timeout=left_s)
 
-        timeout = options.get("timeout")
-        timeout = INFER_TIMEOUT_S if timeout is None else timeout
-        if not options.get("patient", True):
-            return await ask(timeout)
         return await self._connection.pace.ask(vplm, texts, ask, timeout)
 
     def _fanout_target(self, text: str, alias: str) -> processor_pb2.FanoutTarget:
@@ -180,7 +182,7 @@ class InferenceCalls(Calls):
         return _servable(self._scope, vplm, version)
 
 
-@lru_cache(maxsize=NAMES_REMEMBERED_MAX)  # callers ask the same few again and again
+@lru_cache(maxsize=NAMES_REMEMBERED_MAX)  # callers ask the same ones again and again
 def _servable(scope: Scope, vplm: str, version: int | None) -> str:
     return str(scope.servable(vplm) if version is None else scope.version(vplm, version))
 

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import grpc
 from google.protobuf import descriptor
@@ -47,6 +47,7 @@ FOLLOWED = ("smile.v1.ChangeFeedService.WatchChanges",)
 RECONNECT_MS_MAX = 1_000  # below what the retries of a call wait in all, so that one gets through
 RESOLVE_MS_MIN = 1_000  # gRPC's 30 s would keep a restarted container's old address so long
 
+_Pair: TypeAlias = "tuple[str, str | bytes]"
 _acting_for: ContextVar[TenantId | None] = ContextVar("smile_acting_for", default=None)
 
 
@@ -151,6 +152,22 @@ def _methods() -> Iterator[descriptor.MethodDescriptor]:
                 yield from service.methods
 
 
+class _Sent(grpc.aio.Metadata):
+    """Metadata of one call, which is walked once and then forgotten: pairs, without a list of
+    values for each key."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: tuple[_Pair, ...]) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[_Pair]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+
 class _Callable:
     """A multi-callable of any shape whose calls carry deadline, request id and credential."""
 
@@ -158,6 +175,9 @@ class _Callable:
         self._inner = inner
         self._credential = credential
         self._timeout_s = timeout_s
+        self._presented: tuple[_Pair, ...] = ()
+        if isinstance(credential, ApiKey):
+            self._presented = ((AUTHORIZATION_KEY, f"Bearer {credential.key}"),)
 
     def __call__(
         self,
@@ -169,25 +189,23 @@ class _Callable:
         return self._inner(
             request,
             timeout=outgoing_timeout_s(timeout, self._timeout_s),
-            metadata=grpc.aio.Metadata(*self._metadata(metadata or ())),
+            metadata=_Sent(self._metadata(metadata)),
             **options,
         )
 
     def _metadata(
-        self, asked: grpc.aio.Metadata | Sequence[tuple[str, str | bytes]]
-    ) -> list[tuple[str, str | bytes]]:
-        metadata = list(asked)
+        self, asked: grpc.aio.Metadata | Sequence[tuple[str, str | bytes]] | None
+    ) -> tuple[_Pair, ...]:
+        metadata = tuple(asked) if asked else ()
         given = {key for key, _ in metadata}
         if REQUEST_ID_KEY not in given:
-            metadata.append((REQUEST_ID_KEY, current_request_id() or request_id_or_new()))
+            metadata += ((REQUEST_ID_KEY, current_request_id() or request_id_or_new()),)
         if AUTHORIZATION_KEY in given:
             return metadata
-        if isinstance(self._credential, ApiKey):
-            metadata.append((AUTHORIZATION_KEY, f"Bearer {self._credential.key}"))
-        elif isinstance(self._credential, ServiceCredential):
+        if isinstance(self._credential, ServiceCredential):
             tenant = None if TENANT_KEY in given else self._credential.tenant or _acting_for.get()
-            metadata += service_metadata(self._credential.key, tenant)
-        return metadata
+            return metadata + service_metadata(self._credential.key, tenant)
+        return metadata + self._presented
 
 
 class _Channel(grpc.aio.Channel):

@@ -34,38 +34,6 @@ STALE_MAX = 1_024  # tenants whose share is brought up to date in one go
 BulkSeconds: TypeAlias = Callable[[int, int], float]
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """How much may be inside: queued and being computed.
-
-    Attributes:
-        texts_max: Of all tenants.
-        tokens_max: Of all tenants.
-        tenant_share: Part of both that one tenant may hold, above 0 and up to 1.
-    """
-
-    texts_max: int
-    tokens_max: int
-    tenant_share: float
-
-    def __post_init__(self) -> None:
-        if min(self.texts_max, self.tokens_max) < 1 or not 0 < self.tenant_share <= 1:
-            raise ValueError(f"expected positive limits and a share in (0, 1], got {self}")
-
-    @property
-    def tenant(self) -> Load:
-        """What one tenant may hold."""
-        return Load(
-            max(1, math.floor(self.texts_max * self.tenant_share)),
-            max(1, math.floor(self.tokens_max * self.tenant_share)),
-        )
-
-    @property
-    def total(self) -> Load:
-        """What all tenants together may hold."""
-        return Load(self.texts_max, self.tokens_max)
-
-
 @dataclass(slots=True)
 class Load:
     """Texts and tokens inside."""
@@ -76,6 +44,38 @@ class Load:
     def add(self, texts: int, tokens: int) -> None:
         self.texts += texts
         self.tokens += tokens
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may be inside: queued and being computed.
+
+    Attributes:
+        texts_max: Of all tenants.
+        tokens_max: Of all tenants.
+        tenant_share: Part of both that one tenant may hold, above 0 and up to 1.
+        total: What all tenants together may hold.
+        tenant: What one tenant may hold.
+    """
+
+    texts_max: int
+    tokens_max: int
+    tenant_share: float
+    total: Load = field(init=False)
+    tenant: Load = field(init=False)
+
+    def __post_init__(self) -> None:
+        if min(self.texts_max, self.tokens_max) < 1 or not 0 < self.tenant_share <= 1:
+            raise ValueError(
+                f"expected positive limits and a share in (0, 1], got {self.texts_max} texts, "
+                f"{self.tokens_max} tokens and {self.tenant_share}"
+            )
+        share = [
+            max(1, math.floor(limit * self.tenant_share))
+            for limit in (self.texts_max, self.tokens_max)
+        ]
+        object.__setattr__(self, "total", Load(self.texts_max, self.tokens_max))
+        object.__setattr__(self, "tenant", Load(*share))
 
 
 _NOTHING = Load()
@@ -147,7 +147,6 @@ class Admission:
         self._weight_of = weight_of
         self._on_unmeetable = on_unmeetable
         self._streams = streams
-        self._tenant_limit, self._total_limit = limits.tenant, limits.total
         self._shares = FairShares(slack_tokens)
         self._stale: set[TenantId] = set()  # tenants whose load `_shares` does not know yet
         self._tenants: dict[TenantId, Load] = {}
@@ -180,10 +179,10 @@ class Admission:
         """
         if self._closed is not None:
             raise Unavailable(self._closed, retry_after=1.0)
-        share, held = self._tenant_limit, self._tenants.get(tenant, _NOTHING)
+        share, held = self.limits.tenant, self._tenants.get(tenant, _NOTHING)
         _check_fits_alone(texts, tokens, share)
         self._check_room(held, share, texts, tokens, "your share of ")
-        self._check_room(self.inside, self._total_limit, texts, tokens, "")
+        self._check_room(self.inside, self.limits.total, texts, tokens, "")
         if left_s < math.inf:
             self._check_deadline(tenant, texts, tokens, left_s)
         self._count(tenant, texts, tokens)

@@ -137,13 +137,18 @@ class _Ticket:
                 self.looked_up = more if self.looked_up is None else self.looked_up + more
 
     def timings(self, now: float) -> Timings:
-        rides = list(self.rides.values())
-        largest = max(rides, key=lambda ride: ride.texts)
+        arrived, rides = self.request.arrived, list(self.rides.values())
+        first = largest = rides[0]
+        compute_s = first.compute_s
+        for ride in rides[1:]:
+            first = ride if ride.started < first.started else first
+            largest = ride if ride.texts > largest.texts else largest
+            compute_s += ride.compute_s
         return Timings(
-            queue_s=min(ride.started for ride in rides) - self.request.arrived,
+            queue_s=first.started - arrived,
             load_s=self.load.total_s,
-            compute_s=sum(ride.compute_s for ride in rides),
-            total_s=now - self.request.arrived,
+            compute_s=compute_s,
+            total_s=now - arrived,
             batch_texts=largest.texts,
             batch_vplms=largest.vplms,
         )

@@ -165,6 +165,8 @@ def estimate(text: str, tokens_max: int) -> int:
 
 def estimate_all(texts: Sequence[str], tokens_max: int) -> int:
     """The same for several texts together."""
+    if len(texts) == 1:
+        return estimate(texts[0], tokens_max)
     found = [length // CHARS_PER_TOKEN + CHARS_PER_TOKEN for length in map(len, texts)]
     if max(found, default=0) <= tokens_max:
         return sum(found)

@@ -19,7 +19,7 @@ from smile.rpc.auth import current_principal, own
 from smile.rpc.context import current_request_id, remaining_s
 from smile.v1 import processor_pb2, processor_pb2_grpc, resources_pb2
 
-NAMES_REMEMBERED_MAX = 10_000
+NAMES_REMEMBERED_MAX = 20_000
 FULL_NAME = processor_pb2.DESCRIPTOR.services_by_name["ProcessorService"].full_name
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

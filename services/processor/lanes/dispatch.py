@@ -118,7 +118,8 @@ class Dispatch(Generic[Module]):
         self._clock = clock
         self._terms = terms
         self._waiting = Waiting(limits.tokens_max)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._since: float | None = None  # since when something could be computed
         self._travelling: Counter[int] = Counter()  # chunks of each request that were taken
         self._gone: set[int] = set()  # requests among them that nobody waits for any more
@@ -137,19 +138,19 @@ class Dispatch(Generic[Module]):
 
         From the first call on every request is expected; each comes by `put`, and `leave`s.
         """
-        with self._changed:
+        with self._lock:
             self._coming = (self._coming or 0) + requests
 
     def leave(self) -> None:
         """One of the requests expected is over; what it put has been dropped."""
-        with self._changed:
+        with self._lock:
             assert self._coming, "as many leave as were expected"
             self._coming -= 1
             self._wake()
 
     def put(self, chunks: Sequence[Chunk]) -> None:
         """Let chunks wait for a batch. Raises `Unavailable` once closed."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise Unavailable("the processor is stopping", retry_after=1.0)
             for chunk in chunks:
@@ -160,7 +161,7 @@ class Dispatch(Generic[Module]):
 
     def drop(self, request: int) -> int:
         """Take back what still waits of a request; the number of chunks."""
-        with self._changed:
+        with self._lock:
             if request in self._travelling:
                 self._gone.add(request)
             if request in self._here:
@@ -173,7 +174,7 @@ class Dispatch(Generic[Module]):
 
     def gone(self, batch: Batch) -> list[Failed]:
         """Chunks of a batch that was taken which nobody waits for any more."""
-        with self._changed:
+        with self._lock:
             now = self._clock()
             return [
                 Failed(chunk, _expired())
@@ -184,29 +185,35 @@ class Dispatch(Generic[Module]):
     def demand(self, key: ModuleKey) -> ModuleState:
         """A request will use `key`. Where that is ABSENT, the caller must load it: it counts as
         begun.
+
+        Raises:
+            SmileError: it could not be loaded a moment ago; nobody has asked for it.
         """
-        with self._changed:
+        with self._lock:
             now = self._clock()
             state = self._residency.state(key, now)
+            if state is ModuleState.FAILED:
+                raise self._why(key)
             self._residency.demand(key, now)
-            self._residency.begin(key, now)
+            if state is ModuleState.ABSENT:
+                self._residency.begin(key, now)
             return state
 
     def undemand(self, key: ModuleKey) -> None:
         """A request that had demanded `key` is over; one that was loaded for it alone may leave."""
-        with self._changed:
+        with self._lock:
             self._residency.undemand(key)
 
     def begin(self, key: ModuleKey) -> bool:
         """Whether the caller shall load `key` (again)."""
-        with self._changed:
+        with self._lock:
             return self._residency.begin(key, self._clock())
 
     def reserve(self, key: ModuleKey, sizes: Sequence[int]) -> tuple[Slot, ...] | None:
         """Room for a loading module's rows if there is any now. Raises `FailedPrecondition` if
         there never is. `publish` or `fail` must follow.
         """
-        with self._changed:
+        with self._lock:
             slots = self._residency.reserve(key, sizes)
             if slots is None:
                 self._roomless.add(key)
@@ -217,7 +224,7 @@ class Dispatch(Generic[Module]):
 
     def publish(self, key: ModuleKey, module: Module) -> None:
         """A loaded module lies in its room: whoever waits for it may use it."""
-        with self._changed:
+        with self._lock:
             self._residency.publish(key, module, self._clock())
             self._waiting.unpark(key)
             self._wake()
@@ -230,39 +237,39 @@ class Dispatch(Generic[Module]):
 
     def pin(self, key: ModuleKey) -> bool:
         """Keep a module on the device until `unpin`; see `Residency.pin`."""
-        with self._changed:
+        with self._lock:
             return self._residency.pin(key)
 
     def unpin(self, key: ModuleKey) -> None:
         """A module may leave again."""
-        with self._changed:
+        with self._lock:
             self._residency.unpin(key)
             self._crowded = False
             self._wake()
 
     def unload(self, key: ModuleKey) -> bool:
         """Give back a module's memory once nobody needs it; see `Residency.unload`."""
-        with self._changed:
+        with self._lock:
             return self._residency.unload(key)
 
     def sweep(self, idle_s: float) -> int:
         """Unload what has not been used for `idle_s`; how many that were."""
-        with self._changed:
+        with self._lock:
             return self._residency.sweep(self._clock(), idle_s)
 
     def temperature(self, key: ModuleKey) -> Temperature:
         """How near the device a module is."""
-        with self._changed:
+        with self._lock:
             return self._residency.temperature(key)
 
     def last_used(self, key: ModuleKey) -> float | None:
         """When a module was last asked for, if it is in memory."""
-        with self._changed:
+        with self._lock:
             return self._residency.last_used(key)
 
     def fail(self, key: ModuleKey, error: SmileError) -> list[Failed]:
         """Give up on `key` for a while: what waited for it, taken out."""
-        with self._changed:
+        with self._lock:
             self._residency.fail(key, error, self._clock())
             self._roomless.discard(key)
             failed = [Failed(chunk, error) for chunk in self._waiting.abandon(key)]
@@ -271,13 +278,13 @@ class Dispatch(Generic[Module]):
 
     def error(self, key: ModuleKey) -> SmileError | None:
         """Why `key` cannot be had at the moment, if so."""
-        with self._changed:
+        with self._lock:
             failed = self._residency.state(key, self._clock()) is ModuleState.FAILED
             return self._residency.error(key) if failed else None
 
     def take(self) -> Taken[Module] | None:
         """Block until there is something to do; None once closed. For the device thread."""
-        with self._changed:
+        with self._lock:
             while not self._closed:
                 if (left := self._company_s()) is None or left > 0:
                     self._dozes = left is not None
@@ -290,7 +297,7 @@ class Dispatch(Generic[Module]):
 
     def release(self, work: Work[Module]) -> None:
         """The work is over; its modules may leave, and what waited for its end is ready."""
-        with self._changed:
+        with self._lock:
             self._waiting.done(work.batch, self._terms)
             self._forget(work.batch)
             for part in work.batch.parts:
@@ -302,14 +309,14 @@ class Dispatch(Generic[Module]):
 
     def close(self) -> list[Chunk]:
         """End `take`, and give back what was never computed."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
             return self._waiting.clear()
 
     def level(self) -> Level:
         """How full everything is."""
-        with self._changed:
+        with self._lock:
             residency = self._residency
             return Level(
                 queue_texts=self._waiting.texts,

@@ -85,11 +85,12 @@ class Demand(Generic[Module]):
         Raises:
             SmileError: the module could not be loaded a moment ago; nothing was entered.
         """
-        if (error := self._dispatch.error(target.key)) is not None:
-            raise error
-        state = self._dispatch.demand(target.key)
+        key = target.key
+        state = self._dispatch.demand(key)
         load = LoadTime()
-        self._waiters.setdefault(target.key, {})[request] = _Waiter(target, load)
+        if (waiters := self._waiters.get(key)) is None:
+            waiters = self._waiters[key] = {}
+        waiters[request] = _Waiter(target, load)
         if state is not ModuleState.READY:
             load.waits(self._clock())
         if state is ModuleState.ABSENT:
@@ -99,8 +100,9 @@ class Demand(Generic[Module]):
     def leave(self, request: int, key: ModuleKey) -> None:
         """The request is over, or through with this module."""
         self._dispatch.undemand(key)
-        self._waiters[key].pop(request).load.arrived(self._clock())
-        if not self._waiters[key]:
+        waiters = self._waiters[key]
+        waiters.pop(request).load.arrived(self._clock())
+        if not waiters:
             del self._waiters[key]
         self.room_made()
 

@@ -145,7 +145,8 @@ class Waiting:
 
     def drop(self, request: int) -> list[Chunk]:
         """Take out all chunks of a request nobody waits for any more."""
-        return self._remove_all(list(self._requests.get(request, {}).values()))
+        entries = self._requests.get(request)
+        return self._remove_all(list(entries.values())) if entries else []
 
     def unpark(self, module: ModuleKey) -> list[Chunk]:
         """Put the chunks that waited for `module` back in their places."""

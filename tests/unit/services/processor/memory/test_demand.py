@@ -15,7 +15,7 @@ from services.processor.lanes.dispatch import Dispatch
 from services.processor.lanes.trace import Trace
 from services.processor.memory.demand import PREFETCHES_MAX, Demand
 from services.processor.memory.loader import Loader
-from services.processor.memory.residency import ModuleState, Residency, Temperature
+from services.processor.memory.residency import Residency, Temperature
 from services.processor.requests import Failed, Target
 from services.processor.scheduling.room import BatchLimits
 from smile.errors import DataCorrupted, NotFound, Overloaded, SmileError, Unavailable
@@ -248,4 +248,4 @@ async def test_closing_ends_loads_and_tells_who_waits(world: World) -> None:
     await world.demand.close()
     with pytest.raises(Unavailable, match="stopping"):
         await task
-    assert world.dispatch.demand(target(1).key) is ModuleState.FAILED
+    assert isinstance(world.dispatch.error(target(1).key), Unavailable)

@@ -19,8 +19,8 @@ def check_served(name: VersionName, spec: ModuleSpec) -> None:
     """Raise `FailedPrecondition` for a version that is a whole model, which shares nothing."""
     if spec.pet.kind not in SERVED:
         raise FailedPrecondition(
-            f"{name} is a whole model, and the processor serves modules on shared backbones; export "
-            f"it: smile vplms export {name.vplm.vplm} FOLDER --version {name.number}",
+            f"{name} is a whole model, and the processor serves modules on shared backbones; "
+            f"export it: smile vplms export {name.vplm.vplm} FOLDER --version {name.number}",
             reason=FULL_MODEL_NOT_SERVED,
             metadata={"resource": str(name), "kind": spec.pet.kind},
         )

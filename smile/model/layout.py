@@ -185,8 +185,8 @@ def tensors(spec: ModuleSpec, shape: BackboneShape) -> dict[str, TensorSpec]:
 
 
 def table_rows(shape: BackboneShape) -> int:
-    """Rows of the backbone's tables of words, positions and segments together: of its numbers, those
-    that are in no layer and no norm.
+    """Rows of the backbone's tables of words, positions and segments together: of its numbers,
+    those that are in no layer and no norm.
 
     Raises:
         InvalidSpec: the numbers do not come to whole rows.
@@ -199,8 +199,8 @@ def table_rows(shape: BackboneShape) -> int:
     rows, rest = divmod(shape.parameters - shape.layers * layer, shape.hidden)
     if rest or rows <= 2:  # the norm's two
         raise InvalidSpec(
-            f"{shape.parameters} parameters are not those of an encoder of {shape.layers} layers of "
-            f"width {shape.hidden}"
+            f"{shape.parameters} parameters are not those of an encoder of {shape.layers} layers "
+            f"of width {shape.hidden}"
         )
     return rows - 2
 

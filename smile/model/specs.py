@@ -233,8 +233,9 @@ class TensorSpec:
 class ModuleSpec:
     """Everything that decides a stored module's tensors: PET module and head over one backbone.
 
-    `pet` must be placed (`PetSpec.placed`): its `first_layer` is a number. `domain` is the one whose
-    rows stand for the lower layers in materialised answers; empty: general. It changes no tensor.
+    `pet` must be placed (`PetSpec.placed`): its `first_layer` is a number. `domain` is the one
+    whose rows stand for the lower layers in materialised answers; empty: general. It changes no
+    tensor.
     """
 
     backbone: str
@@ -253,8 +254,8 @@ def check_made(pet: PetSpec) -> None:
     """Raises `InvalidSpec` for what no vPLM is made of."""
     _require(
         pet.kind in SERVED,
-        f"kind '{pet.kind}' is what a training job of method full makes of a vPLM; make one of kind "
-        f"{', '.join(SERVED)}",
+        f"kind '{pet.kind}' is what a training job of method full makes of a vPLM; make one of "
+        f"kind {', '.join(SERVED)}",
     )
 
 

@@ -1,8 +1,8 @@
 """A vPLM as a whole Hugging Face model: backbone and module in one set of weights.
 
 LoRA's products, the deltas of BitFit, diff-pruning and full training, and masks are carried out on
-the backbone's own weights, in float32. Adapters cannot be: they are layers of their own. An embedding is also a folder
-that sentence-transformers loads.
+the backbone's own weights, in float32. Adapters cannot be: they are layers of their own. An
+embedding is also a folder that sentence-transformers loads.
 """
 
 from __future__ import annotations

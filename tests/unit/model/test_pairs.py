@@ -23,7 +23,7 @@ from smile.model.batched import BatchedEngine
 from smile.model.kernels import KernelChoice, kernels_for
 from smile.model.kernels.rows import own_row
 from smile.model.loaded import Decoder
-from smile.model.specs import PetKind, Pooling, Task
+from smile.model.specs import SERVED, PetKind, Pooling, Task
 from smile.model.tokenizer import TokenizedText
 from tests.unit.model.test_batched import (
     Vplm,
@@ -34,7 +34,7 @@ from tests.unit.model.test_batched import (
 )
 
 CPU = torch.device("cpu")
-PAIRS = list(itertools.combinations_with_replacement(PetKind, 2))
+PAIRS = list(itertools.combinations_with_replacement(SERVED, 2))
 HEADS = list(itertools.product(Task, Pooling))
 RANKS = (4, 5, 9)  # smaller ones would scale LoRA by more than 2, and float32's rounding with it
 LENGTHS = (1, 2, 3, 17, 64, 128)

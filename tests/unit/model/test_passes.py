@@ -19,6 +19,7 @@ from smile.model.kernels import EAGER, kernels_for
 from smile.model.kernels.rows import own_row
 from smile.model.loaded import Decoder, LoadedModule
 from smile.model.specs import (
+    SERVED,
     SPARSE,
     HeadSpec,
     ModuleSpec,
@@ -38,7 +39,7 @@ Item = tuple[LoadedModule, TokenizedText]
 
 def pets(backbone: Backbone) -> list[PetSpec]:
     found = []
-    for first, kind in itertools.product((0, 2), PetKind):
+    for first, kind in itertools.product((0, 2), SERVED):
         if kind is PetKind.NONE:
             found.append(PetSpec(kind))
         elif kind is PetKind.BITFIT:

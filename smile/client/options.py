@@ -77,7 +77,7 @@ class DeriveOptions(TypedDict, total=False):
         base: Another vPLM of yours to take the module from, or by its full name a version of one;
             then there is no adapter.
         task, pooling: Of a fresh head, as for `create_vplm`.
-        domain: Whose rows stand for the lower layers in materialised answers; default: general.
+        domain: As for `create_vplm`; default: that of what it begins as.
         exactness: How it is answered where neither request nor rented terms say: `exact` (default),
             or `materialized` as far as the processor can.
         display_name: Text for people, at most 200 characters.

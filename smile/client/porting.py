@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -47,7 +47,7 @@ class ImportOptions(TypedDict, total=False):
         labels: In class order; default: those the folder names.
         pooling: How an embedding's token states become one: mean (default) or cls.
         precision: To store numbers in; default: float16 where that changes none, else float32.
-        display_name, tags: As for `create_vplm`.
+        domain, display_name, tags: As for `create_vplm`.
         note: Of version 1: text for people, at most 1,000 characters.
         on_progress: Hears bytes sent and bytes in all.
         request_id: A UUID4 of one's own, to repeat the request across processes.
@@ -58,6 +58,7 @@ class ImportOptions(TypedDict, total=False):
     labels: Sequence[str]
     pooling: Pooling | str
     precision: DType | str
+    domain: str
     display_name: str
     tags: Mapping[str, str]
     note: str
@@ -125,7 +126,7 @@ class PortingCalls(VplmCalls, VersionCalls):
             header = creator_pb2.ImportVplmHeader(
                 parent=str(self._scope.parent(name.tenant)),
                 vplm_id=name.vplm,
-                spec=codec.spec_to_pb(module.spec),
+                spec=codec.spec_to_pb(replace(module.spec, domain=options.get("domain", ""))),
                 size_bytes=len(data),
                 digest=digest,
                 display_name=options.get("display_name", ""),

@@ -75,12 +75,14 @@ async def test_lora_goes_to_peft_and_comes_back(platform: World, tmp_path: Path)
             labels=["yes", "no"],
             display_name="Again",
             tags={"from": "peft"},
+            domain="sport",
             note="mine",
             on_progress=lambda sent, total: told.append((sent, total)),
         )
         assert back.source is smile.ExportFormat.PEFT
         assert back.vplm.spec.pet == made.spec.pet
         assert back.vplm.spec.head.labels == ("yes", "no")
+        assert back.vplm.spec.domain == "sport"
         assert (back.vplm.display_name, back.vplm.labels) == ("Again", {"from": "peft"})
         assert back.vplm.aliases == {"serving": 1}
         assert back.digest == done.version.digest

@@ -163,12 +163,16 @@ async def test_one_text_of_vplms_of_several_domains(world: World, domains: Domai
     """Those of one domain share what is looked up; those of others have their own."""
     names = ["", "news", "sport", "news", "", "law"]
     versions = [add(world, f"fan-{n}", name, seed=n) for n, name in enumerate(names)]
+    add(world, "fan-lost", "poetry")
     alone = [await ask(world, domains, version, NEWS[0]) for version in versions]
     tokens = len(world.backbone.tokenizer.encode([NEWS[0]])[0])
     before = world.stats.ngrams_total
     vplms = [version.name.rpartition("/versions/")[0] for version in versions]
+    vplms.append("tenants/acme/vplms/fan-lost")
     result = await world.infer_fanout("acme", NEWS[0], vplms, exactness=MATERIALIZED)
-    for name, version, answer, truth in zip(names, versions, result.entries, alone, strict=True):
+    *answers, lost = result.entries
+    assert isinstance(lost, FailedPrecondition) and lost.reason == "DOMAIN_NOT_SERVED"
+    for name, version, answer, truth in zip(names, versions, answers, alone, strict=True):
         assert isinstance(answer, FanoutAnswer) and answer.materialization is not None
         assert answer.materialization.domain == name
         found = scores(world, version.name, answer.prediction)

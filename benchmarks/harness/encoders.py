@@ -71,6 +71,11 @@ class Encoder:
         return self.file.facts.form == DistillSettings(3).form(backbone().shape)
 
     @property
+    def learned_tokens(self) -> int:
+        """In all epochs of the distillation that ended with it."""
+        return self.file.facts.tokens * self.file.facts.epochs
+
+    @property
     def facts(self) -> dict[str, Json]:
         """What tells it from others."""
         form = self.file.facts.form
@@ -83,7 +88,7 @@ class Encoder:
             "first": form.first,
             "middle": form.middle,
             "parameters": form.parameters,
-            "learned_tokens": self.file.facts.tokens * self.file.facts.epochs,
+            "learned_tokens": self.learned_tokens,
             "distilled_s": self.file.facts.seconds,
             "error_last_layer": self.file.facts.measures.get(
                 f"error_layer_{backbone().shape.layers}"

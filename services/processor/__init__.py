@@ -18,6 +18,7 @@ who leaves first. `renting` keeps the terms on which vPLMs are served.
 
 A request may be answered materialised: rows of n-grams stand in for lower layers
 (`materialize.standin`), looked up while a batch is prepared, computed with it where none is at
-hand. `materialize.learning` keeps the rows that traffic asks for, `materialize.keeping` runs that
+hand; before general rows come those of a vPLM's domain (`materialize.domains`).
+`materialize.learning` keeps the rows that traffic asks for, `materialize.keeping` runs that
 in the background, and `materialize.sharing` tells other processors.
 """

@@ -37,7 +37,7 @@ from smile.model.answers import Output
 from smile.model.batch import MixedBatch
 from smile.model.batched import BatchedEngine
 from smile.model.ngram_rows import RowDtype
-from smile.model.skip.policy import MissPolicy
+from smile.model.skip.policy import MissPolicy, RowKind
 
 BATCH_TEXTS = 16
 EPOCHS = 2
@@ -173,8 +173,7 @@ def measure(run: Run) -> Figures:
     exact = _tasks(examiner.exact)
     return {
         "accuracy_exact": mean(exact.values()),
-        "loss_points_default": _loss(rows, MissPolicy.COMPUTE),
-        "loss_points_fallback": _loss(rows, MissPolicy.SHORTER),
+        **_headline(rows),
         "texts": sum(len(one.exam.ids) for one in examiner.exact),
         "modules_begin_at": BOUNDARY_MAX,
         "tasks_exact": exact,
@@ -242,16 +241,25 @@ def _tasks(found: Sequence[Answers]) -> dict[str, float]:
     return {name: share for one in found for name, share in one.right.items()}
 
 
-def _loss(rows: Sequence[Mapping[str, Json]], policy: MissPolicy) -> float | None:
-    """The least loss at boundary 3 with a whole table by an encoder distilled for the policy."""
-    losses = [
-        loss
-        for row in rows
-        if (row["policy"], row["distilled_for"], row["boundary"]) == (policy, policy, 3)
-        and row["dtype"] == RowDtype.FLOAT16
-        and row["encoder"] != INCLUDED
-        and (loss := number(row["loss_points"])) is not None
-    ]
+def _headline(rows: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+    """What the encoder that comes with SMILE loses; and the least that one loses under each policy
+    with a whole table, of those that learned as much as SkipBERT's layers did."""
+    whole = [row for row in rows if row["policy"] == row["distilled_for"] and row["rows"]]
+    whole = [row for row in whole if row["dtype"] == RowDtype.FLOAT16]
+    learned = {row["learned_tokens"] for row in whole if row["kind"] == RowKind.LAYERS}
+
+    like = [row for row in whole if row["boundary"] == 3 and row["learned_tokens"] in learned]
+    return {
+        "loss_points_included": _least([row for row in whole if row["encoder"] == INCLUDED]),
+        **{
+            f"loss_points_{policy}": _least([row for row in like if row["policy"] == policy])
+            for policy in MissPolicy
+        },
+    }
+
+
+def _least(rows: Sequence[Mapping[str, Json]]) -> float | None:
+    losses = [loss for row in rows if (loss := number(row["loss_points"])) is not None]
     return min(losses, default=None)
 
 

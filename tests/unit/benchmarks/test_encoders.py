@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import plots
+from benchmarks import plots, skip_sweep
 from benchmarks.harness.encoders import FOLDER_VARIABLE, First, encoders, hits
 from benchmarks.harness.json_types import Json
 from smile.errors import FailedPrecondition
@@ -77,3 +77,26 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
     plots.skip_speed({"encoders": [row]}, tmp_path / "speed.svg")
     for name in ("sweep", "speed"):
         assert (tmp_path / f"{name}.svg").stat().st_size > 1_000
+
+
+def test_policies_are_compared_where_encoders_learned_alike() -> None:
+    def row(encoder: str, kind: str, policy: str, learned: int, loss: float) -> dict[str, Json]:
+        return {
+            "encoder": encoder, "kind": kind, "policy": policy, "distilled_for": policy,
+            "learned_tokens": learned, "loss_points": loss, "rows": 9, "dtype": "float16",
+            "boundary": 3,
+        }  # fmt: skip
+
+    rows = [
+        row("included", "words", "compute", 4_000, 0.3),
+        row("longer", "words", "compute", 2_000, 0.6),
+        row("alike", "words", "compute", 1_000, 0.9),
+        row("layers", "layers", "shorter", 1_000, 2.5),
+        {**row("layers", "layers", "compute", 1_000, 0.2), "distilled_for": "shorter"},
+        {**row("alike", "words", "compute", 1_000, 0.1), "rows": 0},
+    ]
+    assert skip_sweep._headline(rows) == {
+        "loss_points_included": 0.3,
+        "loss_points_compute": 0.9,
+        "loss_points_shorter": 2.5,
+    }

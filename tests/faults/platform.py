@@ -17,7 +17,8 @@ from smile.resources import JobState, TrainingJob
 from tests.faults.failpoints import Blow
 from tests.faults.operations import TENANT
 from tests.faults.processes import Child, Nursery, until
-from tests.faults.redis_server import RedisServer
+from tests.faults.redis_server import RedisServer, may_set_clocks
+from tests.faults.small_disk import small_disk
 from tests.faults.storing import Storage, storage
 from tests.faults.tally import Tally
 
@@ -137,12 +138,18 @@ class Platform:
 
 
 @asynccontextmanager
-async def platform(nursery: Nursery) -> AsyncIterator[Platform]:
+async def platform(
+    nursery: Nursery, *, redis_on_small_disk: bool = False, worker_on_small_disk: bool = False
+) -> AsyncIterator[Platform]:
     """A platform with a tenant, a vPLM and a dataset to train it on."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sf")))
         store = await stack.enter_async_context(storage(nursery, folder))
         redis = RedisServer(folder / "redis")
+        if redis_on_small_disk:
+            stack.enter_context(small_disk(redis.data))
+        if may_set_clocks():
+            redis.clock_settable()
         stack.callback(redis.kill)
         redis.start()
         backbone = write_toy_backbone(folder / "toy")

@@ -1,18 +1,29 @@
-"""A Redis of its own for a platform under test: durable, and easy to kill, wipe and fill."""
+"""A Redis of its own for a platform under test: durable, easy to kill, wipe and fill, and with a
+wall clock that can be set.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import struct
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
 
 from smile.embedded.redis_server import server_program
+from tests.faults.small_disk import fill
 
 START_S_MAX = 30.0
+CLOCK_SOURCE = Path(__file__).with_name("wrong_clock.c")
+
+
+def may_set_clocks() -> bool:
+    """Whether a clock can be put before a Redis here: that wants a C compiler."""
+    return shutil.which("cc") is not None
 
 
 @dataclass
@@ -21,6 +32,7 @@ class RedisServer:
 
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     @property
     def socket(self) -> Path:
@@ -34,6 +46,24 @@ class RedisServer:
     def data(self) -> Path:
         return self.folder / "data"
 
+    def clock_settable(self) -> None:
+        """Before its start: from now on `clock_s` is heeded. Raises `CalledProcessError`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        library = self.folder / "wrong_clock.so"
+        command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(CLOCK_SOURCE)]
+        subprocess.run(command, check=True, capture_output=True)
+        self._clock.write_bytes(struct.pack("=q", 0))
+        self.environment |= {"LD_PRELOAD": str(library), "SMILE_TEST_CLOCK": str(self._clock)}
+
+    def set_clock(self, wrong_s: int) -> None:
+        """Its wall clock is wrong by so many seconds from now on."""
+        with self._clock.open("r+b") as file:
+            file.write(struct.pack("=q", wrong_s))
+
+    @property
+    def _clock(self) -> Path:
+        return self.folder / "clock"
+
     def start(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True)
         self.socket.unlink(missing_ok=True)
@@ -45,6 +75,7 @@ class RedisServer:
                 *("--maxmemory-policy", "noeviction"),
             ],
             stdout=subprocess.DEVNULL,
+            env=self.environment,
         )
         deadline = time.monotonic() + START_S_MAX
         while not self._answers():
@@ -78,6 +109,18 @@ class RedisServer:
         """There is memory again."""
         with self._client() as client:
             client.config_set("maxmemory", 0)
+
+    def fill_disk(self) -> None:
+        """The file system of `data`, which must be a small one, has no room left."""
+        fill(self._filler)
+
+    def empty_disk(self) -> None:
+        """There is room again."""
+        self._filler.unlink()
+
+    @property
+    def _filler(self) -> Path:
+        return self.data / "filler"
 
     def _client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket))

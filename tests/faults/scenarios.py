@@ -9,13 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.faults import tables, tables_told, training
-from tests.faults.disks import FULL, full_disk, may_mount
+from tests.faults.disks import FULL, full_disk
 from tests.faults.failpoints import Blow
 from tests.faults.platform import Platform, platform
 from tests.faults.processes import Nursery
 from tests.faults.proxy import Mishap
+from tests.faults.redis_server import may_set_clocks
 from tests.faults.remote import REMOTE, at_every_request, remote_storage, s3_server
 from tests.faults.replicas import ONCE, stopped_replicas
+from tests.faults.small_disk import may_mount
 from tests.faults.storing import WHOLE, at_every_step, storage
 from tests.faults.sweeping import YOUNG, wrong_sweeps
 from tests.faults.tables import ENCODER_SAME, TABLE_WHOLE
@@ -148,6 +150,14 @@ async def _redis_down(on: Ground, selection: Selection, tally: Tally) -> None:
     await training.missed_redis(here, trouble, selection, tally)
 
 
+async def _redis_disk_full(on: Ground, selection: Selection, tally: Tally) -> None:
+    async with platform(on.nursery, redis_on_small_disk=True) as here:
+        trouble = Trouble(
+            here.redis.fill_disk, here.redis.empty_disk, "Redis refuses writes", refused=False
+        )
+        await training.missed_redis(here, trouble, selection, tally)
+
+
 SCENARIOS: dict[str, Scenario] = {
     "storage-killed": Scenario(WHOLE, "SIGKILL of storage, directory", _on_disk(Blow.KILL)),
     "storage-killed-s3": Scenario(WHOLE, "SIGKILL of storage, S3", _killed_over_s3),
@@ -176,6 +186,15 @@ SCENARIOS: dict[str, Scenario] = {
     "redis-restarted": Scenario(ONE_RESULT, "SIGKILL of Redis, AOF", _redis_restarted),
     "redis-wiped": Scenario(ONE_RESULT, "Redis loses all", _redis_wiped),
     "redis-full": Scenario(ONE_RESULT, "Redis is full (noeviction)", _redis_full),
+    "redis-disk-full": Scenario(
+        ONE_RESULT, "the disk of Redis' AOF full", _redis_disk_full, possible=may_mount
+    ),
+    "redis-clock": Scenario(
+        ONE_RESULT,
+        "Redis' wall clock jumps",
+        _training(training.wrong_redis_clock),
+        possible=may_set_clocks,
+    ),
     "redis-down": Scenario(ONE_RESULT, "Redis is down", _redis_down),
     "sweeper-clock": Scenario(YOUNG, "a sweeping replica's clock is ahead", _wrong_sweeps),
     "table-killed": Scenario(

@@ -16,9 +16,9 @@ from smile.model.skip import artifact
 from smile.model.toy import WORDS, write_toy_backbone
 from smile.representations.snapshot import Table
 from tests.contract.materialized_world import Encoder
-from tests.faults.disks import mounted, unmounted
 from tests.faults.failpoints import Blow
 from tests.faults.processes import Child, Nursery
+from tests.faults.small_disk import mounted, unmounted
 from tests.faults.tables_roles import ARGUMENTS, ROOT
 from tests.faults.tally import Selection, Tally, numbered
 

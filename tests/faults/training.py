@@ -21,6 +21,8 @@ from tests.faults.processes import PATIENCE_S, Child, until
 from tests.faults.tally import Selection, Tally, numbered
 
 ONE_RESULT = "a job that was accepted ends once, with one version: the one it would have had"
+CLOCK_JUMP_S = 2 * 86_400
+CLOCK_STEPS = 6  # of the worker, from the jump to its death: it renews its lease meanwhile
 SUBMIT_STEPS = 12  # of the trainer, at least, in accepting a job
 
 
@@ -279,3 +281,41 @@ async def wrong_clocks(here: Platform, selection: Selection, tally: Tally) -> No
                 attempt = (await here.client.job(job)).attempt
                 tally.whole(attempt == 1, f"{where}: {attempt} attempts")
                 await here.dismiss()
+
+
+async def wrong_redis_clock(here: Platform, selection: Selection, tally: Tally) -> None:
+    """Redis' wall clock, by which leases end, jumps while a job is done, and is set right after the
+    worker has died: neither is a job done twice to effect, nor does it wait for days.
+    """
+    async with timed(tally):
+        count = here.steps
+        for at in selection.of(count, tally.fault):
+            for jump_s in (CLOCK_JUMP_S, -CLOCK_JUMP_S):
+                for dies in (False, True):
+                    await _redis_clock_jumps(here, tally, (at, jump_s), dies=dies)
+
+
+async def _redis_clock_jumps(
+    here: Platform, tally: Tally, blow: tuple[int, int], *, dies: bool
+) -> None:
+    """At a step, by so many seconds; with `dies`, back again when the worker is dead."""
+    at, jump_s = blow
+    job, worker, fell = await struck_worker(here, Blow.STOP, at)
+    where = f"Redis' clock jumps by {jump_s} s"
+    if fell:
+        where = f"{note(tally, worker, at, 'worker')}: {where}"
+        here.redis.set_clock(jump_s)
+        if dies:
+            worker.points.arm(Blow.KILL, CLOCK_STEPS)
+            worker.send(signal.SIGCONT)
+            await until(
+                lambda: not worker.alive or here.state(job) == "succeeded", "the worker's end"
+            )
+            here.redis.set_clock(0)
+        else:
+            worker.send(signal.SIGCONT)
+        here.worker().bear()
+    await here.ended(job)
+    here.redis.set_clock(0)
+    await here.made_once(job, tally, where)
+    await here.dismiss()

@@ -2,7 +2,7 @@
 -- ARGV: consumer, lease_ms. Reply: {job, fence, attempt, cancel, deaths, when} or nil.
 local consumer, lease_ms = ARGV[1], ARGV[2]
 ensure_group()
-redis.call('ZADD', SEEN, now_ms(), consumer)
+redis.call('ZADD', SEEN, tick(), consumer)
 
 local function job_of(entry)
   local found = redis.call('XRANGE', LEASED, entry, entry)[1]

@@ -16,11 +16,14 @@
 --   wake                    list: one element per job that may be claimed, for idle workers to wait on
 --   seen                    zset: workers, by when they were heard of
 --   pace                    string: seconds that a job takes, a moving mean
+--   clock                   string: the time when a worker was last heard of, to see that the server's clock was set back
 local prefix = KEYS[1]
 local LEASED, WORKERS = prefix .. 'leased', 'workers'
 local WAITING, JOINED, RESTED, LEVEL = prefix .. 'waiting', prefix .. 'joined', prefix .. 'rested', prefix .. 'level'
 local DEAD, WAKE, SEEN, PACE = prefix .. 'dead', prefix .. 'wake', prefix .. 'seen', prefix .. 'pace'
+local CLOCK = prefix .. 'clock'
 local WAKE_MAX, DEAD_MAX, PACE_SHARE = 64, 10000, 0.2
+local PENDING_MAX, SET_BACK_MS = 100000, 1000
 
 local function job_key(job) return prefix .. 'job:' .. job end
 local function events_key(job) return prefix .. 'events:' .. job end
@@ -35,6 +38,19 @@ local function reserved_key(tenant) return prefix .. 'reserved:' .. tenant end
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The time, as often as a worker is heard of. A lease ends by this server's wall clock: where that was set back, leases
+-- of before would last until it has caught up, also those of dead workers. So all of them begin anew.
+local function tick()
+  local now = now_ms()
+  if now + SET_BACK_MS < tonumber(redis.call('GET', CLOCK) or '0') then
+    for _, pending in ipairs(redis.call('XPENDING', LEASED, WORKERS, '-', '+', PENDING_MAX)) do
+      redis.call('XCLAIM', LEASED, WORKERS, pending[2], 0, pending[1], 'JUSTID')
+    end
+  end
+  redis.call('SET', CLOCK, now)
+  return now
 end
 
 local function emit(job, body, events_max)

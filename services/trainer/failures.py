@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from uuid import uuid4
 
 from services.trainer.rows import PROBLEMS_SHOWN_MAX
@@ -68,6 +69,15 @@ def disk_full(what: str) -> JobFailure:
     )
 
 
+def no_room() -> JobFailure:
+    """The failure of a job whose rows do not fit the worker's disk."""
+    return JobFailure(
+        "DISK_FULL",
+        "the worker's disk is full; the operator frees some, or sets SMILE_TRAINER_FOLDER to a "
+        "larger one: then train again",
+    )
+
+
 def loss_not_finite(what: str) -> JobFailure:
     """The failure of a job whose numbers overflowed."""
     return JobFailure(
@@ -79,13 +89,9 @@ def loss_not_finite(what: str) -> JobFailure:
 def explained(error: BaseException, name: str) -> JobError:
     """The failure that `error` means for a job. What nobody foresaw gets an incident id, and its
     trace in the log."""
+    if (failure := error if isinstance(error, JobFailure) else _exhausted(error)) is not None:
+        return failure.error
     match error:
-        case JobFailure():
-            return error.error
-        case MemoryError():
-            return out_of_memory().error
-        case RuntimeError() if any(words in str(error) for words in ALLOCATION_FAILED):
-            return out_of_memory().error
         case NotFound():
             resource = error.metadata.get("resource", error.message)
             return JobError(_gone(resource), f"{error.message}; it was deleted meanwhile")
@@ -99,6 +105,18 @@ def explained(error: BaseException, name: str) -> JobError:
     return JobError(
         reason, f"an unforeseen fault; ask the platform's operator about incident {incident}"
     )
+
+
+def _exhausted(error: BaseException) -> JobFailure | None:
+    """The failure of a job that wants more than a worker has; None where that is not why."""
+    match error:
+        case MemoryError():
+            return out_of_memory()
+        case RuntimeError() if any(words in str(error) for words in ALLOCATION_FAILED):
+            return out_of_memory()
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return no_room()
+    return None
 
 
 def _gone(resource: str) -> str:

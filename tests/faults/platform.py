@@ -50,6 +50,15 @@ class Platform:
     steps: int = 0  # of a worker with such a job
     store_steps: int = 0  # of storage meanwhile
 
+    @property
+    def worker_folder(self) -> Path:
+        """Where workers keep rows and states."""
+        return self.folder / "work"
+
+    @property
+    def worker_filler(self) -> Path:
+        return self.worker_folder / "filler"
+
     def worker(self) -> Child:
         """A worker that is not borne yet."""
         made = Child(self.nursery, "worker", self.trainer.settings, self.folder, 0)
@@ -167,6 +176,9 @@ async def platform(
             "SMILE_TRAINER_THREADS": "1",
             "SMILE_TRAINER_WORKERS": "0",
         }
+        if worker_on_small_disk:
+            stack.enter_context(small_disk(folder / "work"))
+            settings["SMILE_TRAINER_FOLDER"] = str(folder / "work")
         creator = Child.listening(nursery, "creator", dict(settings), folder)
         trainer = Child.listening(nursery, "trainer", dict(settings), folder)
         for child in (creator, trainer):

@@ -24,6 +24,8 @@ from tests.faults.tables import ENCODER_SAME, TABLE_WHOLE
 from tests.faults.tables_told import SAME_ANSWERS
 from tests.faults.tally import Selection, Tally
 from tests.faults.training import ONE_RESULT, Trouble
+from tests.faults.worker_disk import TOLD as DISK_TOLD
+from tests.faults.worker_disk import full_worker_disk
 
 Run = Callable[["Ground", Selection, Tally], Awaitable[None]]
 
@@ -150,6 +152,10 @@ async def _redis_down(on: Ground, selection: Selection, tally: Tally) -> None:
     await training.missed_redis(here, trouble, selection, tally)
 
 
+async def _worker_disk_full(on: Ground, selection: Selection, tally: Tally) -> None:
+    await full_worker_disk(on.nursery, selection, tally)
+
+
 async def _redis_disk_full(on: Ground, selection: Selection, tally: Tally) -> None:
     async with platform(on.nursery, redis_on_small_disk=True) as here:
         trouble = Trouble(
@@ -186,6 +192,9 @@ SCENARIOS: dict[str, Scenario] = {
     "redis-restarted": Scenario(ONE_RESULT, "SIGKILL of Redis, AOF", _redis_restarted),
     "redis-wiped": Scenario(ONE_RESULT, "Redis loses all", _redis_wiped),
     "redis-full": Scenario(ONE_RESULT, "Redis is full (noeviction)", _redis_full),
+    "worker-disk-full": Scenario(
+        DISK_TOLD, "the worker's own disk full", _worker_disk_full, possible=may_mount
+    ),
     "redis-disk-full": Scenario(
         ONE_RESULT, "the disk of Redis' AOF full", _redis_disk_full, possible=may_mount
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
@@ -90,6 +91,9 @@ async def test_a_stopped_report_ends_the_thread_at_its_next_word() -> None:
     [
         (MemoryError(), "OUT_OF_MEMORY"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "OUT_OF_MEMORY"),
+        (OSError(errno.ENOSPC, "No space left on device"), "DISK_FULL"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "DISK_FULL"),
+        (OSError(errno.EIO, "what?"), "INTERNAL"),
         (NotFound("gone", metadata={"resource": "tenants/a/vplms/v"}), "VPLM_DELETED"),
         (NotFound("gone", metadata={"resource": "tenants/a/datasets/d"}), "DATASET_DELETED"),
         (

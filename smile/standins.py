@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from smile.artifacts import ENCODER_FILE
 from smile.errors import FailedPrecondition, InvalidArgument
 from smile.model.skip import artifact
 from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.included import included_for
-from smile.names import check_id
+from smile.names import ArtifactName, check_id
 
 INCLUDED = Path("included")
+ARTIFACTS = "artifacts/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,16 @@ class StandInPlace:
     domains: Path | None = None
 
 
-def parse_places(text: str, *words: Path) -> Mapping[str, Path]:
+def parse_places(
+    text: str, *words: Path, cache: Path | None = None, file: str = ""
+) -> Mapping[str, Path]:
     """Reads `backbone=/path,...`: paths by backbone; none where the text is empty. A place may be
-    one of `words`, too.
+    one of `words`, too, or `artifacts/{artifact}`.
+
+    Args:
+        cache: Where artifacts of storage's catalogue lie once they are fetched; None: a place can
+            be none.
+        file: What of an artifact is meant; empty: its folder.
 
     Raises:
         InvalidName: a name is not a resource id.
@@ -44,23 +53,36 @@ def parse_places(text: str, *words: Path) -> Mapping[str, Path]:
     found: dict[str, Path] = {}
     for entry in filter(None, map(str.strip, text.split(","))):
         name, equals, place = entry.partition("=")
-        if not equals or not (Path(place).is_absolute() or Path(place) in words):
+        stored = cache is not None and place.startswith(ARTIFACTS)
+        if not equals or not (stored or Path(place).is_absolute() or Path(place) in words):
             told = "".join(f" or 'backbone={word}'" for word in words)
+            told += "" if cache is None else f" or 'backbone={ARTIFACTS}id'"
             raise InvalidArgument(f"expected 'backbone=/absolute/path'{told}, got {entry!r}")
         if check_id(name, "backbone") in found:
             raise InvalidArgument(f"backbone '{name}' repeats")
-        found[name] = Path(place)
+        if stored and cache is not None:
+            found[name] = cache / ArtifactName.parse(place).artifact / file
+        else:
+            found[name] = Path(place)
     return found
 
 
-def parse_stand_ins(skip: str, tables: str) -> Mapping[str, StandInPlace]:
-    """Stand-ins by backbone, from the settings `skip` and `tables`.
+def artifacts_in(*texts: str) -> tuple[ArtifactName, ...]:
+    """The artifacts that settings name, which `parse_places` has read."""
+    places = (entry.strip().partition("=")[2] for text in texts for entry in text.split(","))
+    names = dict.fromkeys(place for place in places if place.startswith(ARTIFACTS))
+    return tuple(map(ArtifactName.parse, names))
+
+
+def parse_stand_ins(skip: str, tables: str, cache: Path) -> Mapping[str, StandInPlace]:
+    """Stand-ins by backbone, from the settings `skip` and `tables`; for `cache` see `parse_places`.
 
     Raises:
         InvalidName, InvalidArgument: as `parse_places`, or a table is of a backbone that has no
             local encoder.
     """
-    encoders, folders = parse_places(skip, INCLUDED), parse_places(tables)
+    encoders = parse_places(skip, INCLUDED, cache=cache, file=ENCODER_FILE)
+    folders = parse_places(tables, cache=cache)
     if unknown := sorted(folders.keys() - encoders.keys()):
         raise InvalidArgument(f"backbone '{unknown[0]}' has a table and no local encoder")
     return {name: StandInPlace(path, folders.get(name)) for name, path in encoders.items()}

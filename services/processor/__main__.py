@@ -15,6 +15,7 @@ from services.processor.config import ProcessorSettings
 from services.processor.servicer import FULL_NAME, ProcessorServicer
 from services.processor.serving import BACKBONES_CHECK, STORAGE_CHECK, Processor
 from smile import logs
+from smile.client.artifact_cache import ArtifactCache
 from smile.client.bookkeeping import Books
 from smile.client.version_reader import VersionReader
 from smile.config import load
@@ -39,7 +40,10 @@ async def main(settings: ProcessorSettings) -> None:
     async with build_channel(settings.storage_address, credentials=credentials) as storage:
         freshness = Freshness()
         feed = ChangeFeed(storage, freshness)
-        processor = Processor.build(settings, VersionReader(storage), freshness, Books(storage))
+        cache = ArtifactCache(storage, settings.artifacts)
+        processor = Processor.build(
+            settings, VersionReader(storage), freshness, Books(storage), cache
+        )
         add = processor_pb2_grpc.add_ProcessorServiceServicer_to_server
         await serve(
             [Service(ProcessorServicer(processor.pipeline, processor.renting), add, FULL_NAME)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -32,7 +33,9 @@ from services.processor.scheduling.room import BatchLimits
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 from smile.errors import SmileError
+from smile.names import ArtifactName
 from smile.representations.traffic import TENANTS_MIN_MAX, CountRules
+from smile.standins import artifacts_in, parse_stand_ins
 
 PORT_DEFAULT = 7104
 MODULE_IN_MEMORY_MAX = 3 * limits.MODULE_BYTES_MAX  # half precision stored, single in use, padded
@@ -90,10 +93,10 @@ class ProcessorSettings(BackboneServiceSettings):
             others', in as many threads more, and give way to them; on a CPU only.
         threads: CPU threads of a stream; 0: cores divided by streams.
         tokenizer_threads: Threads that tokenise and decode modules.
-        skip: Local encoders that stand in for lower layers, `backbone=/file,...`; none: every
-            layer is always computed.
-        tables: Snapshots of tables of their rows, `backbone=/folder,...`; a backbone without one
-            has all rows computed.
+        skip: Local encoders that stand in for lower layers, `backbone=/file,...`, or of storage's
+            catalogue `backbone=artifacts/id`; none: every layer is always computed.
+        tables: Snapshots of tables of their rows, `backbone=/folder,...` or
+            `backbone=artifacts/id`; a backbone without one has all rows computed.
         learn: Whether rows that traffic asks for often are kept, too.
         learn_bytes_max: Memory for these, of each backbone.
         learn_tenants_min: N-grams that fewer tenants asked for are never learned.
@@ -197,12 +200,12 @@ class ProcessorSettings(BackboneServiceSettings):
 
     def _check_stand_ins(self, prefix: str) -> None:
         served = {source.name for source in self.sources}
-        encoders = self._places(f"{prefix}SKIP", self.skip, INCLUDED)
+        encoders = self._places(f"{prefix}SKIP", self.skip, INCLUDED, cache=self.artifacts)
         for name, given, known in (
             (f"{prefix}SKIP={self.skip}", encoders, served),
             (
                 f"{prefix}TABLES={self.tables}",
-                self._places(f"{prefix}TABLES", self.tables),
+                self._places(f"{prefix}TABLES", self.tables, cache=self.artifacts),
                 encoders,
             ),
             (
@@ -216,20 +219,27 @@ class ProcessorSettings(BackboneServiceSettings):
                 raise ValueError(f"{name}: backbone '{unknown[0]}' {what}")
 
     @staticmethod
-    def _places(name: str, text: str, *words: Path) -> Mapping[str, Path]:
+    def _places(
+        name: str, text: str, *words: Path, cache: Path | None = None
+    ) -> Mapping[str, Path]:
         try:
-            return parse_places(text, *words)
+            return parse_places(text, *words, cache=cache)
         except SmileError as error:
             raise ValueError(f"{name}: {error.message}") from None
 
     @property
     def stand_ins(self) -> Mapping[str, StandInPlace]:
         """What stands in for lower layers, by backbone."""
-        tables, domains = parse_places(self.tables), parse_places(self.domains)
-        return {
-            name: StandInPlace(encoder, tables.get(name), domains.get(name))
-            for name, encoder in parse_places(self.skip, INCLUDED).items()
-        }
+        found, domains = (
+            parse_stand_ins(self.skip, self.tables, self.artifacts),
+            parse_places(self.domains),
+        )
+        return {name: replace(place, domains=domains.get(name)) for name, place in found.items()}
+
+    @property
+    def artifacts_wanted(self) -> tuple[ArtifactName, ...]:
+        """Those that stand-ins are made of."""
+        return artifacts_in(self.skip, self.tables)
 
     @property
     def learning(self) -> LearningOptions:

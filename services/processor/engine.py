@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +169,19 @@ class Engine:
             self._warm_up(served)
             self._engines[source.name] = served
             get_logger().info("backbone ready", backbone=source.name, digest=backbone.digest)
+
+    def adopt(self) -> None:
+        """Take in local encoders that were not there at `load`. Blocks for a second for each. For a
+        thread beside those that compute.
+        """
+        for name, served in tuple(self._engines.items()):
+            if name not in self._options.stand_ins or served.stand_in is not None:
+                continue
+            again = self._served(served.engine.backbone)
+            if again.stand_in is not None:
+                found = replace(served, stand_in=again.stand_in, live=again.live)
+                self._engines[name] = found
+                get_logger().info("answered materialised from now on", backbone=name)
 
     def check(self, spec: ModuleSpec, exactness: Exactness = Exactness.EXACT) -> None:
         """Raises `FailedPrecondition` if the module cannot be served here, or not so: its backbone

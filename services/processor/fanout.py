@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from services.processor.answers import Question, check_bytes, predict_all, size_of
-from services.processor.exactness import chosen
+from services.processor.exactness import exactness_of
 from services.processor.memory.demand import Demand, LoadTime
 from services.processor.rentals import Rentals
 from services.processor.requests import (
@@ -253,8 +253,7 @@ class Fanouts(Generic[Module]):
         )
 
     def _exactness(self, request: FanoutRequest, target: Target) -> Exactness:
-        asked = self._ways.rentals.exactness(target.name.vplm, request.exactness)
-        return chosen(self._ways.engine, target, asked)
+        return exactness_of(self._ways, target, request.exactness)
 
     async def _predictions(
         self,

@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from services.processor.answers import Question, check_size, predict_all
 from services.processor.entrance import Ask, Doors, Entrance
-from services.processor.exactness import chosen
+from services.processor.exactness import checked_exactness
 from services.processor.fanout import Fanouts, Ways
 from services.processor.lanes.device import Report
 from services.processor.lanes.dispatch import Dispatch, Work
@@ -313,9 +313,7 @@ class Pipeline(Generic[Module]):
         self, number: int, request: InferenceRequest, target: Target, permit: Permit
     ) -> InferResult:
         """The answers of one version to an admitted request."""
-        asked = self._parts.rentals.exactness(request.vplm, request.exactness)
-        exactness = chosen(self._parts.engine, target, asked)
-        self._parts.engine.check(target.spec, exactness)
+        exactness = checked_exactness(self._parts, target, request.exactness)
         hidden = self._parts.engine.shape(target.spec.backbone).hidden
         check_size(request, target.spec.head, hidden, self._limits.answer_bytes_max)
         load = self._demand.enter(number, target)

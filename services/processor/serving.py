@@ -20,6 +20,7 @@ from services.processor.lanes.dispatch import Dispatch
 from services.processor.lanes.handoff import Handoff
 from services.processor.lanes.sequence import Turnstile
 from services.processor.lanes.trace import Trace
+from services.processor.materialize.fetching import Cache, Fetcher
 from services.processor.materialize.keeping import Keeper
 from services.processor.memory.hierarchy import Hierarchy
 from services.processor.memory.loader import Bytes, Loader
@@ -64,6 +65,7 @@ class Processor:
     measure: Callable[[], None]
     meter: Meter
     keeper: Keeper
+    fetcher: Fetcher
 
     @classmethod
     def build(
@@ -72,9 +74,10 @@ class Processor:
         storage: Storage,
         freshness: Freshness | None = None,
         books: Bookkeeper | None = None,
+        cache: Cache | None = None,
     ) -> Processor:
         """A processor that has not been started. Without `freshness`, no change feed is told of;
-        without `books`, nobody of what tenants use."""
+        without `books`, nobody of what tenants use; without `cache`, artifacts must be there."""
         pool = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenize")
         clock = time.monotonic
         hierarchy = Hierarchy.build(settings.memory_options, settings.device)
@@ -128,7 +131,10 @@ class Processor:
         measure = partial(learn, engine, latencies, settings.latency_folder, settings.calibration_s)
         metrics_at, meter = settings.metrics_at, parts.meter.meter
         keeper = _keeper(settings, engine)
-        return cls(engine, pipeline, renting, metrics_at, pool, trace, measure, meter, keeper)
+        fetcher = Fetcher(cache, settings.artifacts_wanted, engine.adopt)
+        return cls(
+            engine, pipeline, renting, metrics_at, pool, trace, measure, meter, keeper, fetcher
+        )
 
     @asynccontextmanager
     async def running(self, readiness: Readiness) -> AsyncIterator[None]:
@@ -136,6 +142,7 @@ class Processor:
         starting = asyncio.create_task(self._start(readiness))
         reporting = asyncio.create_task(self.meter.run())
         keeping = asyncio.create_task(self.keeper.run())
+        fetching = asyncio.create_task(self.fetcher.run(readiness))
         try:
             with self._trace_on_signal():
                 async with exposed(self.pipeline, *self.metrics_at):
@@ -144,7 +151,8 @@ class Processor:
             starting.cancel()
             reporting.cancel()
             keeping.cancel()
-            await asyncio.gather(starting, reporting, keeping, return_exceptions=True)
+            fetching.cancel()
+            await asyncio.gather(starting, reporting, keeping, fetching, return_exceptions=True)
             await self.renting.close()
             await self.pipeline.close()
             await self.meter.close()
@@ -176,6 +184,7 @@ class Processor:
 
     async def _start(self, readiness: Readiness) -> None:
         wait_s = RETRY_S_FIRST
+        await self.fetcher.first()
         while True:
             try:
                 await asyncio.to_thread(self.engine.load)
@@ -188,6 +197,7 @@ class Processor:
             else:
                 self.pipeline.start()
                 self.renting.start()
+                self.fetcher.loaded.set()
                 readiness.set_ready(BACKBONES_CHECK)
                 return
 

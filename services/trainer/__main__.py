@@ -19,6 +19,7 @@ from services.trainer.sweeps import Sweeps
 from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
 from smile import logs
+from smile.client.artifact_cache import ArtifactCache
 from smile.client.bookkeeping import Books
 from smile.config import load
 from smile.rpc.auth import RemoteAuthenticator
@@ -59,17 +60,22 @@ async def main(settings: TrainerSettings) -> None:
             settings=settings,
             authenticator=RemoteAuthenticator(channel, key),
             readiness=readiness,
-            lifespan=working(settings, jobs, Sweeps(jobs, storage)),
+            lifespan=working(
+                settings, jobs, Sweeps(jobs, storage), ArtifactCache(channel, settings.artifacts)
+            ),
         )
     await client.aclose()
 
 
 @asynccontextmanager
-async def working(settings: TrainerSettings, jobs: Jobs, sweeps: Sweeps) -> AsyncIterator[None]:
-    """Workers, the reconciler and who advances sweeps, beside the server."""
+async def working(
+    settings: TrainerSettings, jobs: Jobs, sweeps: Sweeps, cache: ArtifactCache
+) -> AsyncIterator[None]:
+    """Workers, the reconciler, who advances sweeps and who fetches artifacts, beside the server."""
     beside = [
         asyncio.create_task(jobs.keep_reconciling(settings.reconcile_s)),
         asyncio.create_task(sweeps.keep_going(SWEEPS_EVERY_S)),
+        asyncio.create_task(cache.keep(settings.artifacts_wanted)),
     ]
     try:
         async with supervised(SupervisorSettings(worker_command(), settings.workers)):

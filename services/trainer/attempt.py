@@ -26,6 +26,7 @@ from services.trainer.standins import StandIn, StandIns
 from services.trainer.states import DiskFull, StatesRoom
 from services.trainer.storage import Storage
 from services.trainer.whole import FullLimits, Needs, check_fits, spec_of
+from smile.limits import MIB
 from smile.logs import get_logger
 from smile.model import weights
 from smile.model.backbone import Backbone
@@ -52,6 +53,7 @@ class Workshop:
         precision: In what the frozen weights compute.
         stand_ins: For lower layers, where a job asks for them.
         full: What whole models may have.
+        shared_bytes_max: Largest datasets of a job that shares its worker with others.
     """
 
     storage: Storage
@@ -63,6 +65,7 @@ class Workshop:
     precision: Precision = Precision.FLOAT32
     stand_ins: StandIns = field(default_factory=StandIns)
     full: FullLimits = field(default_factory=FullLimits)
+    shared_bytes_max: int = 16 * MIB
 
     @property
     def room(self) -> StatesRoom:
@@ -110,7 +113,9 @@ class Attempt:
         self._check_memory(module, backbone.shape)
         base = await self._base(vplm)
         states = self._job.hyper_parameters.states
-        stand_in = await self._in_thread(lambda: self._shop.stand_ins.of(vplm.spec, states))
+        stand_in = await patiently(
+            lambda: self._in_thread(lambda: self._shop.stand_ins.of(vplm.spec, states))
+        )
         spec = self._spec(module, rows, base, stand_in)
         precision = self._shop.precision
         given = TrainingInput(

@@ -18,7 +18,8 @@ from services.trainer.windows import Windows
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 from smile.errors import SmileError
-from smile.standins import StandInPlace, parse_stand_ins
+from smile.names import ArtifactName
+from smile.standins import StandInPlace, artifacts_in, parse_stand_ins
 from smile.store.redis import connect
 
 PORT_DEFAULT = 7103
@@ -30,7 +31,9 @@ class TrainerSettings(BackboneServiceSettings):
 
     Attributes:
         workers: Worker processes kept alive by the service; 0 where workers run elsewhere.
-        threads: CPU threads of one worker; 0 shares the machine's cores among the workers.
+        jobs: Small jobs of one backbone that one worker runs at once; others it runs alone.
+        shared_bytes_max: Largest datasets of a job that counts as small.
+        threads: CPU threads of one job; 0 shares the machine's cores among all.
         lease_s: How long a worker that fell silent keeps its job.
         jobs_queued_max: Waiting jobs of one tenant.
         jobs_running_max: Jobs of one tenant that workers hold at a time.
@@ -41,7 +44,8 @@ class TrainerSettings(BackboneServiceSettings):
         states_disk_bytes_max: Disk of a worker, in `folder`, for those that memory does not hold.
         precision: In what frozen weights compute; what is trained is float32 either way.
         skip: Local encoders that stand in for lower layers where jobs ask for it,
-            `backbone=/file,...` or `backbone=included`; none: all states are exact.
+            `backbone=/file,...`, `backbone=artifacts/id` or `backbone=included`; none: all states
+            are exact.
         tables: Snapshots of tables of their rows, `backbone=/folder,...`; a backbone without one
             has all rows computed.
         validate_bytes_max: Largest dataset that ValidateDataset reads.
@@ -66,6 +70,8 @@ class TrainerSettings(BackboneServiceSettings):
         default=SecretStr(REDIS_URL_DEFAULT), validation_alias="SMILE_REDIS_URL"
     )
     workers: int = Field(default=1, ge=0, le=256)
+    jobs: int = Field(default=1, ge=1, le=64)
+    shared_bytes_max: int = Field(default=16 * limits.MIB, ge=0)
     threads: int = Field(default=0, ge=0, le=1024)
     lease_s: float = Field(default=60.0, ge=1.0, le=3600.0)
     jobs_queued_max: int = Field(default=limits.TENANT_JOBS_QUEUED_MAX, ge=1, le=100_000)
@@ -108,12 +114,17 @@ class TrainerSettings(BackboneServiceSettings):
     @property
     def stand_ins(self) -> Mapping[str, StandInPlace]:
         """What stands in for lower layers, by backbone."""
-        return parse_stand_ins(self.skip, self.tables)
+        return parse_stand_ins(self.skip, self.tables, self.artifacts)
 
     @property
     def full(self) -> FullLimits:
         """What whole models may have."""
         return FullLimits(self.full_jobs_max, self.full_bytes_max)
+
+    @property
+    def artifacts_wanted(self) -> tuple[ArtifactName, ...]:
+        """Those that stand-ins are made of."""
+        return artifacts_in(self.skip, self.tables)
 
     @property
     def queue(self) -> QueueSettings:

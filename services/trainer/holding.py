@@ -32,7 +32,7 @@ class Holding:
     """One claimed job in this process.
 
     `settled` set means that the outcome is being stored: from then on only a lost lease stops it.
-    `stint` counts the time.
+    `stint` counts the time, but for what it waits for a place in this process: `waiting`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Holding:
         self.stint = stint
         self.report = report
         self.settled = False
+        self.waiting = False
         self._queue = queue
         self._ending = ending
         self._beaten_at = time.monotonic()  # when the lease was surely renewed last
@@ -101,8 +102,8 @@ class Holding:
 
     async def give_back(self) -> None:
         """Puts the job back to its place in the queue. Raises `Unavailable`."""
-        if await self._queue.give_back(self.claim) and self.stint is not None:
-            self.stint.held(time.monotonic())
+        if await self._queue.give_back(self.claim):
+            self._count(time.monotonic())
 
     async def _beat_if_due(self) -> LetGo | None:
         async with self._talking:
@@ -124,9 +125,19 @@ class Holding:
         if beat is Beat.LEASE_LOST:
             return LetGo.LEASE_LOST
         self._beaten_at = started
-        if self.stint is not None:
-            self.stint.held(started)
+        self._count(started)
         return LetGo.CANCELLED if beat is Beat.CANCEL else None
+
+    def _count(self, until: float) -> None:
+        """The job was held up to a moment, at work or waiting."""
+        if self.stint is not None:
+            (self.stint.waited if self.waiting else self.stint.held)(until)
+
+    def begin(self) -> None:
+        """It has waited long enough: time counts from now on."""
+        if self.waiting:
+            self._count(time.monotonic())
+            self.waiting = False
 
     async def _endure(self, error: Unavailable) -> LetGo | None:
         """Training goes on without the queue for as long as the lease would."""

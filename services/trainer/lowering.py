@@ -36,7 +36,7 @@ def _view(stand_in: StandIn, rows: EncoderRows) -> RowView:
     if folder is None:
         return none
     try:
-        table = Table.open(folder, rows.origin)
+        table = Table.open(folder, rows.origin, verify=True)  # a wrong row is a wrong state
     except (SmileError, OSError) as error:
         get_logger().warning("a table cannot be used, rows are computed", why=str(error))
         return none

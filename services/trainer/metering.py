@@ -99,6 +99,10 @@ class Stint:
             tally.training_us += elapsed_us
             tally.charged_us += charged_us
 
+    def waited(self, until: float) -> None:
+        """The job waited in its holder's hands, which costs nothing."""
+        self._since = max(until, self._since)
+
     def ended(self) -> None:
         """The job ended in this holder's hands."""
         self.held(time.monotonic())

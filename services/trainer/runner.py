@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from uuid import NAMESPACE_URL, uuid5
 
 from services.trainer.attempt import Attempt, Workshop
+from services.trainer.berths import Berths, Passenger
 from services.trainer.bookmark import Bookmark
 from services.trainer.failures import JobFailure, explained, worker_lost
 from services.trainer.holding import Holding, LetGo
@@ -28,8 +29,17 @@ from services.trainer.whole import spec_of
 from smile.errors import Aborted, FailedPrecondition, NotFound, SmileError, Unavailable
 from smile.logs import get_logger
 from smile.model import weights
-from smile.names import VersionName, VplmName
-from smile.resources import JobError, JobState, TrainingJob, TrainingRecord, Vplm, VplmVersion
+from smile.names import DatasetName, VersionName, VplmName
+from smile.resources import (
+    JobError,
+    JobState,
+    Method,
+    TrainingJob,
+    TrainingRecord,
+    TrainingStates,
+    Vplm,
+    VplmVersion,
+)
 
 DEATHS_MAX = 3
 CURVE_EVERY_S = 30.0
@@ -50,6 +60,7 @@ class Runner:
     Args:
         ending: Set when this process shall end: the job in hand is given back.
         meter: Counts the time of jobs; None counts none.
+        berths: Of this process, where others work beside it.
     """
 
     def __init__(
@@ -60,8 +71,10 @@ class Runner:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         meter: TrainingMeter | None = None,
+        berths: Berths | None = None,
     ) -> None:
         self._meter = meter
+        self.berths = berths or Berths()
         self._shop = shop
         self._storage = shop.storage
         self._queue = queue
@@ -160,6 +173,27 @@ class Runner:
         return self._ended(succeeded, JobState.SUCCEEDED, holding.report)
 
     async def _train(self, holding: Holding, job: TrainingJob, vplm: Vplm) -> Trained:
+        if self.berths.count == 1:
+            return await self._attempted(holding, job, vplm)
+        passenger = await self._passenger(holding.claim, job, vplm)
+        holding.waiting = True
+        holding.report.phase("waiting")
+        async with self.berths.taken(passenger):
+            holding.begin()
+            return await self._attempted(holding, job, vplm)
+
+    async def _passenger(self, claim: Claim, job: TrainingJob, vplm: Vplm) -> Passenger:
+        """Small jobs share, but for those that died before: by whose fault, nobody knows."""
+        names = filter(None, (job.dataset, job.validation_dataset))
+        size = sum([await self._size(DatasetName.parse(name)) for name in names])
+        modest = job.method is Method.PET and job.hyper_parameters.states is TrainingStates.EXACT
+        shares = modest and claim.deaths == 0 and size <= self._shop.shared_bytes_max
+        return Passenger(vplm.spec.backbone, shares)
+
+    async def _size(self, name: DatasetName) -> int:
+        return (await patiently(lambda: self._storage.dataset(name))).size_bytes
+
+    async def _attempted(self, holding: Holding, job: TrainingJob, vplm: Vplm) -> Trained:
         every_s = self._shop.checkpoint_s
         bookmark = Bookmark(self._storage, self._queue, holding.claim, holding.report, every_s)
         self._bookmark = bookmark

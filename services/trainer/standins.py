@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 
-from smile.errors import FailedPrecondition, SmileError
+from smile.errors import FailedPrecondition, SmileError, Unavailable
 from smile.logs import get_logger
 from smile.model.row_dtype import RowDtype
 from smile.model.skip.artifact import EncoderFile
 from smile.model.specs import ModuleSpec
 from smile.representations import manifest
 from smile.resources import TrainingStates
-from smile.standins import StandInPlace, encoder_file
+from smile.standins import INCLUDED, StandInPlace, encoder_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class StandIns:
             FailedPrecondition: there is no local encoder for its backbone (NOT_MATERIALIZED), the
                 module begins below the boundary (MODULE_BELOW_BOUNDARY), or its domain has rows of
                 its own (DOMAIN_NOT_TRAINED).
+            Unavailable: the encoder is not there (yet).
         """
         if states is not TrainingStates.EXACT:
             self._fitting(spec, states)
@@ -61,7 +62,7 @@ class StandIns:
         """What stands in; None where exact states are asked for and there is nothing. Blocks.
 
         Raises:
-            FailedPrecondition: as `check`.
+            FailedPrecondition, Unavailable: as `check`.
         """
         if states is not TrainingStates.EXACT:
             return self._with_format(spec, self._fitting(spec, states))
@@ -83,6 +84,11 @@ class StandIns:
                 f"the vPLM is of domain '{spec.domain}', and trainers have general rows alone: "
                 f"states must be exact, got {states}",
                 reason="DOMAIN_NOT_TRAINED",
+            )
+        if place.encoder != INCLUDED and not place.encoder.is_file():
+            raise Unavailable(
+                f"the local encoder of backbone '{spec.backbone}' is not at {place.encoder} (yet)",
+                reason="ENCODER_MISSING",
             )
         with self._lock:
             if spec.backbone not in self._encoders:

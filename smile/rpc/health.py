@@ -36,6 +36,7 @@ class Readiness:
 
     def __init__(self, *checks: str) -> None:
         self._unready: dict[str, str] = dict.fromkeys(checks, STARTING)
+        self._notes: dict[str, str] = {}
         self._probes: list[_Probe] = []
         self._changed = asyncio.Event()
         self.draining = asyncio.Event()
@@ -67,6 +68,20 @@ class Readiness:
             get_logger().warning("check failed", check=check, why=why)
             self._unready[check] = why
             self._notify()
+
+    def note(self, check: str, why: str) -> None:
+        """Something is amiss that keeps nobody from sending requests here; empty: no longer. Health
+        tells it to those who ask for `check` by name.
+        """
+        if self._notes.get(check) != why:
+            if why or check in self._notes:
+                get_logger().info("noted", check=check, why=why)
+            self._notes[check] = why
+            self._notify()
+
+    def amiss(self, check: str) -> str | None:
+        """Why what was noted as `check` is amiss, empty where it is not; None: never noted."""
+        return self._notes.get(check)
 
     def watch(
         self,
@@ -154,6 +169,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         states = health_pb2.HealthCheckResponse
         if service == LIVENESS:
             return int(states.SERVING)
+        if (amiss := self._readiness.amiss(service)) is not None:
+            return int(states.NOT_SERVING if amiss else states.SERVING)
         if service not in self._names:
             return int(states.SERVICE_UNKNOWN)
         return int(states.SERVING if self._readiness.ready else states.NOT_SERVING)

@@ -29,7 +29,7 @@ Process = asyncio.subprocess.Process
 
 @asynccontextmanager
 async def running(
-    platform: Platform, *command: str, port: int = 0, skip: str = ""
+    platform: Platform, *command: str, port: int = 0, skip: str = "", jobs: int = 1
 ) -> AsyncIterator[Process]:
     """A Python process with the trainer's settings, gone at the end whatever became of it."""
     environment = {
@@ -44,6 +44,7 @@ async def running(
         "SMILE_TRAINER_PORT": str(port),
         "SMILE_TRAINER_WORKERS": "0",
         "SMILE_TRAINER_SKIP": skip,
+        "SMILE_TRAINER_JOBS": str(jobs),
         "SMILE_LOG_LEVEL": "warning",
     }
     process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment)
@@ -55,10 +56,12 @@ async def running(
             await process.wait()
 
 
-def worker(platform: Platform, skip: str = "") -> AbstractAsyncContextManager[Process]:
+def worker(
+    platform: Platform, skip: str = "", jobs: int = 1
+) -> AbstractAsyncContextManager[Process]:
     """A worker process that ends with this one."""
     command = ("-m", "services.trainer.worker", "--parent", str(os.getpid()))
-    return running(platform, *command, skip=skip)
+    return running(platform, *command, skip=skip, jobs=jobs)
 
 
 @asynccontextmanager
@@ -120,6 +123,35 @@ async def test_a_job_killed_mid_epoch_ends_with_the_bytes_of_one_that_was_not() 
             metrics = {(m.step, m.name): m.value for event in events for m in event.metrics}
             curves.append(metrics)
         assert curves[0] == curves[1]
+        assert not await checkpoints(platform)
+
+
+async def test_a_worker_killed_with_two_jobs_costs_neither_a_byte() -> None:
+    """Both go on from their checkpoints, alone as it may have been either's fault, and are the only
+    ones of their kind."""
+    asked = {"epochs": 150, "batch_size": 16, "promote_alias": None}
+    async with platform_world("acme") as platform, platform.client("acme") as client:
+        await client.create_vplm(
+            "topics", backbone="toy", pet=smile.Pfeiffer(rank=4), labels=LABELS
+        )
+        await client.upload_dataset("news", ROWS)
+        jobs = [await client.train("topics", "news", seed=seed, **asked) for seed in (1, 2)]
+        async with worker(platform, jobs=2) as process:
+            async with asyncio.timeout(60):
+                while len(await checkpoints(platform)) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            states = [(await client.job(job)).state for job in jobs]
+            assert states == [JobState.RUNNING] * 2
+            process.kill()
+        async with worker(platform, jobs=2):
+            ended = [await client.wait(job, timeout=240) for job in jobs]
+            assert [job.attempt for job in ended] == [2, 2]
+            again = [await client.train("topics", "news", seed=seed, **asked) for seed in (1, 2)]
+            whole = [await client.wait(job, timeout=240) for job in again]
+        digests = {v.training_job: v.digest async for v in client.versions("topics")}
+        assert len(digests) == 5, "the initial one, and one of each job"
+        for resumed, uninterrupted in zip(ended, whole, strict=True):
+            assert digests[resumed.name] == digests[uninterrupted.name]
         assert not await checkpoints(platform)
 
 

@@ -43,11 +43,16 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(folder: Path) -> AsyncIterator[Scene]:
+async def scene(folder: Path, *, stored: bool = False) -> AsyncIterator[Scene]:
+    """With `stored`, the encoder is in storage's catalogue."""
     async with platform_world("acme") as platform:
         backbone = Backbone.load(platform.backbone, "toy")
         encoder = Encoder.make(backbone, folder / "encoder")
         skip, port = f"toy={encoder.path}", free_port()
+        if stored:
+            skip = "toy=artifacts/skip"
+            async with platform.operator() as operator:
+                await operator.push_artifact("skip", encoder.path)
         endpoints = ",".join(
             [*(p for p in platform.endpoints.split(",") if not p.startswith("trainer=")),
              f"trainer=127.0.0.1:{port}"]
@@ -114,3 +119,18 @@ async def test_a_mixed_job_killed_mid_epoch_ends_with_the_bytes_of_one_that_was_
             await client.wait(whole, timeout=120)
         digests = [(await client.version("topics", number)).digest for number in (2, 3)]
         assert digests[0] == digests[1]
+
+
+async def test_an_encoder_may_be_a_name_in_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMILE_ARTIFACTS_FOLDER", str(tmp_path / "cache"))
+    async with scene(tmp_path, stored=True) as here, worker(here.platform, here.skip):
+        async with asyncio.timeout(60):
+            while not (tmp_path / "cache" / "skip").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        job = await here.client.train("topics", "news", states="materialized", epochs=1)
+        ended = await here.client.wait(job, timeout=120)
+        assert ended.state is JobState.SUCCEEDED, ended.error
+        assert ended.summary is not None
+        assert ended.summary.encoder_digest == here.encoder.stand_in.digest

@@ -41,7 +41,8 @@ def test_defaults() -> None:
         ({"backbones": "x=tape:y"}, "kind must be one of"),
         (
             {"skip": "minilm"},
-            "PROCESSOR_SKIP: expected 'backbone=/absolute/path' or 'backbone=included', "
+            "PROCESSOR_SKIP: expected 'backbone=/absolute/path' or 'backbone=included' or "
+            "'backbone=artifacts/id', "
             "got 'minilm'",
         ),
         ({"skip": "minilm=/a", "tables": "minilm=included"}, "got 'minilm=included'"),

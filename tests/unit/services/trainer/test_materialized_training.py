@@ -103,6 +103,10 @@ def test_a_table_changes_no_bit(encoder: Encoder, tmp_path: Path) -> None:
         assert (digest(both[0]) == digest(run)) is (dtype is RowDtype.FLOAT16)
         (table / "keys.bin").write_bytes(b"damaged")
         assert digest(given(encoder, TrainingStates.MATERIALIZED, table=table)) == digest(both[1])
+        rows = bytearray((whole / "rows.bin").read_bytes())
+        rows[1::2] = bytes(byte ^ 64 for byte in rows[1::2])
+        (whole / "rows.bin").write_bytes(rows)
+        assert digest(given(encoder, TrainingStates.MATERIALIZED, table=whole)) == digest(both[0])
 
 
 @pytest.mark.parametrize("states", OTHER)

@@ -647,7 +647,7 @@ class TrainingProgress(_message.Message):
     EPOCHS_TOTAL_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
-    """What is going on: `loading`, `validating`, `encoding`, `training`, `publishing`."""
+    """What is going on: `waiting` (for others that its worker runs), `loading`, `validating`, `encoding`, `training`, `publishing`."""
     step: _builtins.int
     steps_total: _builtins.int
     """Steps of all epochs."""

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -129,7 +130,7 @@ async def test_a_job_killed_mid_epoch_ends_with_the_bytes_of_one_that_was_not() 
 async def test_a_worker_killed_with_two_jobs_costs_neither_a_byte() -> None:
     """Both go on from their checkpoints, alone as it may have been either's fault, and are the only
     ones of their kind."""
-    asked = {"epochs": 150, "batch_size": 16, "promote_alias": None}
+    asked: dict[str, Any] = {"epochs": 150, "batch_size": 16, "promote_alias": None}
     async with platform_world("acme") as platform, platform.client("acme") as client:
         await client.create_vplm(
             "topics", backbone="toy", pet=smile.Pfeiffer(rank=4), labels=LABELS

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from smile.model.backbone import ACTIVATIONS, Backbone, Dense, Layer, LayerNorm
@@ -30,10 +31,10 @@ class Scores:
 
     def error(self, target: Scores) -> Tensor:
         """Sum of squared differences over all pairs of tokens of one text."""
-        squared = (self.values - target.values).float().square()
-        if self.group.mask is None:
-            return squared.sum()
-        return (squared * _pairs(self.group.mask)).sum()
+        mask = self.group.mask
+        found = _SquaredError.apply(self.values, target.values, mask)  # type: ignore[no-untyped-call]
+        assert isinstance(found, Tensor)
+        return found
 
     @property
     def count(self) -> float:
@@ -42,6 +43,28 @@ class Scores:
         if self.group.mask is None:
             return float(texts * heads * length * length)
         return float(heads * _pairs(self.group.mask).sum())
+
+
+class _SquaredError(torch.autograd.Function):
+    """Of scores [rows, heads, length, length] where both tokens are there. Scores are most of what
+    a long text's step touches: each way is one pass over them in their own precision."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """[]; sums are float32."""
+        difference = values - target
+        if mask is not None:
+            present = (mask == 0).to(values.dtype)
+            difference.mul_(present).mul_(present.transpose(2, 3))
+        ctx.save_for_backward(difference)
+        norm: Tensor = torch.linalg.vector_norm(difference, dtype=torch.float32)
+        return norm.square()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Of `values` alone."""
+        (difference,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return difference * (2.0 * gradient).to(difference.dtype), None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +122,9 @@ class UpperLayer:
         return self._scores(query, key, packed)
 
     def _scores(self, query: Tensor, key: Tensor, packed: PackedTokens) -> list[Scores]:
-        scale = (query.shape[1] // self.heads) ** -0.5
+        query = query * (query.shape[1] // self.heads) ** -0.5  # less to pass over than scores
         return [
-            Scores(group, (one @ other.transpose(2, 3)) * scale)
+            Scores(group, one @ other.transpose(2, 3))
             for (group, one), (_, other) in zip(
                 self._groups(query, packed), self._groups(key, packed), strict=True
             )

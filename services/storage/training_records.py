@@ -64,12 +64,7 @@ class TrainingRecords:
             wanted = replace(record, job=replace(record.job, create_time=kept.job.create_time))
             if wanted == kept:
                 return None
-            if record.fence < kept.fence:
-                raise Aborted(f"{name} was written with fence {kept.fence}, this is {record.fence}")
-            if kept.job.state.done:
-                raise FailedPrecondition(
-                    f"{name} has ended as '{kept.job.state}'", reason="JOB_FINISHED"
-                )
+            _check_fence(kept, record.fence)
             return JobRecord(record=wanted)
 
         stored = await self._documents.edit(keys.job(name), JobRecord, apply)
@@ -150,13 +145,7 @@ class TrainingRecords:
 
     async def _may_write(self, name: JobName, fence: int) -> None:
         """Raises `NotFound`, `Aborted` under a lower fence, `FailedPrecondition` at the end."""
-        kept = await self.get(name)
-        if fence < kept.fence:
-            raise Aborted(f"{name} was written with fence {kept.fence}, this is {fence}")
-        if kept.job.state.done:
-            raise FailedPrecondition(
-                f"{name} has ended as '{kept.job.state}'", reason="JOB_FINISHED"
-            )
+        _check_fence(await self.get(name), fence)
 
     async def _clean(self, name: JobName) -> None:
         """Removes what only a job that has not ended needs; its place among those goes last."""
@@ -247,6 +236,17 @@ class _CurveReader:
 
 def _line(content: object) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+
+
+def _check_fence(kept: TrainingRecord, fence: int) -> None:
+    """Who may write to a job: the latest holder, until it has ended. Raises `Aborted` under a lower
+    fence, `FailedPrecondition` at the end.
+    """
+    job = kept.job
+    if fence < kept.fence:
+        raise Aborted(f"{job.name} was written with fence {kept.fence}, this is {fence}")
+    if job.state.done:
+        raise FailedPrecondition(f"{job.name} has ended as '{job.state}'", reason="JOB_FINISHED")
 
 
 def _created(record: TrainingRecord) -> datetime:

@@ -345,7 +345,9 @@ def _open_small(live: LiveRows, folder: Path) -> None:
     """A table that is read in a moment; until a larger one is, rows are computed: whoever looks
     after rows opens it, in the background."""
     try:
-        if manifest.read(folder).bytes <= OPENED_AT_START_BYTES_MAX:
+        stated = manifest.read(folder)
+        live.expect(stated)
+        if stated.bytes <= OPENED_AT_START_BYTES_MAX:
             live.open(folder)
     except (SmileError, OSError) as error:  # rows are computed
         get_logger().error("a table cannot be used", why=str(error))

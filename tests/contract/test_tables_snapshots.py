@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from smile.errors import DataCorrupted, FailedPrecondition
 from smile.model.backbone import Backbone
+from smile.model.ngram_rows import RowDtype
 from smile.model.toy import write_toy_backbone
 from smile.representations.manifest import FILES, MANIFEST_FILE, ROWS_FILE
 from smile.representations.snapshot import Table
@@ -221,3 +222,22 @@ async def test_a_table_larger_than_what_is_read_at_start_comes_in_behind(
         for _ in range(20):
             await holds(asked, undisturbed)
         assert await asked.missing(ALL) > 0
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_rows_in_int8_are_rounded_alike_while_their_table_is_refused(
+    ground: Ground, tmp_path: Path, name: str
+) -> None:
+    whole = ground.encoder.table(tmp_path / "whole", SEEN, RowDtype.INT8)
+    async with ground.processor(whole, learn=False) as asked:
+        reference = await asked.bits(), await asked.exact()
+    broken = copied(whole, tmp_path)
+    flip(broken / name)
+    async with ground.processor(broken) as asked:
+        assert await asked.missing(SEEN) > 0
+        await holds(asked, reference)
+        await asked.learned(ASKED)
+        await holds(asked, reference)
+        _mend(broken / name, whole / name)
+        await asked.until_found(SEEN)
+        await holds(asked, reference)

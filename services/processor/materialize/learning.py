@@ -19,6 +19,7 @@ from smile.errors import DataCorrupted
 from smile.logs import get_logger
 from smile.model.ngram_rows import RowDtype, RowFormat
 from smile.representations import manifest
+from smile.representations.manifest import TableManifest
 from smile.representations.overlay import LiveTable, Overlay, TableView
 from smile.representations.rows import RowEncoder
 from smile.representations.snapshot import Table
@@ -112,6 +113,19 @@ class LiveRows:
         self._heard.clear()
         self._counts.forget()
 
+    def expect(self, stated: TableManifest) -> None:
+        """Rows are rounded as this table's from now on, whether or not it can be opened: so answers
+        are the same before and after. What was learned in another format is gone.
+
+        Raises:
+            FailedPrecondition: its rows are of another origin.
+        """
+        stated.origin.check(self._encoder.origin)
+        if stated.dtype in tuple(RowDtype):
+            row_format = RowFormat(RowDtype(stated.dtype), self._encoder.origin.width)
+            if row_format != self.format:
+                self._live = self._over(None, row_format)
+
     def open(self, folder: Path) -> Table:
         """Look up in this snapshot from now on; what was learned stays. All of it is read, and
         checked, first: at about a gigabyte a second.
@@ -129,6 +143,12 @@ class LiveRows:
         else:
             self._live = self._over(table, table.format)
         get_logger().info("table opened", rows=table.manifest.rows, digest=table.digest)
+        if why := table.manifest.origin.same_bits(self._encoder.origin):
+            get_logger().warning(
+                "a table's rows may differ in their last bits from those computed here",
+                table=str(folder),
+                why=why,
+            )
         return table
 
     def newer(self, folder: Path) -> bool:

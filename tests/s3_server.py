@@ -185,6 +185,16 @@ class Gateway:
             time.sleep(POLL_S)
 
 
+def available() -> bool:
+    """Whether there is a server here, or can be: then it is installed."""
+    try:
+        if not _here():
+            _install()
+    except NoServer:
+        return False
+    return True
+
+
 def real_s3(folder: Path) -> Iterator[S3Options]:
     """A server while it is used; skips, and in CI fails, where there can be none."""
     try:

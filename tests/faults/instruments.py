@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from smile.store.objects import Object, ObjectInfo, ObjectStore
 from tests.faults.failpoints import Failpoints
 
 BESIDE = ("probe/", "feed/")  # what comes and goes beside all requests is no step of them
+PIECE_BYTES = 500
 # Calls of the operating system that change a file system, by the names of Python's audit events.
 REMOVING = ("os.remove", "os.rmdir")
 CHANGING = ("os.rename", "os.mkdir", *REMOVING)
@@ -139,6 +140,18 @@ def _stepping(
         return answer
 
     return stepping
+
+
+def watch_pieces(module: ModuleType, points: Failpoints) -> None:
+    """Lets what this module sends in pieces be small pieces, and each of them a step."""
+    pieces: Callable[[bytes, int], Iterator[bytes]] = vars(module)["pieces"]
+
+    def stepping(data: bytes) -> Iterator[bytes]:
+        for piece in pieces(data, PIECE_BYTES):
+            points.reach("send a piece")
+            yield piece
+
+    vars(module)["pieces"] = stepping
 
 
 def wrong_clock(points: Failpoints, modules: Iterable[ModuleType]) -> None:

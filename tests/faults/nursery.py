@@ -19,6 +19,7 @@ from types import ModuleType
 
 from services.creator import __main__ as creator_main
 from services.creator.config import CreatorSettings
+from services.creator.vplms import VplmMaker
 from services.storage import __main__ as storage_main
 from services.storage.config import StorageSettings
 from services.trainer import __main__ as trainer_main
@@ -27,13 +28,21 @@ from services.trainer.config import TrainerSettings
 from services.trainer.queue import JobQueue
 from services.trainer.storage_client import StorageClient
 from smile import logs
+from smile.client import records as vplm_records
 from smile.client.records import VplmRecords
+from smile.client.version_reader import VersionReader
 from smile.config import load
 from smile.rpc.server import run
 from smile.store.objects import S3Options, open_store
 from tests.faults import tables_roles
 from tests.faults.failpoints import Failpoints
-from tests.faults.instruments import SteppingStore, watch_calls, watch_files, wrong_clock
+from tests.faults.instruments import (
+    SteppingStore,
+    watch_calls,
+    watch_files,
+    watch_pieces,
+    wrong_clock,
+)
 
 PARENT_DIED = 1  # PR_SET_PDEATHSIG
 STORAGE_CALLS = (
@@ -72,7 +81,10 @@ def storage(points: Failpoints) -> None:
 
 
 def creator(points: Failpoints) -> None:
-    watch_calls(VplmRecords, ("commit", "adopt"), points)
+    watch_calls(VplmMaker, ("create", "adopt", "derive", "_build", "_derived", "_bytes"), points)
+    watch_calls(VplmRecords, ("commit", "adopt", "refer"), points)
+    watch_calls(VersionReader, ("get", "resolve"), points)
+    watch_pieces(vplm_records, points)
     settings = load(CreatorSettings)
     logs.configure("creator", settings.log_level, settings.log_format)
     run(creator_main.main(settings))

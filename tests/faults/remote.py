@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from google.protobuf.message import Message
-from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
 
 from smile.errors import Internal, SmileError
+from tests.faults.buckets import S3Server
 from tests.faults.operations import ALL, Change
 from tests.faults.processes import Nursery
 from tests.faults.proxy import FaultyProxy, Mishap
@@ -27,70 +23,37 @@ REMOTE = "with a bad object store requests end in time, tell the truth, and succ
 TIMEOUT_S = 10.0  # of one request to the object store, on a busy machine
 SILENT_S = 1.0  # the same where it never answers
 ANSWER_S_MAX = 60.0  # generous: of one request to storage, on a busy machine
-ACCOUNT = "123456789012"
 _numbers = count()
-
-
-@dataclass(frozen=True)
-class MotoBucket:
-    """A bucket of the S3 server in this process."""
-
-    name: str
-
-    @property
-    def _objects(self) -> Any:
-        return s3_backends[ACCOUNT]["global"].buckets[self.name].keys
-
-    def list(self) -> list[str]:
-        return sorted(self._objects)
-
-    def read(self, key: str) -> bytes:
-        found = self._objects.get(key)
-        if found is None:
-            raise FileNotFoundError(key)
-        return bytes(found.value)
-
-
-@contextmanager
-def s3_server() -> Iterator[int]:
-    """The port of an S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        yield server.get_host_and_port()[1]
-    finally:
-        server.stop()
 
 
 @asynccontextmanager
 async def remote_storage(
-    nursery: Nursery, port: int, timeout_s: float = TIMEOUT_S
+    nursery: Nursery, server: S3Server, timeout_s: float = TIMEOUT_S
 ) -> AsyncIterator[tuple[Storage, FaultyProxy]]:
     """Storage over a bucket of its own, and what is between them."""
     bucket = f"faults-{next(_numbers)}"
     with TemporaryDirectory(prefix="sf") as folder:
-        async with FaultyProxy(port).running() as proxy:
+        async with FaultyProxy(server.port).running() as proxy:
             settings = {
                 "SMILE_STORAGE_URL": f"s3://{bucket}",
                 "SMILE_STORAGE_S3_ENDPOINT": proxy.address,
-                "SMILE_STORAGE_S3_ACCESS_KEY": "access",
-                "SMILE_STORAGE_S3_SECRET_KEY": "secret",
+                "SMILE_STORAGE_S3_ACCESS_KEY": server.access_key,
+                "SMILE_STORAGE_S3_SECRET_KEY": server.secret_key,
                 "SMILE_STORAGE_S3_TIMEOUT_S": str(timeout_s),
             }
-            where = MotoBucket(bucket)
+            where = server.bucket(bucket)
             async with storage(nursery, Path(folder), where, **settings) as here:
                 yield here, proxy
 
 
 async def at_every_request(
-    nursery: Nursery, port: int, mishap: Mishap, selection: Selection, tally: Tally
+    nursery: Nursery, server: S3Server, mishap: Mishap, selection: Selection, tally: Tally
 ) -> None:
     """One mishap at the selected requests of every operation, for once and from there on."""
     began = time.monotonic()
     timeout_s = SILENT_S if mishap is Mishap.SILENT else TIMEOUT_S
     for operation in selection.among(list(ALL), mishap):
-        async with remote_storage(nursery, port, timeout_s) as (here, proxy):
+        async with remote_storage(nursery, server, timeout_s) as (here, proxy):
             change = await here.fresh(operation)
             proxy.harm(None)
             await change.done(here.world)
@@ -98,6 +61,14 @@ async def at_every_request(
                 for lasting in (False, True):
                     await _befallen(here, proxy, operation, tally, (mishap, at, lasting))
     tally.seconds += time.monotonic() - began
+
+
+async def on_a_real_server(
+    nursery: Nursery, server: S3Server, selection: Selection, tally: Tally
+) -> None:
+    """Every mishap on a real server; of those drawn, one each."""
+    for mishap in selection.among(list(Mishap), "real"):
+        await at_every_request(nursery, server, Mishap(mishap), selection, tally)
 
 
 async def _befallen(

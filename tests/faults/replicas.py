@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from smile.errors import SmileError
 from tests.contract.storage_world import StorageWorld
+from tests.faults.buckets import S3Server
 from tests.faults.failpoints import Blow
 from tests.faults.operations import OPERATIONS
 from tests.faults.processes import Nursery, until
@@ -27,11 +28,13 @@ class Pair:
     other: StorageWorld
 
 
-async def stopped_replicas(nursery: Nursery, port: int, selection: Selection, tally: Tally) -> None:
+async def stopped_replicas(
+    nursery: Nursery, server: S3Server, selection: Selection, tally: Tally
+) -> None:
     """At the selected steps of every operation."""
     began = time.monotonic()
     for operation in selection.among(list(OPERATIONS), "replicas"):
-        async with remote_storage(nursery, port) as (here, _):
+        async with remote_storage(nursery, server) as (here, _):
             second = here.another()
             await second.start()
             other = here.asking(second)

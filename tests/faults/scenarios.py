@@ -9,13 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.faults import tables, tables_told, training
+from tests.faults.buckets import S3Server, ceph, moto
+from tests.faults.creating import MADE_ONCE, killed_creator
 from tests.faults.disks import FULL, full_disk
 from tests.faults.failpoints import Blow
 from tests.faults.platform import Platform, platform
 from tests.faults.processes import Nursery
 from tests.faults.proxy import Mishap
 from tests.faults.redis_server import may_set_clocks
-from tests.faults.remote import REMOTE, at_every_request, remote_storage, s3_server
+from tests.faults.remote import REMOTE, at_every_request, on_a_real_server, remote_storage
 from tests.faults.replicas import ONCE, stopped_replicas
 from tests.faults.small_disk import may_mount
 from tests.faults.storing import WHOLE, at_every_step, storage
@@ -26,6 +28,7 @@ from tests.faults.tally import Selection, Tally
 from tests.faults.training import ONE_RESULT, Trouble
 from tests.faults.worker_disk import TOLD as DISK_TOLD
 from tests.faults.worker_disk import full_worker_disk
+from tests.s3_server import available
 
 Run = Callable[["Ground", Selection, Tally], Awaitable[None]]
 
@@ -36,15 +39,23 @@ class Ground:
 
     nursery: Nursery
     _stack: AsyncExitStack
-    _port: int = 0
+    _s3: S3Server | None = None
+    _ceph: S3Server | None = None
     _platform: Platform | None = field(default=None)
 
     @property
-    def port(self) -> int:
-        """Of an S3 server."""
-        if self._port == 0:
-            self._port = self._stack.enter_context(s3_server())
-        return self._port
+    def s3(self) -> S3Server:
+        """A server that does as S3 does."""
+        if self._s3 is None:
+            self._s3 = self._stack.enter_context(moto())
+        return self._s3
+
+    @property
+    def ceph(self) -> S3Server:
+        """A real server."""
+        if self._ceph is None:
+            self._ceph = self._stack.enter_context(ceph())
+        return self._ceph
 
     async def platform(self) -> Platform:
         if self._platform is None:
@@ -85,16 +96,16 @@ def _on_disk(blow: Blow) -> Run:
 
 
 async def _killed_over_s3(on: Ground, selection: Selection, tally: Tally) -> None:
-    async with remote_storage(on.nursery, on.port) as (here, _):
+    async with remote_storage(on.nursery, on.s3) as (here, _):
         await at_every_step(here, Blow.KILL, selection, tally)
 
 
 async def _stopped_replicas(on: Ground, selection: Selection, tally: Tally) -> None:
-    await stopped_replicas(on.nursery, on.port, selection, tally)
+    await stopped_replicas(on.nursery, on.s3, selection, tally)
 
 
 async def _wrong_sweeps(on: Ground, selection: Selection, tally: Tally) -> None:
-    await wrong_sweeps(on.nursery, on.port, selection, tally)
+    await wrong_sweeps(on.nursery, on.s3, selection, tally)
 
 
 async def _full_disk(on: Ground, selection: Selection, tally: Tally) -> None:
@@ -103,7 +114,7 @@ async def _full_disk(on: Ground, selection: Selection, tally: Tally) -> None:
 
 def _mishap(mishap: Mishap) -> Run:
     async def run(on: Ground, selection: Selection, tally: Tally) -> None:
-        await at_every_request(on.nursery, on.port, mishap, selection, tally)
+        await at_every_request(on.nursery, on.s3, mishap, selection, tally)
 
     return run
 
@@ -121,6 +132,10 @@ async def _table_on_full_disks(on: Ground, selection: Selection, tally: Tally) -
 
 async def _distilled(on: Ground, selection: Selection, tally: Tally) -> None:
     await tables.killed_distillers(on.nursery, selection, tally)
+
+
+async def _real_server(on: Ground, selection: Selection, tally: Tally) -> None:
+    await on_a_real_server(on.nursery, on.ceph, selection, tally)
 
 
 def _training(play: Callable[[Platform, Selection, Tally], Awaitable[None]]) -> Run:
@@ -177,6 +192,10 @@ SCENARIOS: dict[str, Scenario] = {
         )
         for mishap in Mishap
     },
+    "s3-real": Scenario(
+        REMOTE, "a real object store (Ceph), all of these", _real_server, possible=available
+    ),
+    "creator-killed": Scenario(MADE_ONCE, "SIGKILL of the creator", _training(killed_creator)),
     "worker-killed": Scenario(
         ONE_RESULT, "SIGKILL of the worker", _training(training.killed_workers)
     ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from smile.errors import SmileError
 from smile.v1 import storage_pb2
 from tests.contract.storage_world import new_id
+from tests.faults.buckets import S3Server
 from tests.faults.failpoints import Blow
 from tests.faults.operations import TENANT
 from tests.faults.processes import Child, Nursery, until
@@ -49,11 +50,13 @@ class Sweeping:
         return self.sweeper.log.read_text().count(SWEPT)
 
 
-async def wrong_sweeps(nursery: Nursery, port: int, selection: Selection, tally: Tally) -> None:
+async def wrong_sweeps(
+    nursery: Nursery, server: S3Server, selection: Selection, tally: Tally
+) -> None:
     """At the selected steps of everything that makes something."""
     began = time.monotonic()
     for operation in selection.among(list(MAKING), "sweeps"):
-        async with remote_storage(nursery, port) as (here, _):
+        async with remote_storage(nursery, server) as (here, _):
             sweeper = here.another()
             sweeper.settings |= {"SMILE_STORAGE_SWEEP_EVERY_S": "1", "SMILE_LOG_LEVEL": "info"}
             sweeper.points.clock_s = AHEAD_S

@@ -35,6 +35,7 @@ from smile.rpc.context import (
     request_id_or_new,
 )
 from smile.rpc.status import calling
+from smile.rpc.windows import WINDOWS
 
 __all__ = ["ApiKey", "Credential", "ServiceCredential", "acting_for", "build_channel", "calling"]
 
@@ -103,6 +104,7 @@ def build_channel(
 
 def _options(message_bytes_max: int) -> list[tuple[str, str | int]]:
     return [
+        *WINDOWS,
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

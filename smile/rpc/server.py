@@ -30,6 +30,7 @@ from smile.rpc.auth import Authenticator
 from smile.rpc.budget import CallBytes
 from smile.rpc.health import HealthServicer, Readiness
 from smile.rpc.interceptors import Guard
+from smile.rpc.windows import WINDOWS
 
 __all__ = [
     "PortUnavailable",
@@ -211,6 +212,7 @@ async def _drain(server: RunningServer, signals: _Signals) -> None:
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
     return [
+        *WINDOWS,
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a second server on a port must fail, not share it

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from smile.accounting import MICROSECONDS
 from smile.resources import Usage
 
+# How many times as long training a whole model takes. From the paper, for its own set-up;
+# `benchmarks.training` measures `speedup_vs_full` for this one.
 FULL_TRAINING_FACTOR = 1.31
 
 

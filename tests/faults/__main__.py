@@ -34,6 +34,7 @@ async def played(names: list[str], *, everything: bool, seed: int) -> dict[str, 
             found[name] = await SCENARIOS[name].play(on, everything=everything, seed=seed)
             for what in (*found[name].lost, *found[name].torn):
                 console.print(f"  {what}", style="red", markup=False)
+            console.print(f"  {json.dumps(found[name].row())}", markup=False, soft_wrap=True)
     return found
 
 

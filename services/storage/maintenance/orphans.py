@@ -21,6 +21,7 @@ from services.storage.quota import every_object
 from services.storage.records import Deletion, VersionManifest, VplmRecord, derived_uid, now
 from smile.errors import DataCorrupted
 from smile.maintenance import Action, Finding, FindingKind, Severity
+from smile.model.specs import SERVED
 from smile.names import VplmName
 from smile.resources import SERVING, AliasMoved, Backbone
 from smile.store.objects import ObjectInfo, ObjectStore
@@ -111,9 +112,13 @@ class Restorer:
         """
         manifests = await self._readable(lost)
         deleted = await self._deleted(lost)
-        kept = [manifest for number, manifest in manifests.items() if number not in deleted]
+        kept = [
+            manifest
+            for number, manifest in manifests.items()
+            if number not in deleted and manifest.spec.pet.kind in SERVED
+        ]
         if not kept:
-            return self._impossible(lost, "no manifest of a version that was not deleted is whole")
+            return self._impossible(lost, "no manifest of a version that can be served is whole")
         spec = kept[0].spec
         backbone = backbones.get(spec.backbone_digest)
         if backbone is None:
@@ -157,8 +162,8 @@ class Restorer:
 
 
 def _record(lost: Orphans, manifests: Sequence[VersionManifest], backbone: Backbone) -> VplmRecord:
-    """With `serving` at the newest of `manifests`, which are in order and whole; numbers that are
-    not there are gone for good.
+    """With `serving` at the newest of `manifests`, which are in order, whole and can be served;
+    numbers that are not there are gone for good.
     """
     first, newest, made = manifests[0], manifests[-1], now()
     made_by_it = derived_uid("vplm", str(lost.name), first.request_id) == lost.uid

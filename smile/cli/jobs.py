@@ -11,7 +11,7 @@ import typer
 
 from smile.cli.command import Session, command
 from smile.cli.output import facts, metric_rows, seconds, short, table, when, write_json
-from smile.resources import ClassScore, Sweep, TrainingJob, TrainingSummary
+from smile.resources import ClassScore, Method, Sweep, TrainingJob, TrainingSummary
 
 CONFUSION_SHOWN_MAX = 12  # classes; a wider matrix fits no screen
 
@@ -136,6 +136,7 @@ def job_facts(job: TrainingJob) -> list[tuple[str, str]]:
         ("dataset", job.dataset),
         ("trial of", job.parent_job),
         ("state", str(job.state)),
+        ("trains", "the whole model" if job.method is Method.FULL else ""),
         ("runs", f"{job.when}, priority {job.priority}"),
         ("ahead in queue", str(job.queue_position or "")),
         ("starts about", when(job.estimated_start_time)),

@@ -46,7 +46,7 @@ class HyperOptions:
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help=f"Peak. Default: {_DEFAULT.learning_rate:g}, of a full model {FULL_LEARNING_RATE:g}."
+            help=f"Peak. Default: {_DEFAULT.learning_rate:g}, method full {FULL_LEARNING_RATE:g}."
         ),
     ] = None
     schedule: Annotated[Schedule, typer.Option(help="After warm-up.")] = _DEFAULT.schedule
@@ -220,6 +220,9 @@ def _follow(session: Session, job: TrainingJob, resume_token: str) -> None:
         raise JobFailed(ended)
     if not session.json:
         show_job(session, ended)
+        if ended.method is Method.FULL:
+            version = f"{short(ended.vplm)} FOLDER --version {short(ended.version)}"
+            session.note(f"take it away: smile vplms export {version}")
 
 
 def _show_failure(session: Session, job: TrainingJob) -> None:

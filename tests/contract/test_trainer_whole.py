@@ -122,3 +122,8 @@ async def test_the_command_line_trains_one() -> None:
         async with platform.worker():
             job = await client.wait(told["name"].split("/")[-1], timeout=120)
         assert job.version.endswith("/versions/2")
+        command = ["watch", job.name]
+        shown = await asyncio.to_thread(CliRunner().invoke, build(), command, env=environment)
+        assert shown.exit_code == 0, shown.output
+        assert "the whole model" in shown.output
+        assert "smile vplms export topics FOLDER --version 2" in shown.output

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.harness.command import Run, script
-from benchmarks.harness.engine import TENANT, Asked, EngineDriver, Formed, mixed_pets
+from benchmarks.harness.engine import Asked, EngineDriver, Formed, mixed_pets, outputs
 from benchmarks.harness.fleet import BACKBONE
 from benchmarks.harness.json_types import Figures, Json
 from benchmarks.harness.repeat import interleaved, medians, paired_ratio
@@ -29,18 +29,14 @@ from benchmarks.harness.standin import EVERYTHING, Halves, Tables, backbone, enc
 from benchmarks.harness.tasks import Material, Trained, materials, train
 from services.processor.materialize.learning import LiveRows
 from services.processor.options import Precision
-from services.processor.requests import Batch, Chunk, Materialized, ModuleKey
-from smile.errors import SmileError
 from smile.limits import MIB
 from smile.model.backbone import Backbone
 from smile.model.loaded import LoadedModule
 from smile.model.ngram_rows import RowDtype
-from smile.model.tokenizer import TokenizedText
 from smile.representations.keys import bigrams_of, keys_of_texts
 from smile.resources import Exactness
 
 VPLMS = 64
-BATCH_TEXTS = 32
 EXACT, COLD, WARM = "exact", "cold", "warm"
 BUDGETS_MIB = (1, 16, 64)  # of the sweep, besides none and everything
 
@@ -65,32 +61,7 @@ class Driver(EngineDriver):
         self, trained: Trained, module: LoadedModule, exactness: Exactness
     ) -> list[NDArray[np.float32]]:
         """What a module answers to its held-out texts."""
-        key = ModuleKey(TENANT, trained.name, "")
-        found: list[NDArray[np.float32]] = []
-        for number, texts in enumerate(_runs(trained.held_out.texts)):
-            chunk = Chunk(
-                number=number,
-                request=number,
-                tenant=TENANT,
-                backbone=BACKBONE,
-                module=key,
-                due=0.0,
-                deadline=0.0,
-                texts=texts,
-                tokens=sum(map(len, texts)),
-                exactness=exactness,
-            )
-            batch = Batch.of(BACKBONE, [chunk])
-            (computed,) = self.engine.compute(self.engine.prepare(batch, [module]))
-            if isinstance(computed, SmileError):
-                raise computed
-            found += computed.outputs if isinstance(computed, Materialized) else computed
-        return found
-
-
-def _runs(texts: Sequence[TokenizedText]) -> Iterator[tuple[TokenizedText, ...]]:
-    for start in range(0, len(texts), BATCH_TEXTS):
-        yield tuple(texts[start : start + BATCH_TEXTS])
+        return outputs(self.engine, module, trained.held_out.texts, exactness)
 
 
 def measure(run: Run) -> Figures:

@@ -314,7 +314,28 @@ def skip_speed(result: Mapping[str, Json], path: Path) -> None:
     _save(axes, path)
 
 
+def domains(result: Mapping[str, Json], path: Path) -> None:
+    """Mean agreement with exact answers, and error of the last states, by MiB of a domain."""
+    _, (left, right) = plt.subplots(1, 2, figsize=SIZE)
+    labels = {"general": "general", "delta_30": "0.3", "delta_50": "0.5", "full": "full"}
+    sizes = [(number(result.get(f"bytes_{one}")) or 0.0) / 2**20 for one in labels]
+    panels = (
+        (left, "agreement", "% of answers as exact", 100.0),
+        (right, "error", "error of last states", 1.0),
+    )
+    for axes, what, label, scale in panels:
+        values = [scale * (number(result.get(f"{what}_{one}")) or 0.0) for one in labels]
+        axes.plot(sizes, values, marker="o", color=OURS)
+        for size, value, name in zip(sizes, values, labels.values(), strict=True):
+            axes.annotate(name, (size, value), textcoords="offset points", xytext=(4, 4))
+        axes.set_xlabel("MiB of rows, mean of five domains")
+        axes.set_ylabel(label)
+        axes.margins(0.15)
+    _save(left, path)
+
+
 PLOTS: Mapping[str, Plot] = {
+    "domains": domains,
     "materialized": materialized,
     "skip_sweep": skip_sweep,
     "skip_speed": skip_speed,

@@ -73,6 +73,12 @@ def load_news() -> News:
     )
 
 
+def body_of(document: Document) -> str:
+    """All words of a document, its title on the first line."""
+    path = _corpus() / f"{document.name}.txt"
+    return path.read_text(encoding="utf-8", errors="replace").strip()
+
+
 def _documents() -> Iterator[tuple[Document, str]]:
     """Documents with their whole text, in an order that is the same on every machine."""
     for folder in sorted(_corpus().iterdir()):

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import SecretStr
 from torch.nn import functional
 
@@ -17,7 +19,8 @@ from benchmarks.harness.identity import random_tensors
 from services.processor.config import ProcessorSettings
 from services.processor.engine import Engine
 from services.processor.options import Precision
-from services.processor.requests import Batch, Chunk, ModuleKey
+from services.processor.requests import Batch, Chunk, Materialized, ModuleKey
+from smile.errors import SmileError
 from smile.model import weights
 from smile.model.batch import CPU
 from smile.model.kernels import kernels_for
@@ -27,10 +30,12 @@ from smile.model.sources import describe
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetSpec, Projection, Task
 from smile.model.tokenizer import TokenizedText
 from smile.names import tenant_id
+from smile.resources import Exactness
 from smile.rpc.keys import KeyKind, new_key
 
 Item = TypeVar("Item")
 TENANT = tenant_id("bench")
+OUTPUT_TEXTS = 32  # of a batch that is asked for its answers
 
 
 def settings() -> ProcessorSettings:
@@ -129,6 +134,39 @@ class EngineDriver:
     def _backbone_digest(self) -> str:
         source = next(source for source in self.settings.sources if source.name == BACKBONE)
         return describe(source.locate()).digest
+
+
+def outputs(
+    engine: Engine,
+    module: LoadedModule,
+    texts: Sequence[TokenizedText],
+    exactness: Exactness,
+    domain: str = "",
+) -> list[NDArray[np.float32]]:
+    """What a module answers to texts, in batches; raises what it is refused with."""
+    key = ModuleKey(TENANT, "", "")
+    found: list[NDArray[np.float32]] = []
+    for start in range(0, len(texts), OUTPUT_TEXTS):
+        some = tuple(texts[start : start + OUTPUT_TEXTS])
+        chunk = Chunk(
+            number=start,
+            request=start,
+            tenant=TENANT,
+            backbone=BACKBONE,
+            module=key,
+            due=0.0,
+            deadline=0.0,
+            texts=some,
+            tokens=sum(map(len, some)),
+            exactness=exactness,
+            domain=domain,
+        )
+        prepared = engine.prepare(Batch.of(BACKBONE, [chunk]), [module])
+        (computed,) = engine.compute(prepared)
+        if isinstance(computed, SmileError):
+            raise computed
+        found += computed.outputs if isinstance(computed, Materialized) else computed
+    return found
 
 
 def mixed_pets(count: int) -> list[PetSpec]:

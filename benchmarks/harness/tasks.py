@@ -70,6 +70,7 @@ class Material:
     name: str
     train: Labelled
     held_out: Labelled
+    questions: tuple[Question, ...] = QUESTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def train(
     pet = PetSpec(PetKind.PFEIFFER, first_layer, rank=RANK).placed(backbone.shape)
     states = _states(backbone, material.train.texts, pet.first_layer or 0)
     found = []
-    for question in QUESTIONS:
+    for question in material.questions:
         head = HeadSpec(Task.SEQUENCE_CLASSIFICATION, question.labels)
         spec = ModuleSpec(backbone.name, backbone.digest, pet, head)
         module = VplmModule(backbone, spec, initial_tensors(spec, backbone.shape, seed=1))

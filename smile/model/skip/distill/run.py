@@ -198,7 +198,7 @@ class Distillation:
         started = time.monotonic() - self._place.seconds
         kept = time.monotonic()
         objective = self._objective()
-        total = self._steps
+        total = self.steps
         every = max(1, total // POINTS_MAX)
         while self._place.epoch < self._settings.epochs:
             order = self._batches(self._place.epoch)
@@ -226,7 +226,7 @@ class Distillation:
         packed = pack([self._job.learned.ids[index] for index in texts])
         targets = self._targets.of(texts, packed)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.rate * _rate(share, self._place.step, self._steps)
+            group["lr"] = self._settings.rate * _rate(share, self._place.step, self.steps)
         with torch.autocast("cpu", DTYPE):
             states = self._states(packed)
         if share < self._settings.near_share:
@@ -278,8 +278,8 @@ class Distillation:
         return batches(self._job.learned, settings.batch_tokens, settings.seed, epoch)
 
     @cached_property
-    def _steps(self) -> int:
-        """Of all epochs."""
+    def steps(self) -> int:
+        """Batches of all epochs."""
         return sum(len(self._batches(epoch)) for epoch in range(self._settings.epochs))
 
     def _objective(self) -> Objective:

@@ -50,6 +50,8 @@ def test_defaults() -> None:
         ({"skip": "minilm=/a,minilm=/b"}, "backbone 'minilm' repeats"),
         ({"skip": "other=/a"}, "PROCESSOR_SKIP=other=/a: backbone 'other' is not served"),
         ({"tables": "minilm=/t"}, "TABLES=minilm=/t: backbone 'minilm' has no local encoder"),
+        ({"domains": "minilm=/d"}, "DOMAINS=minilm=/d: backbone 'minilm' has no local encoder"),
+        ({"skip": "minilm=/a", "domains": "minilm=d"}, "got 'minilm=d'"),
         ({"learn_tenants_min": 0}, "greater than or equal to 1"),
         ({"device": "tpu"}, "cpu"),
         ({"batch_wait_ms_max": -1}, "greater than or equal to 0"),

@@ -73,13 +73,15 @@ class Needs:
         copies of weights and state, the file, and the file behind its digest.
         """
         tensors = layout.tensors(spec, shape).values()
-        weights = sum(map(layout.elements, tensors))
+        sizes = list(map(layout.elements, tensors))
+        weights = sum(sizes)
         version = layout.bytes_total(spec, shape)
         state = STATE_BYTES[values.optimizer] * weights
         checkpoint = FLOAT_BYTES * weights + state + version
         training = 2 * FLOAT_BYTES * weights + state + version
         copies = FLOAT_BYTES * weights + state
-        memory = training + copies + 2 * checkpoint + _activations(spec, shape, values)
+        updates = 2 * FLOAT_BYTES * max(sizes)  # of one tensor, while its step is taken
+        memory = training + copies + 2 * checkpoint + updates + _activations(spec, shape, values)
         return cls(version, checkpoint, memory)
 
 

@@ -40,4 +40,7 @@ def _view(stand_in: StandIn, rows: EncoderRows) -> RowView:
     except (SmileError, OSError) as error:
         get_logger().warning("a table cannot be used, rows are computed", why=str(error))
         return none
+    if why := table.manifest.origin.same_bits(rows.origin):
+        get_logger().warning("rows are computed, not looked up", table=str(folder), why=why)
+        return none
     return table if table.format == none.stores.format else none

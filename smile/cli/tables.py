@@ -140,6 +140,10 @@ def _show(session: Session, folder: Path, stated: TableManifest) -> None:
         ("domain", stated.domain),
         ("backbone", f"{origin.backbone} ({origin.backbone_digest[:12]})"),
         ("local encoder", f"{origin.encoder_digest[:12]}, boundary {origin.boundary}"),
+        (
+            "computed",
+            f"in {origin.precision} by kernels {origin.kernels}" if origin.precision else "",
+        ),
         ("rows", f"{stated.rows:,} of {corpus.ngrams:,} n-grams, {stated.dtype}"),
         ("size", size(stated.bytes)),
         ("corpus", f"{corpus.texts:,} texts, {corpus.tokens:,} tokens ({corpus.digest[:12]})"),

@@ -39,6 +39,8 @@ class Origin:
     Attributes:
         boundary: First layer of the backbone that is still computed.
         width: Numbers in one of a row's three views: the backbone's hidden width.
+        precision, kernels: In what they were computed, and by what: the last bits of a row depend
+            on both. Empty in manifests from before these were told.
     """
 
     backbone: str
@@ -46,6 +48,8 @@ class Origin:
     encoder_digest: str
     boundary: int
     width: int
+    precision: str = ""
+    kernels: str = ""
 
     def check(self, wanted: Origin) -> None:
         """Refuses rows of anything but `wanted`.
@@ -62,6 +66,14 @@ class Origin:
         if self.encoder_digest != wanted.encoder_digest:
             told = _foreign("local encoder", self.encoder_digest, wanted.encoder_digest)
             raise FailedPrecondition(told, reason="ENCODER_MISMATCH")
+
+    def same_bits(self, other: Origin) -> str:
+        """Why rows of the same n-grams may differ in their last bits from `other`'s; empty: they
+        do not, given the same encoder."""
+        mine, theirs = (f"{one.precision} by kernels {one.kernels}" for one in (self, other))
+        if not (self.precision and other.precision):
+            return "its manifest does not tell in what precision and by which kernels"
+        return "" if mine == theirs else f"rows were computed in {mine}, here it is {theirs}"
 
 
 def _foreign(what: str, own: str | int, wanted: str | int) -> str:
@@ -140,6 +152,8 @@ class TableManifest:
         body = {"format": FORMAT, **dataclasses.asdict(self)}
         if self.delta is None:
             del body["delta"]
+        if not self.origin.precision:  # from before it was told: the digest stays
+            del body["origin"]["precision"], body["origin"]["kernels"]
         return json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
 
     @property
@@ -164,7 +178,7 @@ def decode(data: bytes) -> TableManifest:
         body = json.loads(data)
         if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
             raise TypeError(f"its format is not {FORMAT}")
-        origin = _checked(Origin, body.pop("origin"))
+        origin = _checked(Origin, {"precision": "", "kernels": "", **body.pop("origin")})
         corpus = _checked(CorpusFacts, body.pop("corpus"))
         files = {name: _checked(FileFacts, one) for name, one in body.pop("files").items()}
         chosen = body.pop("delta", None)

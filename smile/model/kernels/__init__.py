@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,6 +62,7 @@ class Kernels:
         local: For computing such rows, and states from them.
         room: Where results go that the pass alone reads.
         native: None where calls run at once and cannot wait.
+        target: What they were built for; empty: torch's own, or those that `together` yields.
     """
 
     dense: DenseKernels
@@ -70,6 +71,7 @@ class Kernels:
     local: LocalKernels
     room: Room = NO_ROOM
     native: Native | None = None
+    target: str = ""
 
     @contextmanager
     def together(self) -> Iterator[Kernels]:
@@ -124,7 +126,7 @@ def kernels_for(
         library = Library(loaded.handle)
         calls = AtOnce(library)
         native = Native(library, Workspaces())
-        return _native(calls, native=native)
+        return replace(_native(calls, native=native), target=loaded.target)
     if choice is KernelChoice.NATIVE:
         raise FailedPrecondition(f"native kernels cannot be had: {loaded.origin}")
     if why is None:

@@ -106,10 +106,12 @@ class Loaded:
 
     Attributes:
         origin: A line for the log: where the library came from, or what went wrong.
+        target: What it was built for; empty where there is none.
     """
 
     handle: ctypes.CDLL | None
     origin: str
+    target: str = ""
 
 
 @functools.cache
@@ -120,7 +122,7 @@ def load(places: Places = Places()) -> Loaded:
         path = places.prebuilt / file_name(places.sources, target)
         library = _open(path)
         if library is not None:
-            return Loaded(library, f"{target.name}, prebuilt: {path}")
+            return Loaded(library, f"{target.name}, prebuilt: {path}", target.name)
     compiler = Compiler.find()
     if compiler is None:
         return Loaded(
@@ -211,11 +213,11 @@ def _cached(places: Places, target: Target, compiler: Compiler) -> Loaded:
     else:
         if library is None:
             return Loaded(None, f"{folder / name} does not load")
-        return Loaded(library, f"{target.name}: {folder / name}")
+        return Loaded(library, f"{target.name}: {folder / name}", target.name)
     with tempfile.TemporaryDirectory(prefix="smile-kernels-") as private:
         compile_to(Path(private) / name, places.sources, target, compiler)
         library = _open(Path(private) / name)  # its file may go once it is mapped
-    return Loaded(library, f"{target.name}, not cached: {why}")
+    return Loaded(library, f"{target.name}, not cached: {why}", target.name)
 
 
 def _cache_folder(cache: Path | None) -> Path:

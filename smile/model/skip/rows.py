@@ -85,7 +85,15 @@ class EncoderRows:
         file.check(backbone.digest)
         local = LocalEncoder.of(file, backbone)
         form = file.facts.form
-        origin = Origin(backbone.name, backbone.digest, file.digest, form.boundary, form.hidden)
+        origin = Origin(
+            backbone.name,
+            backbone.digest,
+            file.digest,
+            form.boundary,
+            form.hidden,
+            precision=str(dtype).removeprefix("torch."),
+            kernels=f"{device.type}:{kernels.target or 'torch'}",
+        )
         serving = ServingEncoder.of(local, kernels, device, dtype)
         return cls(serving, local, origin, file.facts.policy, backbone.info.vocab)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from services.trainer.states import EntryStates, StatesRoom, TwoStates
 from smile.errors import FailedPrecondition
 from smile.model.backbone import Backbone
 from smile.model.initial import initial_tensors
+from smile.model.materialized import NoRows, RowsBelow
 from smile.model.ngram_rows import RowDtype
 from smile.model.reference import VplmModule
 from smile.model.specs import PetKind, PetSpec, Projection, Task
 from smile.model.toy import write_toy_backbone
+from smile.representations import manifest
 from smile.resources import ColumnMapping, HyperParameters, TrainingStates
 from smile.standins import StandInPlace
 from tests.contract.materialized_world import Encoder
@@ -84,7 +87,7 @@ def test_states_are_those_that_materialised_answers_stand_on(
     states = EntryStates(module, TEXTS, StatesRoom(), lower=made)
     text = "the bank sold a goal"
     (tokens,) = encoder.backbone.tokenizer.encode([text])
-    states.texts = [*TEXTS, tokens.ids]
+    states.texts = [*TEXTS, tuple(tokens.ids)]
     list(states.fill())
     found = module.forward_entered(*states.of([len(TEXTS)])).softmax(dim=-1)
     assert np.allclose(found.detach().numpy(), encoder.expected(module, text), atol=2e-3)
@@ -232,3 +235,38 @@ def test_states_and_encoder_are_part_of_what_decides_weights(encoder: Encoder) -
     assert len(digests) == 4
     assert told(TrainingStates.EXACT) not in digests
     assert told(TrainingStates.EXACT) == told(TrainingStates.EXACT, "a:float16")
+
+
+def test_rows_of_other_bits_are_computed_again(encoder: Encoder, tmp_path: Path) -> None:
+    """Of another precision or by other kernels, or nobody knows of which."""
+    run = given(encoder, TrainingStates.MATERIALIZED)
+    seen = [example.text for example in texts(80)]
+    stated = encoder.stand_in.origin
+    assert stated.precision == "float32" and stated.kernels.startswith("cpu:")
+    for name, changed in (
+        ("precision", replace(stated, precision="bfloat16")),
+        ("kernels", replace(stated, kernels="cpu:other")),
+        ("nobody knows", replace(stated, precision="", kernels="")),
+    ):
+        folder = encoder.table(tmp_path / name, seen)
+        told = manifest.read(folder)
+        assert told.origin == stated and not told.origin.same_bits(stated)
+        told = replace(told, origin=changed)
+        (folder / manifest.MANIFEST_FILE).write_bytes(told.encode())
+        assert manifest.read(folder) == told, "it is a manifest all the same"
+        assert told.origin.same_bits(stated)
+        rows = lowering(stand_in(encoder, folder), encoder.backbone, Precision.FLOAT32)()
+        assert isinstance(rows, RowsBelow) and isinstance(rows.rows, NoRows)
+        other = given(encoder, TrainingStates.MATERIALIZED, table=folder)
+        assert digest(other) == digest(run)
+
+
+def test_a_manifest_from_before_precisions_were_told_keeps_its_digest(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    folder = encoder.table(tmp_path / "table", ["a goal"])
+    told = manifest.read(folder)
+    old = replace(told, origin=replace(told.origin, precision="", kernels=""))
+    body = json.loads(old.encode())
+    assert not {"precision", "kernels"} & body["origin"].keys()
+    assert manifest.decode(old.encode()).digest == old.digest

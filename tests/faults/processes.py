@@ -21,7 +21,7 @@ from tests.faults.failpoints import Failpoints
 from tests.faults.nursery import Order
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0  # a machine may be starved
 POLL_S = 0.005
 
 

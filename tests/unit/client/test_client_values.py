@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import smile
+from smile import codec
 from smile.client import options as o
 from smile.client.inference import checked
 from smile.client.retry import Backoff
 from smile.client.scope import Scope
 from smile.client.settings import ClientSettings, Endpoints
 from smile.client.training import JobFailed, _Patience
+from smile.errors import InvalidSpec
 from smile.names import TenantId
 from smile.testing import FakeClock
 
@@ -215,3 +217,20 @@ def test_a_watch_is_patient_for_a_minute_and_with_long_streams() -> None:
         patience.wait_s(away)
     patience.answered()
     assert patience.wait_s(away) <= 0.2
+
+
+def test_a_whole_model_has_a_rate_of_its_own_and_no_alias() -> None:
+    whole = o.job("v", "d", "", {"method": "full"})
+    assert (whole.method, whole.promote_alias) == (smile.Method.FULL, "")
+    assert whole.hyper_parameters.learning_rate == 5e-5
+    assert o.job("v", "d", "", {"method": "full", "learning_rate": 1e-4}).hyper_parameters == (
+        o.hyper_parameters({"learning_rate": 1e-4})
+    )
+    assert o.trial({"method": "full"}, {"epochs": 2}).learning_rate == 5e-5
+    assert o.job("v", "d", "", {}).hyper_parameters.learning_rate == 2e-3
+    message = codec.job_to_pb(whole)
+    assert codec.job_from_pb(message) == whole
+    message.promote_alias, message.hyper_parameters.learning_rate = "", 0.0  # as others may send it
+    assert codec.job_from_pb(message) == whole
+    with pytest.raises(InvalidSpec, match="method must be one of pet, full, got 'half'"):
+        o.job("v", "d", "", {"method": "half"})

@@ -244,8 +244,9 @@ def _tasks(found: Sequence[Answers]) -> dict[str, float]:
 def _headline(rows: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     """What the encoder that comes with SMILE loses; and the least that one loses under each policy
     with a whole table, of those that learned as much as SkipBERT's layers did."""
-    whole = [row for row in rows if row["policy"] == row["distilled_for"] and row["rows"]]
-    whole = [row for row in whole if row["dtype"] == RowDtype.FLOAT16]
+    own = [row for row in rows if row["policy"] == row["distilled_for"]]
+    largest = {row["encoder"]: row for row in own if row["dtype"] == RowDtype.FLOAT16}
+    whole = list(largest.values())  # tables of an encoder come in order of size
     learned = {row["learned_tokens"] for row in whole if row["kind"] == RowKind.LAYERS}
 
     like = [row for row in whole if row["boundary"] == 3 and row["learned_tokens"] in learned]

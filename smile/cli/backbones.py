@@ -129,7 +129,7 @@ def distill(
 ) -> None:
     """Learn a local encoder that stands for the layers below the boundary.
 
-    Interrupted, the same command goes on where it was and ends with the same file.
+    Interrupted, the same command goes on where it was and ends with the same numbers.
     """
     source = source_of(backbone)
     target = to or Path(f"{source.name}-b{boundary}.safetensors")

@@ -1,7 +1,8 @@
 """One distillation from corpus to file: prepare, learn, measure.
 
 `events` runs it and tells how far it is. It may be killed at any moment: started again with the
-same arguments it goes on from the last checkpoint, to the same bytes.
+same arguments it goes on from the last checkpoint, to the same numbers; only the time that it says
+it took is another.
 """
 
 from __future__ import annotations

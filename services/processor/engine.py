@@ -79,6 +79,7 @@ class Engine:
         self._trace = trace or Trace()
         self._device = torch.device(options.device.value)
         self._engines: dict[str, _Served] = {}
+        self._text_tokens_max = 1
         self.tokens_asked = 0  # of texts in batches since start
         self.tokens_packed = 0  # and those computed for them, padding included
 
@@ -90,7 +91,7 @@ class Engine:
     @property
     def text_tokens_max(self) -> int:
         """The longest text that any backbone takes, in tokens."""
-        return max((self.shape(name).tokens_max for name in self._engines), default=1)
+        return self._text_tokens_max
 
     @property
     def tracks(self) -> tuple[Track, ...]:
@@ -168,6 +169,7 @@ class Engine:
             served = self._served(backbone)
             self._warm_up(served)
             self._engines[source.name] = served
+            self._text_tokens_max = max(self._text_tokens_max, backbone.shape.tokens_max)
             get_logger().info("backbone ready", backbone=source.name, digest=backbone.digest)
 
     def adopt(self) -> None:

@@ -406,11 +406,13 @@ class Pipeline(Generic[Module]):
                 self._parts.pool, lambda: encode(texts, truncate=truncate, first_index=first)
             )
         longest = self._parts.engine.text_tokens_max
-        ticket.permit.settle(estimate_all(texts, longest), sum(len(text) for text in tokens))
+        ticket.permit.settle(estimate_all(texts, longest), sum(map(len, tokens)))
         return tokens
 
     def _runs(self, tokens: Sequence[TokenizedText]) -> list[tuple[TokenizedText, ...]]:
         limits = self._limits
+        if len(tokens) == 1:
+            return [tuple(tokens)]
         return list(
             runs(tokens, texts_max=limits.chunk_texts_max, tokens_max=limits.chunk_tokens_max)
         )
@@ -426,7 +428,7 @@ class Pipeline(Generic[Module]):
             due=min(request.deadline, request.arrived + self._limits.due_s_max),
             deadline=request.deadline,
             texts=texts,
-            tokens=sum(len(text) for text in texts),
+            tokens=sum(map(len, texts)),
             kind=ticket.target.spec.pet.kind,
             vplm=request.vplm,
             exactness=ticket.exactness,

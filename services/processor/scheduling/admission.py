@@ -41,10 +41,6 @@ class Load:
     texts: int = 0
     tokens: int = 0
 
-    def add(self, texts: int, tokens: int) -> None:
-        self.texts += texts
-        self.tokens += tokens
-
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
@@ -180,9 +176,13 @@ class Admission:
         if self._closed is not None:
             raise Unavailable(self._closed, retry_after=1.0)
         share, held = self.limits.tenant, self._tenants.get(tenant, _NOTHING)
-        _check_fits_alone(texts, tokens, share)
-        self._check_room(held, share, texts, tokens, "your share of ")
-        self._check_room(self.inside, self.limits.total, texts, tokens, "")
+        if texts > share.texts or tokens > share.tokens:
+            raise _too_large(texts, tokens, share)
+        if held.texts + texts > share.texts or held.tokens + tokens > share.tokens:
+            raise self._full(held, share, texts, tokens, "your share of ")
+        total, inside = self.limits.total, self.inside
+        if inside.texts + texts > total.texts or inside.tokens + tokens > total.tokens:
+            raise self._full(inside, total, texts, tokens, "")
         if left_s < math.inf:
             self._check_deadline(tenant, texts, tokens, left_s)
         self._count(tenant, texts, tokens)
@@ -202,12 +202,11 @@ class Admission:
         wait_s = held.tokens / 2 / max(self._tokens_per_s, 1.0)
         return min(max(wait_s, RETRY_S_MIN), RETRY_S_MAX)
 
-    def _check_room(self, held: Load, limit: Load, texts: int, tokens: int, whose: str) -> None:
-        if held.texts + texts <= limit.texts and held.tokens + tokens <= limit.tokens:
-            return
+    def _full(self, held: Load, limit: Load, texts: int, tokens: int, whose: str) -> Overloaded:
+        """Why there is no room for so much more."""
         retry_after = self.retry_after(self.inside)
         self.refusals["TENANT_QUEUE_FULL" if whose else Overloaded.reason] += 1
-        raise Overloaded(
+        return Overloaded(
             f"{whose}the queue holds at most {limit.texts} texts and {limit.tokens} tokens; inside "
             f"are {held.texts} texts and {held.tokens} tokens, and this request would add {texts} "
             f"and about {tokens}; come back in {retry_after:.2f} s",
@@ -217,6 +216,9 @@ class Admission:
         )
 
     def _check_deadline(self, tenant: TenantId, texts: int, tokens: int, left_s: float) -> None:
+        everything_s = self._bulk_s(self.inside.tokens + tokens, self.inside.texts + texts)
+        if DEADLINE_MARGIN * everything_s <= left_s:
+            return
         alone_s = self._bulk_s(tokens, texts)
         if DEADLINE_MARGIN * alone_s > left_s:
             self._unmeetable()
@@ -226,9 +228,6 @@ class Admission:
                 reason=UNMEETABLE,
                 metadata=_seconds(alone_s, left_s),
             )
-        everything_s = self._bulk_s(self.inside.tokens + tokens, self.inside.texts + texts)
-        if DEADLINE_MARGIN * everything_s <= left_s:
-            return
         self._share()
         before = self._shares.before(tenant, tokens, self._weight_of(tenant))
         predicted_s = self._bulk_s(math.floor(before), texts)
@@ -251,8 +250,11 @@ class Admission:
     def _count(self, tenant: TenantId, texts: int, tokens: int) -> None:
         if (held := self._tenants.get(tenant)) is None:
             held = self._tenants[tenant] = Load()
-        held.add(texts, tokens)
-        self.inside.add(texts, tokens)
+        inside = self.inside
+        held.texts += texts
+        held.tokens += tokens
+        inside.texts += texts
+        inside.tokens += tokens
         if held.texts == 0:
             del self._tenants[tenant]
         self._stale.add(tenant)
@@ -271,10 +273,9 @@ def _seconds(predicted_s: float, left_s: float) -> dict[str, str]:
     return {"predicted_s": f"{predicted_s:.3f}", "left_s": f"{left_s:.3f}"}
 
 
-def _check_fits_alone(texts: int, tokens: int, share: Load) -> None:
-    if texts <= share.texts and tokens <= share.tokens:
-        return
-    raise InvalidArgument(
+def _too_large(texts: int, tokens: int, share: Load) -> InvalidArgument:
+    """Why a request would not fit into an empty queue."""
+    return InvalidArgument(
         f"a request may have at most {share.texts} texts and about {share.tokens} tokens in all, "
         f"got {texts} texts and about {tokens} tokens; send it in parts",
         reason="REQUEST_TOO_LARGE",

@@ -262,7 +262,9 @@ class Latencies:
 
     def bulk_s(self, tokens: int, texts: int) -> float:
         """The least seconds for so much work on all streams, whichever track it is for."""
-        alone_s = min((model.bulk_s(tokens, texts) for model in self._models.values()), default=0.0)
+        if not self._models:
+            return 0.0
+        alone_s = min([model.bulk_s(tokens, texts) for model in self._models.values()])
         return alone_s / self._streams
 
     def observe(self, track: Track, table_s: float | None, observed_s: float, now: float) -> None:

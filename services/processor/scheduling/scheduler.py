@@ -421,8 +421,8 @@ def enough(waiting: Waiting, limits: BatchLimits, terms: Terms = DEFAULT) -> boo
     if waiting.tokens >= limits.tokens_max or waiting.texts >= limits.texts_max:
         return True
     seconds_max = min(limits.seconds_max, limits.shared_seconds_max)
-    models = map(terms.latency_of, waiting.tracks())
-    return any(
-        model is not None and model.bulk_s(waiting.tokens, waiting.texts) >= seconds_max
-        for model in models
-    )
+    for track in waiting.tracks():
+        model = terms.latency_of(track)
+        if model is not None and model.bulk_s(waiting.tokens, waiting.texts) >= seconds_max:
+            return True
+    return False

@@ -98,7 +98,7 @@ class Stages:
         try:
             await self._admit()
         except BaseException as error:
-            await self._end(error)
+            await self._fail(error)
             raise
         self._admitted = True
         return self
@@ -109,7 +109,14 @@ class Stages:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._end(error)
+        if error is not None:
+            await self._fail(error)
+            return
+        try:
+            self._set_trailers()
+        finally:
+            self._inside.calls -= 1
+            self._log(grpc.StatusCode.OK, None)
 
     async def recheck(self) -> None:
         """What a stream asks before each of its messages: whether its key still works."""
@@ -145,13 +152,11 @@ class Stages:
             key[len(_BEARER) :].strip(), self._headers.get(call_context.TENANT_KEY)
         )
 
-    async def _end(self, error: BaseException | None) -> None:
-        """Tell the caller and the log how the call ended. Raises what ends a call with an error."""
+    async def _fail(self, error: BaseException) -> None:
+        """Tell the caller and the log why the call ended. Raises what ends a call with an error."""
         code, reason = grpc.StatusCode.OK, None
         try:
-            if error is None:
-                self._set_trailers()
-            elif isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError):
                 code = _code_of_cancelled(self._context)
             elif isinstance(error, grpc.aio.AbortError):
                 code = _code_set(self._context)

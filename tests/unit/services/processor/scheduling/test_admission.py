@@ -10,6 +10,8 @@ from services.processor.scheduling.admission import (
     DEADLINE_MARGIN,
     RETRY_S_MAX,
     RETRY_S_MIN,
+    STALE_MAX,
+    UNMEETABLE,
     Admission,
     Load,
     QueueLimits,
@@ -153,3 +155,22 @@ def test_a_newcomer_is_not_refused_for_what_it_overtakes() -> None:
     assert admission.admit(ACME, 1, 90, 0.1).tokens == 90
     with pytest.raises(Overloaded, match="come back in"):
         admission.admit(ACME, 1, 190, 1.0)
+
+
+def test_shares_are_as_if_told_of_everything_at_once() -> None:
+    """A flood is compared with what is inside then, whoever came and went before."""
+    admission = Admission(
+        QueueLimits(100_000, 1_000_000, 1.0), bulk_s=lambda tokens, _: tokens / 1_000
+    )
+    admission.open()
+    flood = [admission.admit(tenant_id(f"tenant-{n}"), 1, 100) for n in range(2 * STALE_MAX)]
+    assert len(admission._stale) <= STALE_MAX
+    for permit in flood[1:]:
+        permit.__exit__()
+    with admission.admit(ACME, 1, 100, left_s=0.15):  # behind as much of one other tenant alone
+        pass
+    with pytest.raises(Overloaded) as caught:
+        again = [admission.admit(tenant_id(f"tenant-{n}"), 1, 100) for n in range(1, 4)]
+        assert len(again) == 3
+        admission.admit(ACME, 1, 100, left_s=0.15)
+    assert caught.value.reason == UNMEETABLE

@@ -85,6 +85,9 @@ class DomainTree:
         """All domains, `general` first."""
         return tuple(self._numbers)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._numbers
+
     def number(self, name: str) -> int:
         """What stands for a domain in look-ups.
 

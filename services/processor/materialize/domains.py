@@ -66,10 +66,10 @@ class ServedDomains:
 
     def check(self, domain: str) -> None:
         """Raises `FailedPrecondition` if there is no such domain here; empty is `general`."""
-        names = self._tree.names
-        if domain and domain not in names:
+        tree = self._tree
+        if domain and domain not in tree:
             raise FailedPrecondition(
-                f"domain '{domain}' is not served here; served are {', '.join(names)}",
+                f"domain '{domain}' is not served here; served are {', '.join(tree.names)}",
                 reason="DOMAIN_NOT_SERVED",
                 metadata={"domain": domain},
             )

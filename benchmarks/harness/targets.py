@@ -64,6 +64,7 @@ TARGETS: Mapping[str, tuple[Target, ...]] = {
     "skip_sweep": (at_most("loss_points_included", 0.5),),
     "skip_speed": (),
     "domains": (),
+    "training_states": (),
     "smile_demo": (
         at_least("achieved_ratio", 0.99),
         at_most("p99_ms", 250.0),

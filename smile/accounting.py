@@ -38,7 +38,7 @@ PER_DAY = (
     Limit.TOKENS_PER_DAY,
     Limit.TRAINING_SECONDS_PER_DAY,
 )
-Numbers: TypeAlias = tuple[int, int, int, int, int, int, int]
+Numbers: TypeAlias = tuple[int, ...]
 Limits: TypeAlias = Mapping[Limit, int]  # one that is not in it is somebody else's to set
 DEFAULT_LIMITS: Limits = {
     Limit.STORED_BYTES: TENANT_BYTES_MAX,
@@ -55,8 +55,10 @@ class Counts:
         requests, texts, tokens: Answered.
         compute_us: Microseconds of compute: of each batch, the share of the texts in it.
         training_us: Microseconds that workers held jobs.
-        charged_us: The same as charged: `now` jobs outside off-peak windows count several times.
+        charged_us: The same as charged: `now` jobs outside off-peak windows count several times,
+            and those that train whole models.
         jobs: Ended.
+        full_us: Of `training_us`, those of jobs that train whole models.
     """
 
     requests: int = 0
@@ -66,10 +68,13 @@ class Counts:
     training_us: int = 0
     charged_us: int = 0
     jobs: int = 0
+    full_us: int = 0
 
     @property
     def numbers(self) -> Numbers:
-        """In the order of the fields."""
+        """In the order of the fields; from before there were all of them, the first ones are
+        `Counts`, too.
+        """
         return (
             self.requests,
             self.texts,
@@ -78,6 +83,7 @@ class Counts:
             self.training_us,
             self.charged_us,
             self.jobs,
+            self.full_us,
         )
 
     def __add__(self, other: Counts) -> Counts:

@@ -40,7 +40,8 @@ class Savings:
         model_bytes: All versions of all vPLMs stored here.
         full_model_bytes: One copy of each vPLM's whole model, float32.
         training_seconds: That workers held jobs on the days asked for.
-        full_training_seconds: By `full_training_factor`.
+        full_training_seconds: By `full_training_factor`; those that trained whole models, as they
+            are.
         memory_bytes: Device memory that holds every vPLM: each backbone once, and all modules.
         full_memory_bytes: The same with a whole model for each.
         assumptions: What was taken for granted.
@@ -63,11 +64,12 @@ class Savings:
         backbones = {row.backbone: row.backbone_bytes for row in rows}
         modules = sum(row.serving_bytes for row in rows)
         seconds = sum(day.counts.training_us for day in usage.days) / MICROSECONDS
+        whole = sum(day.counts.full_us for day in usage.days) / MICROSECONDS
         return cls(
             model_bytes=sum(row.size_bytes for row in rows),
             full_model_bytes=full,
             training_seconds=seconds,
-            full_training_seconds=seconds * taken.full_training_factor,
+            full_training_seconds=(seconds - whole) * taken.full_training_factor + whole,
             memory_bytes=sum(backbones.values()) + int(modules * taken.module_memory_factor),
             full_memory_bytes=full,
             assumptions=taken,

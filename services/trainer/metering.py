@@ -98,6 +98,8 @@ class Stint:
         for tally in (account.total, meter.tally(account, self.vplm)):
             tally.training_us += elapsed_us
             tally.charged_us += charged_us
+            if self.method is Method.FULL:
+                tally.full_us += elapsed_us
 
     def waited(self, until: float) -> None:
         """The job waited in its holder's hands, which costs nothing."""

@@ -85,6 +85,7 @@ class Tally:
     training_us: float = 0.0
     charged_us: float = 0.0
     jobs: int = 0
+    full_us: float = 0.0
     told: bool = True  # by a report, as it is now
 
     def counts(self) -> Counts:
@@ -96,6 +97,7 @@ class Tally:
             int(self.training_us),
             int(self.charged_us),
             self.jobs,
+            int(self.full_us),
         )
 
 

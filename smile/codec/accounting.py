@@ -20,6 +20,7 @@ def counts_to_pb(counts: a.Counts) -> pb.UsageCounts:
         training_us=counts.training_us,
         charged_us=counts.charged_us,
         jobs=counts.jobs,
+        full_us=counts.full_us,
     )
 
 
@@ -32,6 +33,7 @@ def counts_from_pb(message: pb.UsageCounts) -> a.Counts:
         message.training_us,
         message.charged_us,
         message.jobs,
+        message.full_us,
     )
 
 

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19smile/v1/accounting.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16smile/v1/options.proto\"i\n\nLimitValue\x12*\n\x05limit\x18\x01 \x01(\x0e\x32\x0f.smile.v1.LimitB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12%\n\x05value\x18\x02 \x01(\x03\x42\x11\xbaH\x0e\"\x0c\x18\x80\x80\x80\x80\x80\x80\x80\x80\x10(\x00H\x00\x88\x01\x01\x42\x08\n\x06_value\"\x87\x01\n\x08LimitUse\x12\x1e\n\x05limit\x18\x01 \x01(\x0e\x32\x0f.smile.v1.Limit\x12\x0f\n\x07\x61llowed\x18\x02 \x01(\x03\x12\x11\n\x04used\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12.\n\nreset_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05_used\"\xc8\x01\n\x0bUsageCounts\x12\x19\n\x08requests\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x05texts\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06tokens\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\ncompute_us\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0btraining_us\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\ncharged_us\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x15\n\x04jobs\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\xae\x01\n\x08UsageRow\x12\x38\n\x06tenant\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x39\n\x04vplm\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12-\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x15.smile.v1.UsageCountsB\x06\xbaH\x03\xc8\x01\x01\"\xe5\x01\n\x12ReportUsageRequest\x12*\n\x08reporter\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{32})?$\x12\x33\n\x03\x64\x61y\x18\x02 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x12.smile.v1.UsageRowB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x41\n\x07tenants\x18\x04 \x03(\tB0\xbaH-\x92\x01*\x10\xe8\x07\"%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\"D\n\x0eTenantStanding\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\"\n\x06limits\x18\x02 \x03(\x0b\x32\x12.smile.v1.LimitUse\"B\n\x13ReportUsageResponse\x12+\n\tstandings\x18\x01 \x03(\x0b\x32\x18.smile.v1.TenantStanding\",\n\x10GetLimitsRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"@\n\x0cTenantLimits\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x06limits\x18\x02 \x03(\x0b\x32\x12.smile.v1.LimitUse\"|\n\x10SetLimitsRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x30\n\x06limits\x18\x02 \x03(\x0b\x32\x14.smile.v1.LimitValueB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"h\n\x08UsageDay\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12%\n\x06\x63ounts\x18\x02 \x01(\x0b\x32\x15.smile.v1.UsageCounts\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x12\n\nvplm_count\x18\x04 \x01(\x03\"l\n\x0bTenantUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06\x63ounts\x18\x02 \x01(\x0b\x32\x15.smile.v1.UsageCounts\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x12\n\nvplm_count\x18\x04 \x01(\x03\"\xc1\x01\n\x10ListUsageRequest\x12\x39\n\tfirst_day\x18\x01 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\x12\x38\n\x08last_day\x18\x02 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"v\n\x11ListUsageResponse\x12&\n\x07tenants\x18\x01 \x03(\x0b\x32\x15.smile.v1.TenantUsage\x12 \n\x04\x64\x61ys\x18\x02 \x03(\x0b\x32\x12.smile.v1.UsageDay\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*\xe9\x01\n\x05Limit\x12\x15\n\x11LIMIT_UNSPECIFIED\x10\x00\x12\x16\n\x12LIMIT_STORED_BYTES\x10\x01\x12\x0f\n\x0bLIMIT_VPLMS\x10\x02\x12\x15\n\x11LIMIT_JOBS_QUEUED\x10\x03\x12\x16\n\x12LIMIT_JOBS_RUNNING\x10\x04\x12\x1a\n\x16LIMIT_REQUESTS_PER_DAY\x10\x05\x12\x17\n\x13LIMIT_TEXTS_PER_DAY\x10\x06\x12\x18\n\x14LIMIT_TOKENS_PER_DAY\x10\x07\x12\"\n\x1eLIMIT_TRAINING_SECONDS_PER_DAY\x10\x08\x32\xcf\x02\n\x11\x41\x63\x63ountingService\x12U\n\x0bReportUsage\x12\x1c.smile.v1.ReportUsageRequest\x1a\x1d.smile.v1.ReportUsageResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12J\n\tGetLimits\x12\x1a.smile.v1.GetLimitsRequest\x1a\x16.smile.v1.TenantLimits\"\t\xaa\xd4\x18\x05\n\x03\x01\x02\x03\x12H\n\tSetLimits\x12\x1a.smile.v1.SetLimitsRequest\x1a\x16.smile.v1.TenantLimits\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12M\n\tListUsage\x12\x1a.smile.v1.ListUsageRequest\x1a\x1b.smile.v1.ListUsageResponse\"\x07\xaa\xd4\x18\x03\n\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19smile/v1/accounting.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16smile/v1/options.proto\"i\n\nLimitValue\x12*\n\x05limit\x18\x01 \x01(\x0e\x32\x0f.smile.v1.LimitB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12%\n\x05value\x18\x02 \x01(\x03\x42\x11\xbaH\x0e\"\x0c\x18\x80\x80\x80\x80\x80\x80\x80\x80\x10(\x00H\x00\x88\x01\x01\x42\x08\n\x06_value\"\x87\x01\n\x08LimitUse\x12\x1e\n\x05limit\x18\x01 \x01(\x0e\x32\x0f.smile.v1.Limit\x12\x0f\n\x07\x61llowed\x18\x02 \x01(\x03\x12\x11\n\x04used\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12.\n\nreset_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x07\n\x05_used\"\xe2\x01\n\x0bUsageCounts\x12\x19\n\x08requests\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x05texts\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06tokens\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\ncompute_us\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1c\n\x0btraining_us\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\ncharged_us\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x15\n\x04jobs\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x18\n\x07\x66ull_us\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\xae\x01\n\x08UsageRow\x12\x38\n\x06tenant\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12\x39\n\x04vplm\x18\x02 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12-\n\x06\x63ounts\x18\x03 \x01(\x0b\x32\x15.smile.v1.UsageCountsB\x06\xbaH\x03\xc8\x01\x01\"\xe5\x01\n\x12ReportUsageRequest\x12*\n\x08reporter\x18\x01 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{32})?$\x12\x33\n\x03\x64\x61y\x18\x02 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x12.smile.v1.UsageRowB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x41\n\x07tenants\x18\x04 \x03(\tB0\xbaH-\x92\x01*\x10\xe8\x07\"%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\"D\n\x0eTenantStanding\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\"\n\x06limits\x18\x02 \x03(\x0b\x32\x12.smile.v1.LimitUse\"B\n\x13ReportUsageResponse\x12+\n\tstandings\x18\x01 \x03(\x0b\x32\x18.smile.v1.TenantStanding\",\n\x10GetLimitsRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"@\n\x0cTenantLimits\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x06limits\x18\x02 \x03(\x0b\x32\x12.smile.v1.LimitUse\"|\n\x10SetLimitsRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x30\n\x06limits\x18\x02 \x03(\x0b\x32\x14.smile.v1.LimitValueB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"h\n\x08UsageDay\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12%\n\x06\x63ounts\x18\x02 \x01(\x0b\x32\x15.smile.v1.UsageCounts\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x12\n\nvplm_count\x18\x04 \x01(\x03\"l\n\x0bTenantUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06\x63ounts\x18\x02 \x01(\x0b\x32\x15.smile.v1.UsageCounts\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x03\x12\x12\n\nvplm_count\x18\x04 \x01(\x03\"\xc1\x01\n\x10ListUsageRequest\x12\x39\n\tfirst_day\x18\x01 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\x12\x38\n\x08last_day\x18\x02 \x01(\tB&\xbaH#r!2\x1f^([0-9]{4}-[0-9]{2}-[0-9]{2})?$\x12\x1a\n\tpage_size\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"v\n\x11ListUsageResponse\x12&\n\x07tenants\x18\x01 \x03(\x0b\x32\x15.smile.v1.TenantUsage\x12 \n\x04\x64\x61ys\x18\x02 \x03(\x0b\x32\x12.smile.v1.UsageDay\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*\xe9\x01\n\x05Limit\x12\x15\n\x11LIMIT_UNSPECIFIED\x10\x00\x12\x16\n\x12LIMIT_STORED_BYTES\x10\x01\x12\x0f\n\x0bLIMIT_VPLMS\x10\x02\x12\x15\n\x11LIMIT_JOBS_QUEUED\x10\x03\x12\x16\n\x12LIMIT_JOBS_RUNNING\x10\x04\x12\x1a\n\x16LIMIT_REQUESTS_PER_DAY\x10\x05\x12\x17\n\x13LIMIT_TEXTS_PER_DAY\x10\x06\x12\x18\n\x14LIMIT_TOKENS_PER_DAY\x10\x07\x12\"\n\x1eLIMIT_TRAINING_SECONDS_PER_DAY\x10\x08\x32\xcf\x02\n\x11\x41\x63\x63ountingService\x12U\n\x0bReportUsage\x12\x1c.smile.v1.ReportUsageRequest\x1a\x1d.smile.v1.ReportUsageResponse\"\x07\xaa\xd4\x18\x03\n\x01\x03(\x01\x12J\n\tGetLimits\x12\x1a.smile.v1.GetLimitsRequest\x1a\x16.smile.v1.TenantLimits\"\t\xaa\xd4\x18\x05\n\x03\x01\x02\x03\x12H\n\tSetLimits\x12\x1a.smile.v1.SetLimitsRequest\x1a\x16.smile.v1.TenantLimits\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12M\n\tListUsage\x12\x1a.smile.v1.ListUsageRequest\x1a\x1b.smile.v1.ListUsageResponse\"\x07\xaa\xd4\x18\x03\n\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGECOUNTS'].fields_by_name['charged_us']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_USAGECOUNTS'].fields_by_name['jobs']._loaded_options = None
   _globals['_USAGECOUNTS'].fields_by_name['jobs']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_USAGECOUNTS'].fields_by_name['full_us']._loaded_options = None
+  _globals['_USAGECOUNTS'].fields_by_name['full_us']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_USAGEROW'].fields_by_name['tenant']._loaded_options = None
   _globals['_USAGEROW'].fields_by_name['tenant']._serialized_options = b'\272H%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$'
   _globals['_USAGEROW'].fields_by_name['vplm']._loaded_options = None
@@ -90,36 +92,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCOUNTINGSERVICE'].methods_by_name['SetLimits']._serialized_options = b'\252\324\030\003\n\001\002'
   _globals['_ACCOUNTINGSERVICE'].methods_by_name['ListUsage']._loaded_options = None
   _globals['_ACCOUNTINGSERVICE'].methods_by_name['ListUsage']._serialized_options = b'\252\324\030\003\n\001\002'
-  _globals['_LIMIT']._serialized_start=1891
-  _globals['_LIMIT']._serialized_end=2124
+  _globals['_LIMIT']._serialized_start=1917
+  _globals['_LIMIT']._serialized_end=2150
   _globals['_LIMITVALUE']._serialized_start=125
   _globals['_LIMITVALUE']._serialized_end=230
   _globals['_LIMITUSE']._serialized_start=233
   _globals['_LIMITUSE']._serialized_end=368
   _globals['_USAGECOUNTS']._serialized_start=371
-  _globals['_USAGECOUNTS']._serialized_end=571
-  _globals['_USAGEROW']._serialized_start=574
-  _globals['_USAGEROW']._serialized_end=748
-  _globals['_REPORTUSAGEREQUEST']._serialized_start=751
-  _globals['_REPORTUSAGEREQUEST']._serialized_end=980
-  _globals['_TENANTSTANDING']._serialized_start=982
-  _globals['_TENANTSTANDING']._serialized_end=1050
-  _globals['_REPORTUSAGERESPONSE']._serialized_start=1052
-  _globals['_REPORTUSAGERESPONSE']._serialized_end=1118
-  _globals['_GETLIMITSREQUEST']._serialized_start=1120
-  _globals['_GETLIMITSREQUEST']._serialized_end=1164
-  _globals['_TENANTLIMITS']._serialized_start=1166
-  _globals['_TENANTLIMITS']._serialized_end=1230
-  _globals['_SETLIMITSREQUEST']._serialized_start=1232
-  _globals['_SETLIMITSREQUEST']._serialized_end=1356
-  _globals['_USAGEDAY']._serialized_start=1358
-  _globals['_USAGEDAY']._serialized_end=1462
-  _globals['_TENANTUSAGE']._serialized_start=1464
-  _globals['_TENANTUSAGE']._serialized_end=1572
-  _globals['_LISTUSAGEREQUEST']._serialized_start=1575
-  _globals['_LISTUSAGEREQUEST']._serialized_end=1768
-  _globals['_LISTUSAGERESPONSE']._serialized_start=1770
-  _globals['_LISTUSAGERESPONSE']._serialized_end=1888
-  _globals['_ACCOUNTINGSERVICE']._serialized_start=2127
-  _globals['_ACCOUNTINGSERVICE']._serialized_end=2462
+  _globals['_USAGECOUNTS']._serialized_end=597
+  _globals['_USAGEROW']._serialized_start=600
+  _globals['_USAGEROW']._serialized_end=774
+  _globals['_REPORTUSAGEREQUEST']._serialized_start=777
+  _globals['_REPORTUSAGEREQUEST']._serialized_end=1006
+  _globals['_TENANTSTANDING']._serialized_start=1008
+  _globals['_TENANTSTANDING']._serialized_end=1076
+  _globals['_REPORTUSAGERESPONSE']._serialized_start=1078
+  _globals['_REPORTUSAGERESPONSE']._serialized_end=1144
+  _globals['_GETLIMITSREQUEST']._serialized_start=1146
+  _globals['_GETLIMITSREQUEST']._serialized_end=1190
+  _globals['_TENANTLIMITS']._serialized_start=1192
+  _globals['_TENANTLIMITS']._serialized_end=1256
+  _globals['_SETLIMITSREQUEST']._serialized_start=1258
+  _globals['_SETLIMITSREQUEST']._serialized_end=1382
+  _globals['_USAGEDAY']._serialized_start=1384
+  _globals['_USAGEDAY']._serialized_end=1488
+  _globals['_TENANTUSAGE']._serialized_start=1490
+  _globals['_TENANTUSAGE']._serialized_end=1598
+  _globals['_LISTUSAGEREQUEST']._serialized_start=1601
+  _globals['_LISTUSAGEREQUEST']._serialized_end=1794
+  _globals['_LISTUSAGERESPONSE']._serialized_start=1796
+  _globals['_LISTUSAGERESPONSE']._serialized_end=1914
+  _globals['_ACCOUNTINGSERVICE']._serialized_start=2153
+  _globals['_ACCOUNTINGSERVICE']._serialized_end=2488
 # @@protoc_insertion_point(module_scope)

@@ -147,6 +147,7 @@ class UsageCounts(_message.Message):
     TRAINING_US_FIELD_NUMBER: _builtins.int
     CHARGED_US_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
+    FULL_US_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests answered."""
     texts: _builtins.int
@@ -158,9 +159,11 @@ class UsageCounts(_message.Message):
     training_us: _builtins.int
     """Microseconds that workers held jobs."""
     charged_us: _builtins.int
-    """The same as charged: those of `now` jobs outside the off-peak windows several times."""
+    """The same as charged: those of `now` jobs outside the off-peak windows several times, and those of method full."""
     jobs: _builtins.int
     """Jobs ended."""
+    full_us: _builtins.int
+    """Of `training_us`, those of jobs of method full."""
     def __init__(
         self,
         *,
@@ -171,10 +174,11 @@ class UsageCounts(_message.Message):
         training_us: _builtins.int = ...,
         charged_us: _builtins.int = ...,
         jobs: _builtins.int = ...,
+        full_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_us", b"charged_us", "compute_us", b"compute_us", "jobs", b"jobs", "requests", b"requests", "texts", b"texts", "tokens", b"tokens", "training_us", b"training_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_us", b"charged_us", "compute_us", b"compute_us", "full_us", b"full_us", "jobs", b"jobs", "requests", b"requests", "texts", b"texts", "tokens", b"tokens", "training_us", b"training_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

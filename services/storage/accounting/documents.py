@@ -1,19 +1,24 @@
-"""What accounting keeps as JSON. Counts are lists of seven numbers, in the order of `Counts`."""
+"""What accounting keeps as JSON. Counts are lists of numbers in the order of `Counts`: eight, or
+seven from before whole models were told apart.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
 from services.storage.records import Document
-from smile.accounting import Counts, Numbers, UsageRow
+from smile.accounting import Counts, UsageRow
+
+Kept: TypeAlias = Annotated[tuple[int, ...], Field(min_length=7, max_length=8)]
 
 
 class ReporterDay(Document):
     """What one reporter has counted of one day, by tenant and vPLM id ('' : not told apart)."""
 
-    rows: dict[str, dict[str, Numbers]] = Field(default_factory=dict)
+    rows: dict[str, dict[str, Kept]] = Field(default_factory=dict)
 
     def grown(self, rows: Iterable[UsageRow]) -> ReporterDay:
         """With rows that are new or larger."""
@@ -44,14 +49,14 @@ class DayTotals(Document):
     """
 
     journal: str
-    counts: dict[str, Numbers]
+    counts: dict[str, Kept]
     stored: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
 
 class TenantDay(Document):
     """One day of one tenant, once it is over: counts by vPLM id ('' : not told apart)."""
 
-    rows: dict[str, Numbers] = Field(default_factory=dict)
+    rows: dict[str, Kept] = Field(default_factory=dict)
     stored_bytes: int = 0
     vplm_count: int = 0
 

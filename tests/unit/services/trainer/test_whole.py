@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from services.trainer.report import Report
 from services.trainer.snapshots import decode
 from services.trainer.storage import StoredBytes
 from services.trainer.whole import FullLimits, Needs, check_fits, spec_of
+from smile.accounting import Counts, UsageDay
 from smile.errors import FailedPrecondition, InvalidArgument, InvalidSpec, QuotaExceeded
 from smile.limits import CHECKPOINT_BYTES_MAX, FULL_BYTES_MAX, GIB
 from smile.model import layout, weights
@@ -42,9 +44,11 @@ from smile.resources import (
     Sweep,
     TrainingJob,
     TrainingStates,
+    Usage,
     When,
     defaults_of,
 )
+from smile.savings import Assumptions, Savings
 from smile.store.redis import Redis
 from tests.unit.services.trainer.fakes import Crash, FakeStorage
 from tests.unit.services.trainer.test_runner import (
@@ -280,9 +284,15 @@ async def test_its_seconds_are_counted_by_method(stage: Stage) -> None:
     job = await stage.run(method=Method.FULL, promote_alias="")
     assert job.state is JobState.SUCCEEDED
     total = meter.meter.account(ACME).total  # before the record is read, it counts once
-    assert total.charged_us > 5 * total.training_us > 0, (
-        "all but what precedes the record's reading"
-    )
+    assert total.charged_us > 5 * total.training_us > 0
+    assert 0 < total.full_us <= total.training_us
+    counted = total.counts()
+    day = UsageDay(date(2031, 1, 1), counted + Counts(training_us=5_000_000))
+    usage = Usage("tenants/acme", 0, 0, 0, 0, (), days=(day,))
+    savings = Savings.of(usage, Assumptions(full_training_factor=3.0))
+    whole = counted.full_us / 1e6
+    modules = savings.training_seconds - whole
+    assert savings.full_training_seconds == pytest.approx(3 * modules + whole)
 
 
 async def test_cancelled_it_ends_and_makes_room(stage: Stage, jobs: Jobs) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from services.storage import keys
+from services.storage.accounting.documents import ReporterDay
 from services.storage.quota import every_object
 from smile.accounting import Counts, DayRange, TenantUsage, UsageDay
 from smile.errors import InvalidArgument
@@ -107,3 +110,24 @@ def test_ranges_of_days() -> None:
         with pytest.raises(InvalidArgument) as refused:
             DayRange.parse(first, last, TODAY)
         assert refused.value.reason == "DAYS_INVALID"
+
+
+@pytest.mark.asyncio
+async def test_days_from_before_whole_models_were_told_apart_are_read() -> None:
+    """Seven numbers a row, where there are eight now; six or nine are no row."""
+    ledgers = Ledgers()
+    await ledgers.journal.add(TODAY, ONE, [row(3)])
+    (place,) = await stored(ledgers, "accounting/journal/")
+    found = await ledgers.store.get(place)
+    assert found is not None
+    earlier = json.loads(found.data)
+    numbers = earlier["rows"]["acme"]["topics"]
+    assert len(numbers) == 8
+    for length, read in ((7, True), (8, True), (6, False), (9, False)):
+        earlier["rows"]["acme"]["topics"] = [3, 0, 0, 0, 5, 5, 1, 2, 9][:length]
+        if read:
+            kept = ReporterDay.model_validate(earlier)
+            assert kept.total("acme") == Counts(3, 0, 0, 0, 5, 5, 1, 2 if length == 8 else 0)
+        else:
+            with pytest.raises(ValidationError):
+                ReporterDay.model_validate(earlier)

@@ -216,7 +216,7 @@ def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a second server on a port must fail, not share it
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.max_connection_age_ms", CONNECTION_AGE_MS_MAX),
         ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),

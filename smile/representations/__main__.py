@@ -21,7 +21,8 @@ from smile.model.skip.distill.documents import TextFiles, read_documents, served
 from smile.model.skip.rows import EncoderRows
 from smile.model.sources import BackboneSource
 from smile.model.tokenizer import TextTokenizer
-from smile.representations.build import Kinds, Step, TableWish, build
+from smile.representations.build import Step, TableWish, build
+from smile.representations.fallback import KINDS
 from smile.representations.manifest import TableManifest
 from smile.standins import INCLUDED, encoder_file
 
@@ -72,7 +73,7 @@ def _build(asked: argparse.Namespace) -> TableManifest:
         format=RowFormat(asked.dtype, encoder.origin.width),
         budget_bytes=asked.budget_bytes,
         vocab=encoder.vocab,
-        kinds=Kinds.TRIGRAMS,
+        kinds=KINDS[encoder.policy],
     )
     ids = _Ids(backbone.tokenizer)
     return build(

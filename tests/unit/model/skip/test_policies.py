@@ -29,8 +29,10 @@ from smile.model.skip.policy import MissPolicy, RowKind
 from smile.model.skip.rows import EncoderRows
 from smile.model.skip.serving import ServingEncoder
 from smile.model.toy import WORDS
+from smile.representations.__main__ import main as build_tables
 from smile.representations.fallback import served
 from smile.representations.keys import keys_of_texts, pack_keys
+from smile.representations.snapshot import Table
 
 CPU = torch.device("cpu")
 SETTINGS = DistillSettings(
@@ -170,3 +172,26 @@ def test_what_fits_no_kind_is_refused(toy: Backbone) -> None:
         artifact.decode(
             data.replace(b'\\"policy\\": \\"compute\\"', b'\\"policy\\": \\"nothing\\"')
         )
+
+
+def test_the_command_builds_what_the_policy_wants(
+    toy_path: Path, toy: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unigrams of the whole vocabulary where shorter n-grams serve; a budget must have room."""
+    (tmp_path / "corpus.txt").write_text("the movie was good and the story was sad\n")
+    for policy in MissPolicy:
+        encoder = encoder_of(toy, RowKind.WORDS)
+        arrays = {name: tensor.numpy() for name, tensor in encoder.tensors().items()}
+        facts = EncoderFacts("toy", toy.digest, encoder.form, policy=policy)
+        (tmp_path / "encoder").write_bytes(artifact.encode(facts, arrays))
+        asked = [
+            "--backbone", f"toy=dir:{toy_path}", "--encoder", str(tmp_path / "encoder"),
+            "--corpus", str(tmp_path / "corpus.txt"), "--output", str(tmp_path / policy),
+        ]  # fmt: skip
+        assert build_tables([*asked, "--budget-bytes", str(1 << 24)]) == 0
+        keys = Table.open(tmp_path / policy).keys
+        unigrams = int(((keys & ANY) == ANY).sum())
+        assert (unigrams >= toy.info.vocab) is (policy is MissPolicy.SHORTER)
+    asked[-1] = str(tmp_path / "small")
+    assert build_tables([*asked, "--budget-bytes", "4096"]) == 1
+    assert "unigrams of the vocabulary" in capsys.readouterr().out

@@ -202,8 +202,7 @@ class VplmVersion:
     `derived_from` the public adapter it began as.
 
     `canary` is set where an alias was resolved that splits its traffic: the second version, and
-    `canary_weight` the share of requests that it answers. `exactness` is its vPLM's, where one
-    version was asked for or an alias followed.
+    `canary_weight` the share of requests that it answers. `exactness` is its vPLM's as of now.
     """
 
     name: str

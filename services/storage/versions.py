@@ -160,7 +160,7 @@ class Versions:
         async def load(number: str) -> VplmVersion | None:
             name, deletion = VersionName(vplm, int(number)), deleted.get(int(number))
             manifest = await self._manifest(name, record, deleted=deletion is not None)
-            return manifest.view(str(vplm), deletion)
+            return replace(manifest.view(str(vplm), deletion), exactness=record.exactness)
 
         found, more = await load_page(numbers, load, size)
         following = pages.token_for(listing, found[-1][0]) if more else ""
@@ -172,9 +172,8 @@ class Versions:
         manifest = await self._manifest(name, record)
         blob = blob_of(keys.vplm_contents(name.vplm, record.uid), manifest)
         declared = Declared(manifest.size_bytes, manifest.digest)
-        return manifest.view(str(name.vplm)), verified(
-            self._store.get_stream(blob), declared, str(name)
-        )
+        found = replace(manifest.view(str(name.vplm)), exactness=record.exactness)
+        return found, verified(self._store.get_stream(blob), declared, str(name))
 
     async def _record(self, name: VersionName) -> VplmRecord:
         """The record of a version's vPLM; where there is none, what is absent is the version."""

@@ -806,7 +806,7 @@ class VplmVersion(_message.Message):
     canary_weight: _builtins.float
     """Share of requests the second version answers, 0 to 1."""
     exactness: Global___Exactness.ValueType
-    """How its vPLM is answered where nobody says. Told with one version or where an alias is followed, not in lists."""
+    """How its vPLM is answered where nobody says, as of now."""
     @_builtins.property
     def spec(self) -> Global___ModuleSpec:
         """What the bytes consist of."""

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import smile
 from smile.cli.app import build
+from smile.model.skip.included import included_paths
 from tests.contract.sdk_world import STEPS, World, overloaded, world_in_thread
 
 Cli = Callable[..., Result]
@@ -296,6 +297,23 @@ def test_a_failed_job_exits_with_10_and_its_report(cli: Cli, platform: World) ->
     error = json.loads(result.stderr)["error"]
     assert (result.exit_code, error["reason"]) == (10, "DATASET_INVALID")
     assert error["job"]["error"]["dataset_report"]["problems"][0]["row"] == 2
+
+
+def test_operators_keep_artifacts(
+    cli: Cli, platform: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SMILE_API_KEY", platform.operator_key)
+    encoder = next(included_paths())
+    push = ("artifacts", "push", "skip", str(encoder))
+    pushed = document(cli(*push, "--note", "ours", "-o", "json"))
+    assert (pushed["name"], pushed["kind"]) == ("artifacts/skip", "encoder")
+    assert "encoder" in cli("artifacts", "list").stdout
+    pulled = tmp_path / "pulled"
+    assert cli("artifacts", "pull", "skip", str(pulled)).exit_code == 0
+    assert pulled.read_bytes() == encoder.read_bytes()
+    assert cli(*push).exit_code == 6
+    assert cli("artifacts", "rm", "skip").exit_code == 0
+    assert cli("artifacts", "pull", "skip", str(tmp_path / "again")).exit_code == 4
 
 
 def test_operators_make_tenants(cli: Cli, platform: World, monkeypatch: pytest.MonkeyPatch) -> None:

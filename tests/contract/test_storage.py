@@ -206,6 +206,7 @@ async def test_two_gib_against_a_quota(world: StorageWorld) -> None:
     empty = upload_parts("tenants/acme", "empty", b"")
     error = await world.error("DatasetService.UploadDataset", empty, key)
     assert isinstance(error, InvalidArgument)
+    await world.commit()
     big = put_parts(VPLM, b"x", size_bytes=MODULE_BYTES_MAX + 1)
     error = await world.error("StorageService.PutVersion", big, key)
     assert isinstance(error, InvalidArgument)

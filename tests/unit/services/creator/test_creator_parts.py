@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -12,18 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.creator.adapters import Derived, derived_spec
 from services.creator.catalogue import Catalogue
 from services.creator.config import CreatorSettings
 from services.creator.recipes import Recipe, build, module_spec
 from smile import config
-from smile.errors import InvalidArgument, InvalidSpec, NotFound, Unavailable
+from smile.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidSpec,
+    NotFound,
+    SmileError,
+    Unavailable,
+)
 from smile.model import layout, weights
 from smile.model.checkpoint import Family
 from smile.model.sources import BackboneInfo, BackboneSource, SourceKind, parse_sources
 from smile.model.specs import BackboneShape, DType, HeadSpec, PetKind, PetSpec, Task
 from smile.model.toy import write_toy_backbone
-from smile.names import BackboneName, TenantId, VplmName
-from smile.resources import Backbone
+from smile.names import BackboneName, TenantId, VersionName, VplmName
+from smile.resources import Backbone, VersionOrigin, VplmVersion
 
 SHAPE = BackboneShape(4, 32, 64, 4, 128, 1000, 4000)
 TOY = Backbone("backbones/toy", "bert", "ab" * 32, SHAPE)
@@ -34,6 +43,41 @@ KEY = "smilesvc_" + "s" * 43
 
 def info(path: Path) -> BackboneInfo:
     return BackboneInfo(SHAPE, "cd" * 32, Family.BERT, 300, 128, 1000, 4000)
+
+
+# originals
+
+
+def version(**spec: object) -> VplmVersion:
+    made = module_spec(Recipe(NAME, PetSpec(PetKind.PFEIFFER, rank=2), HEAD), TOY)
+    changed = dataclasses.replace(made, **spec)  # type: ignore[arg-type]
+    return VplmVersion(f"{NAME}/versions/2", "cd" * 32, 1000, changed, VersionOrigin.TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "spec", "error"),
+    [
+        ({}, {"pet": PetSpec(PetKind.FULL)}, InvalidSpec),
+        ({"dtype": DType.FLOAT32}, {}, InvalidSpec),
+        ({}, {"backbone_digest": "ef" * 32}, FailedPrecondition),
+    ],
+)
+def test_what_no_vplm_can_be_made_of(
+    wanted: dict[str, DType], spec: dict[str, object], error: type[SmileError]
+) -> None:
+    asked = Derived(NAME, VersionName(NAME, 2), dtype=wanted.get("dtype"))
+    with pytest.raises(error):
+        derived_spec(asked, version(**spec), TOY)
+
+
+def test_a_copy_has_its_originals_spec_but_for_what_is_asked() -> None:
+    original = version(domain="sport")
+    copy = Derived(NAME, VersionName(NAME, 2))
+    assert derived_spec(copy, original, TOY) == original.spec
+    head = HeadSpec(Task.SEQUENCE_CLASSIFICATION, ("x", "y", "z"))
+    other = dataclasses.replace(copy, head=head, domain="news")
+    found = derived_spec(other, original, TOY)
+    assert (found.head, found.domain, found.pet) == (head, "news", original.spec.pet)
 
 
 # catalogue

@@ -139,15 +139,13 @@ class _Ticket:
     def timings(self, now: float) -> Timings:
         arrived, rides = self.request.arrived, list(self.rides.values())
         first = largest = rides[0]
-        compute_s = first.compute_s
         for ride in rides[1:]:
             first = ride if ride.started < first.started else first
             largest = ride if ride.texts > largest.texts else largest
-            compute_s += ride.compute_s
         return Timings(
             queue_s=first.started - arrived,
             load_s=self.load.total_s,
-            compute_s=compute_s,
+            compute_s=sum([ride.compute_s for ride in rides]),
             total_s=now - arrived,
             batch_texts=largest.texts,
             batch_vplms=largest.vplms,
@@ -413,9 +411,8 @@ class Pipeline(Generic[Module]):
         limits = self._limits
         if len(tokens) == 1:
             return [tuple(tokens)]
-        return list(
-            runs(tokens, texts_max=limits.chunk_texts_max, tokens_max=limits.chunk_tokens_max)
-        )
+        texts_max, tokens_max = limits.chunk_texts_max, limits.chunk_tokens_max
+        return list(runs(tokens, texts_max=texts_max, tokens_max=tokens_max))
 
     def _chunk(self, ticket: _Ticket, texts: tuple[TokenizedText, ...]) -> Chunk:
         request = ticket.request

@@ -142,9 +142,9 @@ CHAPTERS: Mapping[str, Chapter] = {
         "three tables: `delta_30` and `delta_50`, whose n-grams cover 0.3 and 0.5 of its tokens "
         "and differ from the general rows by a twentieth at least, and `full`, all of its "
         "n-grams. Two tasks a domain, Pfeiffer modules of rank 24 trained on exact states: "
-        "`about`, whether a sentence is of the topic (half are of others), and `follows`, whether "
-        "the second of two sentences of the topic follows the first in its document or is of "
-        "another. The same modules answer held-out documents' texts exactly and with each table. "
+        "`about`, whether a sentence is of the topic (half are of others), and `opening`, whether "
+        "one of the topic is among the first two of its document or behind the fourth. The same "
+        "modules answer held-out documents' texts exactly and with each table. "
         "`agreement` is the share of answers that are the exact ones, `error` the squared error "
         "of the last layer's states over their variance. Neither encoder, table nor module has "
         "seen a held-out document.",

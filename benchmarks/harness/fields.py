@@ -1,8 +1,8 @@
 """Each topic of BBC news as a domain: its documents, and two tasks in it.
 
-`about`: is this sentence of the topic? Half are, half of the other four. `follows`: does the second
-of these two sentences of the topic come right behind the first, or from another document? Both are
-answered from the text alone, and labels are what the documents say.
+`about`: is this sentence of the topic? Half are, half are of the other four. `opening`: is this
+sentence of the topic one of the first two of its document, or does it come later than the fourth?
+Labels are what the documents say. Titles are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from smile.model.skip.distill.documents import Document
 from smile.model.tokenizer import TextTokenizer
 
 IS_IT = Question("is_it", ("no", "yes"), {0: 0, 1: 1})
-DOCUMENTS_AT_LEAST = 2
+OPENING = 2  # sentences
+LATER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,12 @@ class Field:
         own: list[tuple[str, ...]] = []
         others: list[str] = []
         for article in articles:
-            sentences = tuple(workload.sentences_of(body_of(article)))
+            _, _, text = body_of(article).partition("\n")
+            sentences = tuple(workload.sentences_of(text))
             if article.topic == topic:
                 own.append(sentences)
             else:
                 others += sentences
-        assert len(own) >= DOCUMENTS_AT_LEAST, topic
         return cls(tuple(own), tuple(others))
 
     def about(self, count: int, tokenizer: TextTokenizer, seed: int) -> Labelled:
@@ -53,21 +54,14 @@ class Field:
         pairs += [(self.others[n], 0) for n in taken]
         return _labelled(pairs, tokenizer, random)
 
-    def follows(self, count: int, tokenizer: TextTokenizer, seed: int) -> Labelled:
-        """Two sentences each, half of them neighbours."""
+    def opening(self, count: int, tokenizer: TextTokenizer, seed: int) -> Labelled:
+        """Sentences that open their document, and as many that come later."""
         random = np.random.default_rng(seed)
-        places = [(d, s) for d, own in enumerate(self.documents) for s in range(len(own) - 1)]
-        pairs = []
-        for number, place in enumerate(random.permutation(len(places))[:count]):
-            document, sentence = places[place]
-            first = self.documents[document][sentence]
-            if number % 2:
-                pairs.append((f"{first} {self.documents[document][sentence + 1]}", 1))
-                continue
-            other, second = places[int(random.integers(len(places)))]
-            while other == document:
-                other, second = places[int(random.integers(len(places)))]
-            pairs.append((f"{first} {self.documents[other][second + 1]}", 0))
+        first = [one for document in self.documents for one in document[:OPENING]]
+        later = [one for document in self.documents for one in document[LATER:]]
+        most = min(count // 2, len(first), len(later))
+        pairs = [(first[n], 1) for n in random.permutation(len(first))[:most]]
+        pairs += [(later[n], 0) for n in random.permutation(len(later))[:most]]
         return _labelled(pairs, tokenizer, random)
 
 
@@ -85,9 +79,9 @@ def materials(
             (IS_IT,),
         ),
         Material(
-            f"{topic}_follows",
-            learnt.follows(learn, tokenizer, 2),
-            asked.follows(ask, tokenizer, 2),
+            f"{topic}_opening",
+            learnt.opening(learn, tokenizer, 2),
+            asked.opening(ask, tokenizer, 2),
             (IS_IT,),
         ),
     )

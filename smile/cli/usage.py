@@ -168,5 +168,5 @@ def summary(found: Usage, savings: Savings) -> Table:
 
 
 def _against(here: int, full: int) -> str:
-    less = saved(here, full)
+    less = saved(here, full) if here < full else ""
     return f"{size(here)}, {size(full)} as full models" + (f" ({less} less)" if less else "")

@@ -97,6 +97,7 @@ class Holding:
             finished = await self._queue.finish(self.claim, state, dead_reason=dead_reason)
             self._over = True
             if finished and self.stint is not None:
+                self._count(time.monotonic())
                 self.stint.ended()
             return finished
 

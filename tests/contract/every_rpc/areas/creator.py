@@ -57,7 +57,9 @@ AREA = Area(
             "CreateVplmRequest.backbone",
             "CreateVplmRequest.public_adapter",
             "GetPublicAdapterRequest.name",
+            "CreateVplmRequest.domain",
             "ModuleSpec.backbone",
+            "ModuleSpec.domain",
         }
     ),
     output=frozenset(

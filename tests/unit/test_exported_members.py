@@ -37,7 +37,8 @@ def test_every_error_is_exported() -> None:
 
 
 def test_every_resource_is_exported() -> None:
-    internal = {"TrainingRecord"}  # what storage keeps for the trainer
+    # What storage keeps for the trainer, and what defaults follow from a job's method.
+    internal = {"TrainingRecord", "FULL_LEARNING_RATE", "defaults_of"}
     assert set(resources.__all__) - internal <= set(smile.__all__)
 
 

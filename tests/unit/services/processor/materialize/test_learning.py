@@ -187,14 +187,16 @@ def test_rows_are_right_while_tables_are_swapped_and_traffic_is_learned(
     lookers = [threading.Thread(target=look) for _ in range(2)]
     for looker in lookers:
         looker.start()
-    for number in range(60):
-        rows.open(tables[number % 2])
-        for tenant in TENANTS:
-            ask(rows, encoder, ASKED[number % 2], tenant)
-        rows.round()
-    done.set()
-    for looker in lookers:
-        looker.join()
+    try:
+        for number in range(60):
+            rows.open(tables[number % 2])
+            for tenant in TENANTS:
+                ask(rows, encoder, ASKED[number % 2], tenant)
+            rows.round()
+    finally:
+        done.set()
+        for looker in lookers:
+            looker.join()
     assert not wrong
 
 

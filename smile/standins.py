@@ -108,6 +108,6 @@ def encoder_file(place: Path, backbone: str, digest: str) -> EncoderFile:
         raise FailedPrecondition(
             f"no local encoder for backbone '{backbone}' comes with SMILE; distil one with "
             f"`smile backbones distill`",
-            reason="BACKBONE_MISMATCH",
+            reason="NOT_MATERIALIZED",
         )
     return included[1]

@@ -19,7 +19,6 @@ from services.processor.lanes.trace import Facts, Lane, Trace
 from services.processor.materialize.domains import ServedDomains
 from services.processor.materialize.learning import Heard, LiveRows
 from services.processor.materialize.level import StandInLevel
-from services.processor.materialize.options import INCLUDED
 from services.processor.materialize.standin import Found, StandIn
 from services.processor.options import EngineOptions, Precision
 from services.processor.requests import Batch, Chunk, Computed, FloatArray, Materialized, Track
@@ -35,13 +34,11 @@ from smile.model.kernels import KernelChoice, kernels_for
 from smile.model.kernels.rows import own_row
 from smile.model.loaded import DecodedModule, Decoder, LoadedModule
 from smile.model.materialized import LookedUp
-from smile.model.skip import artifact
-from smile.model.skip.artifact import EncoderFile
-from smile.model.skip.included import included_for
 from smile.model.specs import BackboneShape, HeadSpec, ModuleSpec, PetKind, PetSpec, Task
 from smile.model.tokenizer import TextTokenizer
 from smile.representations import manifest
 from smile.resources import Exactness, Materialization
+from smile.standins import encoder_file
 
 OPENED_AT_START_BYTES_MAX = 512 * MIB  # of a table: read in a fraction of a second
 WARM_UP_TEXTS = ("a first text", "and a second one that is a little longer")
@@ -285,7 +282,7 @@ class Engine:
         if place is None:
             return _Served(engine, Decoder(backbone, dtype), None)
         try:
-            file = _encoder_file(place.encoder, backbone)
+            file = encoder_file(place.encoder, backbone.name, backbone.digest)
             found = StandIn(file, backbone, kernels, self._device, dtype)
         except SmileError as error:  # exact answers do without
             get_logger().error("a local encoder cannot be used", why=error.message)
@@ -353,20 +350,6 @@ def _open_small(live: LiveRows, folder: Path) -> None:
             live.open(folder)
     except (SmileError, OSError) as error:  # rows are computed
         get_logger().error("a table cannot be used", why=str(error))
-
-
-def _encoder_file(path: Path, backbone: Backbone) -> EncoderFile:
-    """A backbone's local encoder. Raises what reading it raises, `FailedPrecondition` where none is
-    included."""
-    if path != INCLUDED:
-        return artifact.read(path)
-    if (found := included_for(backbone.digest)) is None:
-        raise FailedPrecondition(
-            f"no local encoder for backbone '{backbone.name}' comes with SMILE; distil one with "
-            f"'smile backbones distill'",
-            reason="NOT_MATERIALIZED",
-        )
-    return found[1]
 
 
 def _checked(outputs: tuple[FloatArray, ...]) -> Computed:

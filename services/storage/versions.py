@@ -304,6 +304,7 @@ def _check_size(new: NewVersion, spec: ModuleSpec) -> None:
     if size > limit:
         raise InvalidArgument(
             f"a version of kind '{spec.pet.kind}' has at most {limit} bytes, {size} were declared",
+            reason="VERSION_TOO_LARGE",
             metadata={"limit": str(limit), "value": str(size)},
         )
 

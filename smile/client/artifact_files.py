@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from smile.artifacts import Artifact, ArtifactKind
-from smile.errors import FailedPrecondition
+from smile.errors import InvalidArgument
 
 
 def described(name: str, path: Path, note: str) -> tuple[Artifact, list[Path]]:
     """The manifest of what lies at `path`, without its files, and these; all are checked.
 
     Raises:
-        FailedPrecondition: there is nothing that could be one.
+        InvalidArgument: there is nothing that could be one.
         DataCorrupted: it is damaged.
     """
     if path.is_dir():
         return _table(name, path, note)
     if not path.is_file():
-        raise FailedPrecondition(
+        raise InvalidArgument(
             f"no local encoder's file and no table's folder at {path}", reason="FILE_UNREADABLE"
         )
     return _encoder(name, path, note)

@@ -151,7 +151,7 @@ class SyncAccounts(SyncBase):
             timeout: Seconds, for one file.
 
         Raises:
-            FailedPrecondition: there is neither at `path`.
+            InvalidArgument: there is neither at `path`.
             DataCorrupted: it is damaged.
             AlreadyExists: there is an artifact of this name; artifacts never change.
         """

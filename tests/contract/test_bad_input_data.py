@@ -180,7 +180,7 @@ async def test_a_module_larger_than_modules_may_be(place: Scene) -> None:
     messages = put_version(place.acme.vplm(), b"x", size_bytes=(64 << 20) + 1)
     async with place.harmless():
         outcome = await place.call(PUT, messages)
-    assert (outcome.code, outcome.reason) == (INVALID, "REQUEST_INVALID")
+    assert (outcome.code, outcome.reason) == (INVALID, "VERSION_TOO_LARGE")
     assert "67108864" in outcome.message
 
 

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from smile.errors import FailedPrecondition, SmileError
+from smile.errors import SmileError
 from smile.logs import LogFormat, LogLevel, configure
 from smile.model.backbone import Backbone
 from smile.model.ngram_rows import RowDtype
 from smile.model.skip import artifact
-from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.distill.child import say, say_refused
 from smile.model.skip.distill.documents import TextFiles, read_documents, split_documents
 from smile.model.skip.distill.run import Event
@@ -32,12 +31,12 @@ from smile.model.skip.domain.creation import (
     Kin,
     domain_settings,
 )
-from smile.model.skip.included import included_for
 from smile.model.sources import BackboneSource
 from smile.representations import places
 from smile.representations.build import Step
 from smile.representations.delta import ALPHA, DIFFERENCE_MIN, DeltaRules
 from smile.representations.manifest import GENERAL, TableManifest
+from smile.standins import INCLUDED, encoder_file
 
 SAY_EVERY_S = 0.5
 LEARNING = ("epochs", "rate", "near_share", "passage_tokens", "held_out_share", "seed", "threads")
@@ -85,23 +84,12 @@ def _create(asked: argparse.Namespace) -> tuple[DomainWish, TableManifest]:
     )
     source = BackboneSource.parse(asked.backbone)
     backbone = Backbone.load(source.locate(), source.name)
-    kin = Kin.of(wish.folder, wish.parent, _general(asked.encoder, backbone), backbone)
+    encoder = encoder_file(asked.encoder or INCLUDED, backbone.name, backbone.digest)
+    kin = Kin.of(wish.folder, wish.parent, encoder, backbone)
     given = {name: getattr(asked, name) for name in LEARNING if getattr(asked, name) is not None}
     settings = domain_settings(kin.file, **{"threads": os.cpu_count() or 1, **given})
     corpus = _corpus(asked, settings)
     return wish, Creation(wish, kin, corpus, backbone, settings).run(_Events(), _Progress())
-
-
-def _general(path: Path | None, backbone: Backbone) -> EncoderFile:
-    if path is not None:
-        return artifact.read(path)
-    if (found := included_for(backbone.digest)) is None:
-        raise FailedPrecondition(
-            f"no local encoder for backbone '{backbone.name}' comes with SMILE; name one, or "
-            f"distil one with 'smile backbones distill'",
-            reason="NOT_MATERIALIZED",
-        )
-    return found[1]
 
 
 def _corpus(asked: argparse.Namespace, settings: DistillSettings) -> Corpus:

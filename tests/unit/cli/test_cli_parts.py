@@ -107,6 +107,7 @@ def test_values_become_json() -> None:
         },
         "head": {"task": "embedding", "labels": [], "pooling": "mean"},
         "dtype": "float16",
+        "domain": "",
     }
     with pytest.raises(TypeError, match="object has no JSON form"):
         to_json(object())

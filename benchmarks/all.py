@@ -50,7 +50,7 @@ class Entry:
 ENTRIES = (
     Entry("eviction", 1.0, 0.3),
     Entry("forming", 1.0, 0.5),
-    Entry("training", 18.0, 3.0),
+    Entry("training", 26.0, 3.0),
     Entry("training_states", 7.0, 2.5),
     Entry("index", 4.0, 1.5),
     Entry("storage", 2.0, 1.0),

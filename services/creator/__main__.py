@@ -34,7 +34,7 @@ async def main(settings: CreatorSettings) -> None:
     readiness = Readiness(CHECK)
     catalogue = Catalogue(settings.sources)
     async with build_channel(
-        settings.storage_address, credentials=ServiceCredential(key)
+        settings.storage_address, credentials=ServiceCredential(key), bulk=True
     ) as storage:
         readiness.watch(STORAGE, reaching(storage, settings.storage_address))
         stored = Stored(VplmRecords(storage), AdapterRecords(storage), VersionReader(storage))

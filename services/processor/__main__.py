@@ -37,7 +37,9 @@ async def main(settings: ProcessorSettings) -> None:
     key = settings.service_key.get_secret_value()
     readiness = Readiness(BACKBONES_CHECK, STORAGE_CHECK)
     credentials = ServiceCredential(key)
-    async with build_channel(settings.storage_address, credentials=credentials) as storage:
+    async with build_channel(
+        settings.storage_address, credentials=credentials, bulk=True
+    ) as storage:
         freshness = Freshness()
         feed = ChangeFeed(storage, freshness)
         cache = ArtifactCache(storage, settings.artifacts)

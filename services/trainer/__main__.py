@@ -39,7 +39,7 @@ async def main(settings: TrainerSettings) -> None:
     readiness = Readiness()
     readiness.watch("redis", queue.probe)
     async with build_channel(
-        settings.storage_address, credentials=ServiceCredential(key)
+        settings.storage_address, credentials=ServiceCredential(key), bulk=True
     ) as channel:
         storage = StorageClient(channel)
         readiness.watch("storage", channel.channel_ready)

@@ -86,6 +86,7 @@ def build_channel(
     credentials: Credential | None,
     timeout_s: float = TIMEOUT_S_DEFAULT,
     message_bytes_max: int = limits.PROCESSOR_MESSAGE_BYTES_MAX,
+    bulk: bool = False,
 ) -> grpc.aio.Channel:
     """A channel to `address` (`host:port`, or any gRPC target such as `unix:/path`).
 
@@ -93,18 +94,19 @@ def build_channel(
         credentials: What to present; None for servers that ask for none.
         timeout_s: Deadline of calls that name none, outside of a request being served.
         message_bytes_max: Largest reply taken, in bytes.
+        bulk: Much comes over it, as between services: gRPC finds out how much at a time.
     """
     target = address if ":/" in address or address.startswith("unix:") else f"dns:///{address}"
     return _Channel(
-        grpc.aio.insecure_channel(target, options=_options(message_bytes_max)),
+        grpc.aio.insecure_channel(target, options=_options(message_bytes_max, bulk)),
         credentials,
         timeout_s,
     )
 
 
-def _options(message_bytes_max: int) -> list[tuple[str, str | int]]:
+def _options(message_bytes_max: int, bulk: bool = False) -> list[tuple[str, str | int]]:
     return [
-        *WINDOWS,
+        *(() if bulk else WINDOWS),
         ("grpc.max_receive_message_length", message_bytes_max),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),

@@ -4,7 +4,8 @@ gRPC would probe each connection for how much that should be, by a ping when dat
 about ten a second. Where a thousand clients ask now and then, each over a connection of its own,
 that is a ping and its answer for nearly every request, in both directions: a quarter of what such a
 call costs (0.12 of 0.5 ms of processor time, both sides together). So the window is fixed, wide
-enough for a chunk of what is uploaded and downloaded.
+enough for a chunk of what is uploaded and downloaded. Between services it is not: there are few
+connections, over which modules come, and without the probe one took 0.8 ms longer to arrive.
 """
 
 from __future__ import annotations

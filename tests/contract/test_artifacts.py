@@ -14,7 +14,7 @@ from smile.artifacts import ArtifactKind
 from smile.errors import (
     AlreadyExists,
     DataCorrupted,
-    FailedPrecondition,
+    InvalidArgument,
     InvalidName,
     NotFound,
     PermissionDenied,
@@ -119,7 +119,7 @@ async def test_what_is_damaged_is_neither_stored_nor_given_out(
         broken.write_bytes(encoder.path.read_bytes()[:-3])
         with pytest.raises(DataCorrupted):
             await operator.push_artifact("broken", broken)
-        with pytest.raises(FailedPrecondition):
+        with pytest.raises(InvalidArgument):
             await operator.push_artifact("nothing", tmp_path / "nothing")
         assert not await platform.store.inner.list_objects(keys.ARTIFACT_BLOBS)
         made = await operator.push_artifact("rows", table)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smile.cli.children import result_of
+from smile.cli.children import bars, given, result_of
 from smile.cli.command import Session, command
 from smile.cli.output import Json, facts, size, to_json, write_json
 from smile.cli.tables import source_of
@@ -138,7 +137,7 @@ def distill(
         f"--boundary={boundary}",
         f"--output={target}",
         f"--text-files={'whole' if data.whole_files else 'lines'}",
-        *_given(
+        *given(
             epochs=learning.epochs,
             seed=learning.seed,
             rate=learning.rate,
@@ -158,7 +157,7 @@ def distill(
         *("--corpus", *map(str, data.corpus)),
         *(("--test", *map(str, data.test)) if data.test else ()),
     ]
-    with _bars(session) as show:
+    with bars(session, PHASES) as show:
         result = result_of(DISTILLER, arguments, show)
     if session.json:
         return write_json(result)
@@ -230,15 +229,6 @@ def _stated(path: Path, found: EncoderFile) -> dict[str, Json]:
     return {"path": str(path), "digest": found.digest, "bytes": found.bytes, **stated}
 
 
-def _given(**options: object) -> list[str]:
-    """Options that were given, as the distiller takes them."""
-    return [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in options.items()
-        if value is not None
-    ]
-
-
 def _show(session: Session, path: Path, found: EncoderFile) -> None:
     stated, form = found.facts, found.facts.form
     rows = [
@@ -262,34 +252,3 @@ def _rows_of(form: EncoderForm) -> str:
     if form.layers:
         return f"{form.layers} layers over trigrams, {form.wide} wide"
     return f"a network over words, {form.first} and {form.middle} wide"
-
-
-@contextmanager
-def _bars(session: Session) -> Iterator[Callable[[Mapping[str, Json]], None]]:
-    """A bar a phase on a terminal; nothing elsewhere."""
-    if session.json or not session.err.is_terminal:
-        yield lambda said: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=session.err) as progress:
-        tasks = {
-            phase: progress.add_task(name, total=None, told="", visible=False)
-            for phase, name in PHASES.items()
-        }
-
-        def show(said: Mapping[str, Json]) -> None:
-            event = said.get("event")
-            if not isinstance(event, dict):
-                return
-            loss = f"epoch {event['epoch']}, error {event['loss']:.4f}" if event["epoch"] else ""
-            task = tasks[str(event["phase"])]
-            done, total = float(str(event["done"])), float(str(event["total"]))
-            progress.update(task, completed=done, total=total, told=loss, visible=True)
-
-        yield show

@@ -10,9 +10,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from smile import errors
+from smile.cli.command import Session
 from smile.cli.output import Json
 from smile.errors import FailedPrecondition, Internal, SmileError
 
@@ -82,3 +86,51 @@ def _error(told: Mapping[str, Json]) -> SmileError:
         {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
     )
     return made(str(told["message"]), reason=str(told["reason"]), metadata=facts)
+
+
+def given(**options: object) -> list[str]:
+    """Options that were given, as such a process takes them."""
+    return [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in options.items()
+        if value is not None
+    ]
+
+
+@contextmanager
+def bars(
+    session: Session, phases: Mapping[str, str]
+) -> Iterator[Callable[[Mapping[str, Json]], None]]:
+    """A bar for each phase that is heard of, with its text, on a terminal; nothing elsewhere."""
+    if session.json or not session.err.is_terminal:
+        yield lambda said: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=session.err) as progress:
+        tasks = {
+            phase: progress.add_task(text, total=None, told="", visible=False)
+            for phase, text in phases.items()
+        }
+
+        def show(said: Mapping[str, Json]) -> None:
+            event = said.get("event", said)
+            if not isinstance(event, dict):
+                return
+            phase = str(event.get("phase", event.get("step")))
+            if phase not in tasks:
+                return
+            done, total = (float(str(event[name])) for name in ("done", "total"))
+            told = (
+                f"epoch {event['epoch']}, error {event['loss']:.4f}" if event.get("epoch") else ""
+            )
+            progress.update(
+                tasks[phase], completed=done, total=total or None, told=told, visible=True
+            )
+
+        yield show

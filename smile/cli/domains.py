@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from smile.cli.children import result_of
+from smile.cli.children import bars, given, result_of
 from smile.cli.command import Session, command
 from smile.cli.output import Json, facts, size, table, to_json, write_json
 from smile.cli.tables import bytes_of, source_of
@@ -128,7 +126,7 @@ def create(
         f"--text-files={'whole' if options.whole_files else 'lines'}",
         f"--budget-bytes={bytes_of(rows.budget)}",
         f"--dtype={rows.dtype}",
-        *_given(
+        *given(
             encoder=options.encoder,
             alpha=rows.alpha,
             difference_min=rows.difference_min,
@@ -142,7 +140,7 @@ def create(
         *("--corpus", *map(str, options.corpus)),
         *(("--test", *map(str, options.test)) if options.test else ()),
     ]
-    with _bars(session) as on_said:
+    with bars(session, PHASES) as on_said:
         result = result_of(MAKER, arguments, on_said)
     place = options.folder / name
     stated = read(place / places.TABLE)
@@ -240,49 +238,3 @@ def _closer(measures: Json) -> list[tuple[str, str]]:
         for name, value in measures.items()
         if isinstance(value, float) and isinstance(before := measures.get(f"parent_{name}"), float)
     ]
-
-
-def _given(**options: object) -> list[str]:
-    """Options that were given, as the maker takes them."""
-    return [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in options.items()
-        if value is not None
-    ]
-
-
-@contextmanager
-def _bars(session: Session) -> Iterator[Callable[[Mapping[str, Json]], None]]:
-    """A bar for whatever takes long, on a terminal; nothing elsewhere."""
-    if session.json or not session.err.is_terminal:
-        yield lambda said: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=session.err) as progress:
-        tasks = {
-            phase: progress.add_task(text, total=None, told="", visible=False)
-            for phase, text in PHASES.items()
-        }
-
-        def show(said: Mapping[str, Json]) -> None:
-            event = said.get("event", said)
-            if not isinstance(event, dict):
-                return
-            phase = str(event.get("phase", event.get("step")))
-            if phase not in tasks:
-                return
-            done, total = (float(str(event[name])) for name in ("done", "total"))
-            told = (
-                f"epoch {event['epoch']}, error {event['loss']:.4f}" if event.get("epoch") else ""
-            )
-            progress.update(
-                tasks[phase], completed=done, total=total or None, told=told, visible=True
-            )
-
-        yield show

@@ -14,11 +14,12 @@ from services.storage import keys
 from services.storage.blobs import ByteBudget, Declared, received, verified
 from services.storage.catalog import Catalog, check_backbone, check_module
 from services.storage.documents import Documents, Stored, load_page
+from services.storage.published import deleted_by, live
 from services.storage.quota import every_object
 from services.storage.records import AdapterRecord, Deletion, derived_uid, now
 from services.storage.versions import Versions
 from smile import pages
-from smile.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from smile.errors import Aborted, AlreadyExists, FailedPrecondition
 from smile.model.specs import ModuleSpec
 from smile.names import AdapterName, VersionName
 from smile.resources import Backbone, PublicAdapter
@@ -145,9 +146,9 @@ class Adapters:
         """Offer an adapter no more. Raises `NotFound`, also where another request did so."""
 
         def apply(stored: Stored[AdapterRecord] | None) -> AdapterRecord | None:
-            if stored is not None and _deleted_by(stored.document, request_id):
+            if stored is not None and deleted_by(stored.document, request_id):
                 return None
-            record = _live(stored, name).document
+            record = live(stored, name).document
             deletion = Deletion(request_id=request_id, time=now())
             cleared = {
                 "digest": "",
@@ -186,13 +187,7 @@ class Adapters:
         return made
 
     async def _live(self, name: AdapterName) -> Stored[AdapterRecord]:
-        return _live(await self._documents.read(keys.adapter(name), AdapterRecord), name)
-
-
-def _live(stored: Stored[AdapterRecord] | None, name: AdapterName) -> Stored[AdapterRecord]:
-    if stored is None or stored.document.deleted is not None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
-    return stored
+        return live(await self._documents.read(keys.adapter(name), AdapterRecord), name)
 
 
 def _uid(name: AdapterName, request_id: str) -> str:
@@ -216,11 +211,4 @@ def _record(new: NewAdapter, predecessor: Deletion | None) -> AdapterRecord:
         source=texts.source,
         tags=dict(texts.tags),
         metrics=dict(texts.metrics),
-    )
-
-
-def _deleted_by(record: AdapterRecord, request_id: str) -> bool:
-    return any(
-        deletion is not None and deletion.request_id == request_id
-        for deletion in (record.deleted, record.predecessor)
     )

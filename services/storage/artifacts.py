@@ -16,6 +16,7 @@ from services.storage import keys
 from services.storage.blobs import Declared, checked, verified
 from services.storage.documents import Documents, Stored, load_page
 from services.storage.listing import info_of
+from services.storage.published import deleted_by, live
 from services.storage.quota import every_object
 from services.storage.records import ArtifactRecord, Deletion, derived_uid, now
 from smile import pages
@@ -115,9 +116,9 @@ class Artifacts:
         """Raises `NotFound`, also where another request deleted it."""
 
         def apply(stored: Stored[ArtifactRecord] | None) -> ArtifactRecord | None:
-            if stored is not None and _deleted_by(stored.document, request_id):
+            if stored is not None and deleted_by(stored.document, request_id):
                 return None
-            record = _live(stored, name).document
+            record = live(stored, name).document
             deletion = Deletion(request_id=request_id, time=now())
             return record.model_copy(update={"deleted": deletion, "files": (), "note": ""})
 
@@ -168,7 +169,7 @@ class Artifacts:
         return info is not None and info.size == declared.size_bytes
 
     async def _live(self, name: ArtifactName) -> Stored[ArtifactRecord]:
-        return _live(await self._documents.read(keys.artifact(name), ArtifactRecord), name)
+        return live(await self._documents.read(keys.artifact(name), ArtifactRecord), name)
 
 
 def _declared(file: ArtifactFile) -> Declared:
@@ -183,17 +184,4 @@ def _record(new: NewArtifact, predecessor: Deletion | None) -> ArtifactRecord:
         predecessor=predecessor,
         artifact=replace(made, files=()),
         files=made.files,
-    )
-
-
-def _live(stored: Stored[ArtifactRecord] | None, name: ArtifactName) -> Stored[ArtifactRecord]:
-    if stored is None or stored.document.deleted is not None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
-    return stored
-
-
-def _deleted_by(record: ArtifactRecord, request_id: str) -> bool:
-    return any(
-        deletion is not None and deletion.request_id == request_id
-        for deletion in (record.deleted, record.predecessor)
     )

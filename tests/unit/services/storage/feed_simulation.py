@@ -324,6 +324,9 @@ class World:
         name = self.random.choice(self.names)
         change = replica.bus.changing(name)
         await change.__aenter__()
+        if not replica.alive:  # it died before it could begin
+            replica.held.append(change)
+            return
         landing = self.random.choice((0.01, 0.01, 0.5, WRITE_S_MAX)) * self.random.random()
         if self.random.random() < 0.3:  # it dies; what it sent may still arrive
             replica.held.append(change)
@@ -332,6 +335,10 @@ class World:
             self._replace(replica)
             return
         await asyncio.sleep(landing)
+        if not replica.alive:  # another change's death took it; what was sent arrives
+            replica.held.append(change)
+            self.truth.move(name)
+            return
         self.truth.move(name)
         await asyncio.sleep(self.random.expovariate(200.0))
         await change.__aexit__(None, None, None)

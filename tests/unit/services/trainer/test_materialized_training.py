@@ -28,7 +28,7 @@ from smile.model.specs import PetKind, PetSpec, Projection, Task
 from smile.model.toy import write_toy_backbone
 from smile.representations import manifest
 from smile.resources import ColumnMapping, HyperParameters, TrainingStates
-from smile.standins import StandInPlace
+from smile.standins import INCLUDED, StandInPlace
 from tests.contract.materialized_world import Encoder
 from tests.unit.services.trainer.test_loop import PFEIFFER, QUICK, consumed, digest, spec, texts
 from tests.unit.services.trainer.test_loop import given as exactly
@@ -213,7 +213,7 @@ def test_what_cannot_be_trained_so_is_refused(encoder: Encoder) -> None:
         (here, below, "MODULE_BELOW_BOUNDARY"),
         (here, replace(of, domain="sport"), "DOMAIN_NOT_TRAINED"),
         (here, elsewhere, "BACKBONE_MISMATCH"),
-        (StandIns({"toy": StandInPlace(Path("included"))}), of, "BACKBONE_MISMATCH"),
+        (StandIns({"toy": StandInPlace(INCLUDED)}), of, "NOT_MATERIALIZED"),
     ]
     for stand_ins, wanted, reason in refused:
         for states in OTHER:

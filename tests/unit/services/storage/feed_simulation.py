@@ -324,7 +324,7 @@ class World:
         name = self.random.choice(self.names)
         change = replica.bus.changing(name)
         await change.__aenter__()
-        if not replica.alive:  # it died before it could begin
+        if replica not in self.replicas:  # it died before it could begin
             replica.held.append(change)
             return
         landing = self.random.choice((0.01, 0.01, 0.5, WRITE_S_MAX)) * self.random.random()
@@ -335,7 +335,7 @@ class World:
             self._replace(replica)
             return
         await asyncio.sleep(landing)
-        if not replica.alive:  # another change's death took it; what was sent arrives
+        if replica not in self.replicas:  # another change's death took it; what was sent arrives
             replica.held.append(change)
             self.truth.move(name)
             return

@@ -28,7 +28,7 @@ from benchmarks.harness.workload import sentences_of
 from benchmarks.peers.environments import python_of
 from benchmarks.trainers.protocol import Lesson
 from demo.news import TOPICS, Document, load_news
-from services.trainer.memory import TUNABLES
+from services.trainer.worker.memory import TUNABLES
 from smile.backbone_config import BACKBONES_DEFAULT
 from smile.embedded.child import leashed
 from smile.errors import FailedPrecondition

@@ -30,14 +30,14 @@ from benchmarks.harness.repeat import interleaved
 from benchmarks.harness.standin import backbone, encoder_place
 from benchmarks.harness.workload import sentences_of
 from demo.news import TOPICS, Document, load_news
-from services.trainer.examples import LabeledText
-from services.trainer.loop import Training
-from services.trainer.loop_events import EpochDone, Planned
-from services.trainer.lowering import lowering
-from services.trainer.precision import Precision
-from services.trainer.run import Trained, TrainingInput
+from services.trainer.data.examples import LabeledText
 from services.trainer.standins import StandIn
-from services.trainer.states import StatesRoom
+from services.trainer.training.loop import Training
+from services.trainer.training.loop_events import EpochDone, Planned
+from services.trainer.training.lowering import lowering
+from services.trainer.training.precision import Precision
+from services.trainer.training.run import Trained, TrainingInput
+from services.trainer.training.states import StatesRoom
 from smile.limits import GIB
 from smile.model.ngram_rows import RowDtype
 from smile.model.skip import artifact

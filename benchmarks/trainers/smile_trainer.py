@@ -10,12 +10,12 @@ import torch._dynamo  # optimizers import it at their first step
 
 from benchmarks.trainers.protocol import Clock, Lesson, only_answers, tell
 from services.trainer.config import TrainerSettings
-from services.trainer.examples import LabeledText
-from services.trainer.loop import train
-from services.trainer.loop_events import EpochDone, Planned
-from services.trainer.memory import release_free_memory, tame_heap
-from services.trainer.run import Trained, TrainingInput
-from services.trainer.states import StatesRoom
+from services.trainer.data.examples import LabeledText
+from services.trainer.training.loop import train
+from services.trainer.training.loop_events import EpochDone, Planned
+from services.trainer.training.run import Trained, TrainingInput
+from services.trainer.training.states import StatesRoom
+from services.trainer.worker.memory import release_free_memory, tame_heap
 from smile.logs import LogFormat, LogLevel, configure
 from smile.model.backbone import Backbone
 from smile.model.batch import CPU

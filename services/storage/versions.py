@@ -110,22 +110,25 @@ class Versions:
         """The version an alias points to, with its canary if it has one; `serving` where none is
         named. Raises `NotFound`.
         """
-        return await self._resolved(vplm, alias, (await self._catalog.record(vplm)).document)
+        found, _, _ = await self._resolved(vplm, alias)
+        return found
 
     async def fetch(self, vplm: VplmName, alias: str) -> tuple[VplmVersion, bytes]:
         """As `resolve`, with the version's bytes; none where they are more than fit one message, or
         are damaged, of which `open` tells. Raises `NotFound`.
         """
-        record = (await self._catalog.record(vplm)).document
-        found = await self._resolved(vplm, alias, record)
+        found, manifest, record = await self._resolved(vplm, alias)
         if found.size_bytes > CHUNK_BYTES_MAX:
             return found, b""
-        manifest = await self._manifest(VersionName.parse(found.name), record)
         stored = await self._store.get(blob_of(keys.vplm_contents(vplm, record.uid), manifest))
         intact = stored is not None and hashlib.sha256(stored.data).hexdigest() == found.digest
         return found, stored.data if stored is not None and intact else b""
 
-    async def _resolved(self, vplm: VplmName, alias: str, record: VplmRecord) -> VplmVersion:
+    async def _resolved(
+        self, vplm: VplmName, alias: str
+    ) -> tuple[VplmVersion, VersionManifest, VplmRecord]:
+        """What an alias points to, and what is written of it and of its vPLM."""
+        record = (await self._catalog.record(vplm)).document
         number = record.aliases.get(alias or SERVING)
         if number is None:
             raise NotFound(
@@ -133,13 +136,14 @@ class Versions:
                 reason="ALIAS_NOT_FOUND",
                 metadata={"resource": str(vplm), "alias": alias or SERVING},
             )
-        found = (await self._manifest(VersionName(vplm, number), record)).view(str(vplm))
-        found = replace(found, exactness=record.exactness)
+        manifest = await self._manifest(VersionName(vplm, number), record)
+        found = replace(manifest.view(str(vplm)), exactness=record.exactness)
         if (canary := record.canaries.get(alias or SERVING)) is None:
-            return found
+            return found, manifest, record
         second = await self._manifest(VersionName(vplm, canary.version), record)
         other = replace(second.view(str(vplm)), exactness=record.exactness)
-        return replace(found, canary=other, canary_weight=canary.weight)
+        found = replace(found, canary=other, canary_weight=canary.weight)
+        return found, manifest, record
 
     async def list_page(
         self, vplm: VplmName, size: int, token: str, *, show_deleted: bool = False

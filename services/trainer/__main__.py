@@ -10,7 +10,7 @@ from services.trainer.backbones import described
 from services.trainer.config import TrainerSettings
 from services.trainer.jobs import Jobs
 from services.trainer.metering import Allowances
-from services.trainer.queue import JobQueue
+from services.trainer.queueing.queue import JobQueue
 from services.trainer.servicer import FULL_NAME, TrainerServicer
 from services.trainer.standins import StandIns
 from services.trainer.storage_client import StorageClient

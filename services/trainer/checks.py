@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from services.trainer.selection import selectable
+from services.trainer.training.selection import selectable
 from smile.errors import InvalidArgument, InvalidSpec
 from smile.model.specs import BackboneShape, HeadSpec, PetKind, Task
 from smile.resources import (

@@ -10,11 +10,11 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.trainer.metering import FULL_FACTOR_DEFAULT, PEAK_FACTOR_DEFAULT
-from services.trainer.precision import Precision
-from services.trainer.queue import QueueSettings
-from services.trainer.turns import Share, Shares
+from services.trainer.queueing.queue import QueueSettings
+from services.trainer.queueing.turns import Share, Shares
+from services.trainer.queueing.windows import Windows
+from services.trainer.training.precision import Precision
 from services.trainer.whole import FullLimits
-from services.trainer.windows import Windows
 from smile import limits
 from smile.backbone_config import BackboneServiceSettings
 from smile.errors import SmileError

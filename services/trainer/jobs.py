@@ -16,7 +16,7 @@ from uuid import uuid4
 from services.trainer.backbones import Backbones
 from services.trainer.checks import check_base, check_job, check_sweep
 from services.trainer.metering import Allowances
-from services.trainer.queue import Claim, JobQueue, QueueState, Sighting
+from services.trainer.queueing.queue import Claim, JobQueue, QueueState, Sighting
 from services.trainer.standins import StandIns
 from services.trainer.storage import Storage
 from services.trainer.whole import FullLimits, Needs

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from services.trainer.turns import Share
+from services.trainer.queueing.turns import Share
 from smile.accounting import MICROSECONDS, NO_LIMIT, Limit, LimitUse, TenantLimits, day_exceeded
 from smile.client.metering import NOT_TOLD_APART, Bookkeeper, Meter, MeterOptions
 from smile.errors import NotFound, QuotaExceeded, SmileError

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from services.trainer.memory import tame_children
+from services.trainer.worker.memory import tame_children
 from smile.logs import get_logger
 
 

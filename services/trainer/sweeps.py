@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from uuid import NAMESPACE_URL, uuid5
 
 from services.trainer.jobs import Jobs
-from services.trainer.selection import LOSS
 from services.trainer.storage import Storage
+from services.trainer.training.selection import LOSS
 from smile.errors import Aborted, NotFound, Overloaded, QuotaExceeded, SmileError, Unavailable
 from smile.logs import get_logger
 from smile.names import JobName, VersionName

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from services.trainer.checks import check_columns
-from services.trainer.rows import RowSchema, read_dataset
+from services.trainer.data.rows import RowSchema, read_dataset
 from services.trainer.storage import Storage
 from smile.errors import InvalidArgument
 from smile.names import DatasetName, VplmName

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from services.trainer.events import JobEvent, MetricsEvent, StoredEvent
-from services.trainer.queue import JobQueue
+from services.trainer.queueing.events import JobEvent, MetricsEvent, StoredEvent
+from services.trainer.queueing.queue import JobQueue
 from services.trainer.storage import Storage
 from smile.errors import InvalidArgument, Unavailable
 from smile.names import JobName

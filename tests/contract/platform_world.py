@@ -28,20 +28,20 @@ from services.processor.servicer import FULL_NAME as PROCESSOR
 from services.processor.servicer import ProcessorServicer
 from services.processor.serving import BACKBONES_CHECK, Processor
 from services.storage.servicer.assembly import StorageOptions, assemble
-from services.trainer.attempt import Workshop
 from services.trainer.backbones import described, loaded
 from services.trainer.jobs import Jobs
 from services.trainer.metering import Allowances, Tariff, TrainingMeter
-from services.trainer.queue import JobQueue, QueueSettings
-from services.trainer.runner import Runner
+from services.trainer.queueing.queue import JobQueue, QueueSettings
+from services.trainer.queueing.turns import Share, Shares
 from services.trainer.servicer import FULL_NAME as TRAINER
 from services.trainer.servicer import TrainerServicer
 from services.trainer.storage_client import StorageClient
 from services.trainer.sweeps import Sweeps
-from services.trainer.turns import Share, Shares
 from services.trainer.validation import ValidationLimits, Validator
 from services.trainer.watch import Watcher
-from services.trainer.worker import work
+from services.trainer.worker.__main__ import work
+from services.trainer.worker.attempt import Workshop
+from services.trainer.worker.runner import Runner
 from smile.client.adapter_records import AdapterRecords
 from smile.client.bookkeeping import Books
 from smile.client.client import AsyncClient

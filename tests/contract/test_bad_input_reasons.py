@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.tables import Problem
+from services.trainer.data.tables import Problem
 from smile import errors
 from smile.client.training import JobFailed
 from smile.rpc.status import CODES

@@ -23,10 +23,10 @@ from services.creator.vplms import VplmMaker
 from services.storage import __main__ as storage_main
 from services.storage.config import StorageSettings
 from services.trainer import __main__ as trainer_main
-from services.trainer import worker
 from services.trainer.config import TrainerSettings
-from services.trainer.queue import JobQueue
+from services.trainer.queueing.queue import JobQueue
 from services.trainer.storage_client import StorageClient
+from services.trainer.worker import __main__ as worker
 from smile import logs
 from smile.client import records as vplm_records
 from smile.client.records import VplmRecords

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.events import MetricsEvent
-from services.trainer.loop_events import LoopEvent, StepDone
-from services.trainer.report import Report
-from services.trainer.runner import Runner
-from services.trainer.snapshots import decode
+from services.trainer.queueing.events import MetricsEvent
+from services.trainer.training.loop_events import LoopEvent, StepDone
+from services.trainer.training.snapshots import decode
+from services.trainer.worker.report import Report
+from services.trainer.worker.runner import Runner
 from smile.errors import Unavailable
 from smile.names import JobName
 from smile.resources import JobState, Metric, TrainingJob

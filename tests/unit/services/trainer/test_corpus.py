@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.corpus import cut, epoch_batches, split_rows, token_batches, token_labels
-from services.trainer.schedule import learning_rate
+from services.trainer.data.corpus import cut, epoch_batches, split_rows, token_batches, token_labels
+from services.trainer.training.schedule import learning_rate
 from smile.model.tokenizer import Places, TokenizedText
 from smile.resources import HyperParameters, Schedule
 

@@ -7,11 +7,11 @@ import errno
 
 import pytest
 
-from services.trainer.failures import explained
-from services.trainer.holding import Holding, LetGo
-from services.trainer.loop_events import Encoding, Planned, StepDone
-from services.trainer.queue import Beat, Claim, JobQueue, QueueSettings
-from services.trainer.report import Report, Stopped
+from services.trainer.queueing.queue import Beat, Claim, JobQueue, QueueSettings
+from services.trainer.training.loop_events import Encoding, Planned, StepDone
+from services.trainer.worker.failures import explained
+from services.trainer.worker.holding import Holding, LetGo
+from services.trainer.worker.report import Report, Stopped
 from smile.errors import DataCorrupted, NotFound, Unavailable
 from smile.names import JobName, tenant_id
 from smile.resources import JobState, TrainingJob, TrainingRecord

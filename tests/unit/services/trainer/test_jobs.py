@@ -11,8 +11,8 @@ import pytest
 
 from services.trainer.backbones import described
 from services.trainer.jobs import Jobs
-from services.trainer.queue import JobQueue, QueueSettings
-from services.trainer.turns import Share, Shares
+from services.trainer.queueing.queue import JobQueue, QueueSettings
+from services.trainer.queueing.turns import Share, Shares
 from smile.errors import (
     FailedPrecondition,
     InvalidArgument,

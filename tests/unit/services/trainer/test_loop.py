@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from services.trainer.examples import Example, LabeledText, LabeledWords, TextPair
-from services.trainer.loop import train
-from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
-from services.trainer.run import LossNotFinite, Trained, TrainingInput
-from services.trainer.states import StatesRoom
+from services.trainer.data.examples import Example, LabeledText, LabeledWords, TextPair
+from services.trainer.training.loop import train
+from services.trainer.training.loop_events import EpochDone, LoopEvent, Planned, StepDone
+from services.trainer.training.run import LossNotFinite, Trained, TrainingInput
+from services.trainer.training.states import StatesRoom
 from smile.model import weights
 from smile.model.backbone import Backbone
 from smile.model.specs import DType, HeadSpec, ModuleSpec, PetKind, PetSpec, Projection, Task

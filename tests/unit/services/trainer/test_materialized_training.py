@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from services.trainer.loop import Training, train
-from services.trainer.loop_events import Planned
-from services.trainer.lowering import lowering
-from services.trainer.precision import Precision
-from services.trainer.provenance import RunSpec
-from services.trainer.run import MIXED_SHARE, Run, TrainingInput
 from services.trainer.standins import StandIn, StandIns
-from services.trainer.states import EntryStates, StatesRoom, TwoStates
+from services.trainer.training.loop import Training, train
+from services.trainer.training.loop_events import Planned
+from services.trainer.training.lowering import lowering
+from services.trainer.training.precision import Precision
+from services.trainer.training.run import MIXED_SHARE, Run, TrainingInput
+from services.trainer.training.states import EntryStates, StatesRoom, TwoStates
+from services.trainer.worker.provenance import RunSpec
 from smile.errors import FailedPrecondition
 from smile.model.backbone import Backbone
 from smile.model.initial import initial_tensors

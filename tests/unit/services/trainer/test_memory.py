@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from services.trainer.memory import TUNABLES, release_free_memory, tame_children
+from services.trainer.worker.memory import TUNABLES, release_free_memory, tame_children
 
 TELL = "import os; print(os.environ.get('GLIBC_TUNABLES'))"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.queue import JobQueue, QueueSettings, QueueState
-from services.trainer.runner import Runner
-from services.trainer.turns import Share, Shares
-from services.trainer.windows import Windows
+from services.trainer.queueing.queue import JobQueue, QueueSettings, QueueState
+from services.trainer.queueing.turns import Share, Shares
+from services.trainer.queueing.windows import Windows
+from services.trainer.worker.runner import Runner
 from smile.names import JobName, tenant_id
 from smile.resources import JobState, TrainingJob, TrainingRecord, When
 from smile.store.redis import Redis

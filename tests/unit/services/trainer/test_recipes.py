@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from services.trainer.checks import check_job
-from services.trainer.corpus import CorpusRow
-from services.trainer.examples import LabeledText, LabeledWords
-from services.trainer.loop import train
-from services.trainer.loop_events import EpochDone, StepDone
-from services.trainer.provenance import RunSpec, environment
-from services.trainer.run import TrainingInput
-from services.trainer.selection import Selector, selectable
-from services.trainer.weighting import class_weights
+from services.trainer.data.corpus import CorpusRow
+from services.trainer.data.examples import LabeledText, LabeledWords
+from services.trainer.training.loop import train
+from services.trainer.training.loop_events import EpochDone, StepDone
+from services.trainer.training.run import TrainingInput
+from services.trainer.training.selection import Selector, selectable
+from services.trainer.training.weighting import class_weights
+from services.trainer.worker.provenance import RunSpec, environment
 from smile.errors import InvalidSpec
 from smile.model.backbone import Backbone
 from smile.model.losses import sequence_loss, token_loss

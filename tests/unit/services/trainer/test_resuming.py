@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from services.trainer.loop import Training
-from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
-from services.trainer.run import Trained, TrainingInput
-from services.trainer.snapshots import Checkpoint, decode, encode
-from services.trainer.states import StatesRoom
+from services.trainer.training.loop import Training
+from services.trainer.training.loop_events import EpochDone, LoopEvent, Planned, StepDone
+from services.trainer.training.run import Trained, TrainingInput
+from services.trainer.training.snapshots import Checkpoint, decode, encode
+from services.trainer.training.states import StatesRoom
 from smile.errors import DataCorrupted
 from smile.model import weights
 from smile.model.backbone import Backbone

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from services.trainer.examples import LabeledText, LabeledWords, TextPair
-from services.trainer.rows import ReadDataset, RowSchema, read_dataset
+from services.trainer.data.examples import LabeledText, LabeledWords, TextPair
+from services.trainer.data.rows import ReadDataset, RowSchema, read_dataset
 from smile.model.specs import HeadSpec, Task
 from smile.resources import ColumnMapping, DatasetFormat
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from services.trainer.attempt import Workshop
 from services.trainer.backbones import loaded
-from services.trainer.events import JobEvent, MetricsEvent
 from services.trainer.metering import TrainingMeter
-from services.trainer.queue import Claim, JobQueue, QueueSettings, QueueState
-from services.trainer.runner import Runner
+from services.trainer.queueing.events import JobEvent, MetricsEvent
+from services.trainer.queueing.queue import Claim, JobQueue, QueueSettings, QueueState
+from services.trainer.worker.attempt import Workshop
+from services.trainer.worker.runner import Runner
 from smile.model.backbone import Backbone
 from smile.model.sources import BackboneSource
 from smile.model.specs import HeadSpec, ModuleSpec, PetKind, PetSpec, Task
@@ -241,7 +241,7 @@ async def test_an_unforeseen_fault_names_an_incident_and_no_cause(
     def broken(*_: object) -> None:
         raise KeyError("another tenant's secret")
 
-    monkeypatch.setattr("services.trainer.attempt.read_dataset", broken)
+    monkeypatch.setattr("services.trainer.worker.attempt.read_dataset", broken)
     job = await stage.run()
     assert job.error is not None and job.error.reason == "INTERNAL"
     assert "incident" in job.error.message and "secret" not in job.error.message

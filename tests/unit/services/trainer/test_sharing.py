@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from services.trainer.attempt import Attempt
-from services.trainer.berths import Berths, Passenger
 from services.trainer.metering import Tariff, TrainingMeter
-from services.trainer.queue import Claim, QueueState, Sighting
-from services.trainer.runner import Runner
-from services.trainer.worker import work_beside
+from services.trainer.queueing.queue import Claim, QueueState, Sighting
+from services.trainer.worker.__main__ import work_beside
+from services.trainer.worker.attempt import Attempt
+from services.trainer.worker.berths import Berths, Passenger
+from services.trainer.worker.runner import Runner
 from smile.names import JobName, VplmName, tenant_id
 from smile.resources import HyperParameters, JobState, Method, TrainingJob, When
 from tests.unit.services.trainer.fakes import FakeStorage

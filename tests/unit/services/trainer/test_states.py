@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.trainer import states as states_file
-from services.trainer.loop import train
-from services.trainer.loop_events import Encoding, Planned, StepDone
-from services.trainer.precision import Precision
-from services.trainer.states import DiskFull, EntryStates, StatesRoom
+from services.trainer.training import states as states_file
+from services.trainer.training.loop import train
+from services.trainer.training.loop_events import Encoding, Planned, StepDone
+from services.trainer.training.precision import Precision
+from services.trainer.training.states import DiskFull, EntryStates, StatesRoom
 from smile.model.backbone import Backbone
 from smile.model.initial import initial_tensors
 from smile.model.reference import VplmModule

@@ -12,9 +12,9 @@ import pytest
 
 from services.trainer.backbones import described
 from services.trainer.jobs import SWEEPS_MAX, Jobs
-from services.trainer.queue import JobQueue, QueueSettings
+from services.trainer.queueing.queue import JobQueue, QueueSettings
+from services.trainer.queueing.turns import Share, Shares
 from services.trainer.sweeps import Sweeps
-from services.trainer.turns import Share, Shares
 from services.trainer.watch import Watcher
 from smile.errors import InvalidSpec, QuotaExceeded
 from smile.model.sources import BackboneSource, describe

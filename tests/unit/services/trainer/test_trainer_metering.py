@@ -12,13 +12,13 @@ from uuid import uuid4
 import pytest
 
 from services.trainer.backbones import described
-from services.trainer.holding import Holding, LetGo
 from services.trainer.jobs import Jobs
 from services.trainer.metering import Allowances, Tariff, TrainingMeter
-from services.trainer.queue import JobQueue, QueueSettings, QueueState
-from services.trainer.report import Report
-from services.trainer.runner import Runner
-from services.trainer.turns import Share
+from services.trainer.queueing.queue import JobQueue, QueueSettings, QueueState
+from services.trainer.queueing.turns import Share
+from services.trainer.worker.holding import Holding, LetGo
+from services.trainer.worker.report import Report
+from services.trainer.worker.runner import Runner
 from smile.accounting import Counts, Limit, LimitUse, TenantLimits, day_end
 from smile.client.metering import UsageReport
 from smile.errors import QuotaExceeded, Unavailable

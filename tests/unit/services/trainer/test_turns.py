@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.trainer.turns import STRIDE, Pace, Share, Shares, Table, Waiting
+from services.trainer.queueing.turns import STRIDE, Pace, Share, Shares, Table, Waiting
 from smile.names import TenantId, tenant_id
 
 A, B, C = (tenant_id(name) for name in ("a", "b", "c"))

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from services.trainer.events import JobEvent, MetricsEvent
-from services.trainer.queue import Claim, JobQueue, QueueSettings
+from services.trainer.queueing.events import JobEvent, MetricsEvent
+from services.trainer.queueing.queue import Claim, JobQueue, QueueSettings
 from services.trainer.watch import END, Place, Watcher
 from smile.errors import InvalidArgument, NotFound, Unavailable
 from smile.names import JobName, tenant_id

@@ -14,13 +14,13 @@ import pytest
 from services.trainer.backbones import described
 from services.trainer.checks import check_job
 from services.trainer.jobs import Jobs
-from services.trainer.loop_events import LoopEvent, StepDone
 from services.trainer.metering import Tariff, TrainingMeter
-from services.trainer.queue import JobQueue, QueueSettings, QueueState
-from services.trainer.report import Report
-from services.trainer.snapshots import decode
+from services.trainer.queueing.queue import JobQueue, QueueSettings, QueueState
 from services.trainer.storage import StoredBytes
+from services.trainer.training.loop_events import LoopEvent, StepDone
+from services.trainer.training.snapshots import decode
 from services.trainer.whole import FullLimits, Needs, check_fits, spec_of
+from services.trainer.worker.report import Report
 from smile.accounting import Counts, UsageDay
 from smile.errors import FailedPrecondition, InvalidArgument, InvalidSpec, QuotaExceeded
 from smile.limits import CHECKPOINT_BYTES_MAX, FULL_BYTES_MAX, GIB

@@ -19,9 +19,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from services.trainer.events import JobEvent, MetricsEvent, StoredEvent, decode_event, encode_event
-from services.trainer.turns import Pace, Share, Shares, Table, Waiting
-from services.trainer.windows import Windows
+from services.trainer.queueing.events import (
+    JobEvent,
+    MetricsEvent,
+    StoredEvent,
+    decode_event,
+    encode_event,
+)
+from services.trainer.queueing.turns import Pace, Share, Shares, Table, Waiting
+from services.trainer.queueing.windows import Windows
 from smile.errors import QuotaExceeded
 from smile.names import JobName, TenantId
 from smile.resources import JobProgress, JobState, Metric, TrainingRecord, When

@@ -15,16 +15,16 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
-from services.trainer.attempt import Workshop
 from services.trainer.backbones import loaded
-from services.trainer.berths import Berths
 from services.trainer.config import TrainerSettings
-from services.trainer.memory import release_free_memory, tame_heap
 from services.trainer.metering import Allowances, Tariff, TrainingMeter
-from services.trainer.queue import Claim, JobQueue, Terms, as_set
-from services.trainer.runner import Runner
+from services.trainer.queueing.queue import Claim, JobQueue, Terms, as_set
 from services.trainer.standins import StandIns
 from services.trainer.storage_client import StorageClient
+from services.trainer.worker.attempt import Workshop
+from services.trainer.worker.berths import Berths
+from services.trainer.worker.memory import release_free_memory, tame_heap
+from services.trainer.worker.runner import Runner
 from smile import logs
 from smile.client.artifact_cache import ArtifactCache
 from smile.client.bookkeeping import Books

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.trainer.examples import Example, LabeledText, LabeledWords, TextPair
+from services.trainer.data.examples import Example, LabeledText, LabeledWords, TextPair
 from smile.model.losses import IGNORED_LABEL
 from smile.model.tokenizer import TextTokenizer, TokenizedText
 

@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import NAMESPACE_URL, uuid5
 
-from services.trainer.attempt import Attempt, Workshop
-from services.trainer.berths import Berths, Passenger
-from services.trainer.bookmark import Bookmark
-from services.trainer.failures import JobFailure, explained, worker_lost
-from services.trainer.holding import Holding, LetGo
 from services.trainer.metering import TrainingMeter
-from services.trainer.patience import patiently
-from services.trainer.queue import Claim, JobQueue
-from services.trainer.report import Report
-from services.trainer.run import Trained
+from services.trainer.queueing.queue import Claim, JobQueue
 from services.trainer.storage import NewVersion
+from services.trainer.training.run import Trained
 from services.trainer.whole import spec_of
+from services.trainer.worker.attempt import Attempt, Workshop
+from services.trainer.worker.berths import Berths, Passenger
+from services.trainer.worker.bookmark import Bookmark
+from services.trainer.worker.failures import JobFailure, explained, worker_lost
+from services.trainer.worker.holding import Holding, LetGo
+from services.trainer.worker.patience import patiently
+from services.trainer.worker.report import Report
 from smile.errors import Aborted, FailedPrecondition, NotFound, SmileError, Unavailable
 from smile.logs import get_logger
 from smile.model import weights

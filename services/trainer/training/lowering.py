@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import torch
 
-from services.trainer.precision import Precision
 from services.trainer.standins import StandIn
-from services.trainer.states import DTYPES, MakeLower
+from services.trainer.training.precision import Precision
+from services.trainer.training.states import DTYPES, MakeLower
 from smile.errors import SmileError
 from smile.logs import get_logger
 from smile.model.backbone import Backbone

@@ -13,18 +13,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from services.trainer.corpus import CorpusRow, epoch_batches
-from services.trainer.examples import Example
-from services.trainer.learner import Learner, learner
-from services.trainer.loop_events import EpochDone, LoopEvent, Planned, StepDone
-from services.trainer.objectives import Data, NothingFinite, Score, objective
-from services.trainer.precision import Precision
-from services.trainer.schedule import build_optimizer, learning_rate, optimizer_state, restore
-from services.trainer.scoring import Scorer
-from services.trainer.selection import Selector, selectable
-from services.trainer.snapshots import BestEpoch, Gain, Snapshot
-from services.trainer.states import MakeLower, StatesRoom
-from services.trainer.weighting import class_weights
+from services.trainer.data.corpus import CorpusRow, epoch_batches
+from services.trainer.data.examples import Example
+from services.trainer.training.learner import Learner, learner
+from services.trainer.training.loop_events import EpochDone, LoopEvent, Planned, StepDone
+from services.trainer.training.objectives import Data, NothingFinite, Score, objective
+from services.trainer.training.precision import Precision
+from services.trainer.training.schedule import (
+    build_optimizer,
+    learning_rate,
+    optimizer_state,
+    restore,
+)
+from services.trainer.training.scoring import Scorer
+from services.trainer.training.selection import Selector, selectable
+from services.trainer.training.snapshots import BestEpoch, Gain, Snapshot
+from services.trainer.training.states import MakeLower, StatesRoom
+from services.trainer.training.weighting import class_weights
 from smile.model.backbone import Backbone
 from smile.model.initial import StoredArray
 from smile.model.specs import ModuleSpec

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from services.trainer.snapshots import State
+from services.trainer.training.snapshots import State
 from smile.resources import HyperParameters, Optimizer, Schedule
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from threading import Event, Lock
 
-from services.trainer.events import JobEvent, MetricsEvent, StoredEvent
-from services.trainer.loop_events import Encoding, EpochDone, LoopEvent, Planned, StepDone
+from services.trainer.queueing.events import JobEvent, MetricsEvent, StoredEvent
+from services.trainer.training.loop_events import Encoding, EpochDone, LoopEvent, Planned, StepDone
 from smile.resources import JobProgress, JobState, Metric
 
 EVENT_METRICS_MAX = 1000  # of one event

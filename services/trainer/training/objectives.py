@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from services.trainer.corpus import Corpus, CorpusRow, token_batches
-from services.trainer.learner import Learner
-from services.trainer.states import States
+from services.trainer.data.corpus import Corpus, CorpusRow, token_batches
+from services.trainer.training.learner import Learner
+from services.trainer.training.states import States
 from smile.model.losses import (
     IGNORED_LABEL,
     contrastive_loss,
@@ -53,7 +53,7 @@ class Score:
 @dataclass(frozen=True, slots=True)
 class Data:
     """Where rows' texts and states are. Where texts have states of two kinds, those of the second
-    have the numbers from the count of texts on; see `services.trainer.states`.
+    have the numbers from the count of texts on; see `services.trainer.training.states`.
     """
 
     corpus: Corpus

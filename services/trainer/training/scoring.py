@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.trainer.corpus import CorpusRow
-from services.trainer.learner import Learner
-from services.trainer.objectives import Data, Objective, Score
+from services.trainer.data.corpus import CorpusRow
+from services.trainer.training.learner import Learner
+from services.trainer.training.objectives import Data, Objective, Score
 from smile.resources import TrainingStates
 
 # A pass over texts that training does not need: nothing beside its own passes.

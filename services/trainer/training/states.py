@@ -19,8 +19,8 @@ from typing import BinaryIO, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from services.trainer.corpus import TokenIds, token_batches
-from services.trainer.precision import Precision
+from services.trainer.data.corpus import TokenIds, token_batches
+from services.trainer.training.precision import Precision
 from smile.model.batched import Lower
 from smile.model.frozen import FrozenPart
 from smile.model.packing import PackedTokens, pack

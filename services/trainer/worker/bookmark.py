@@ -11,11 +11,11 @@ import asyncio
 import time
 from concurrent.futures import Future
 
-from services.trainer.loop import Training
-from services.trainer.queue import Claim, JobQueue
-from services.trainer.report import Report
-from services.trainer.snapshots import Checkpoint, decode, encode
+from services.trainer.queueing.queue import Claim, JobQueue
 from services.trainer.storage import Storage
+from services.trainer.training.loop import Training
+from services.trainer.training.snapshots import Checkpoint, decode, encode
+from services.trainer.worker.report import Report
 from smile.errors import DataCorrupted, SmileError
 from smile.limits import CHECKPOINT_BYTES_MAX
 from smile.logs import get_logger

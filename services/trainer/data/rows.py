@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer.examples import Example, LabeledText, LabeledWords, TextPair
-from services.trainer.tables import Cell, Fault, Problem, Row, Table, read_table
+from services.trainer.data.examples import Example, LabeledText, LabeledWords, TextPair
+from services.trainer.data.tables import Cell, Fault, Problem, Row, Table, read_table
 from smile.limits import TEXT_CHARS_MAX
 from smile.model.specs import HeadSpec, Task
 from smile.resources import ColumnMapping, DatasetFormat, DatasetReport, RowProblem

@@ -10,22 +10,22 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from services.trainer.backbones import Backbones
-from services.trainer.bookmark import Bookmark
-from services.trainer.failures import JobFailure, dataset_invalid, disk_full, loss_not_finite
-from services.trainer.loop import Training
-from services.trainer.loop_events import EpochDone, Planned, StepDone
-from services.trainer.lowering import lowering
-from services.trainer.memory import release_free_memory
-from services.trainer.patience import patiently
-from services.trainer.precision import Precision
-from services.trainer.provenance import RunSpec, environment
-from services.trainer.report import Report, Stopped
-from services.trainer.rows import ReadDataset, RowSchema, read_dataset
-from services.trainer.run import LossNotFinite, Trained, TrainingInput
+from services.trainer.data.rows import ReadDataset, RowSchema, read_dataset
 from services.trainer.standins import StandIn, StandIns
-from services.trainer.states import DiskFull, StatesRoom
 from services.trainer.storage import Storage
+from services.trainer.training.loop import Training
+from services.trainer.training.loop_events import EpochDone, Planned, StepDone
+from services.trainer.training.lowering import lowering
+from services.trainer.training.precision import Precision
+from services.trainer.training.run import LossNotFinite, Trained, TrainingInput
+from services.trainer.training.states import DiskFull, StatesRoom
 from services.trainer.whole import FullLimits, Needs, check_fits, spec_of
+from services.trainer.worker.bookmark import Bookmark
+from services.trainer.worker.failures import JobFailure, dataset_invalid, disk_full, loss_not_finite
+from services.trainer.worker.memory import release_free_memory
+from services.trainer.worker.patience import patiently
+from services.trainer.worker.provenance import RunSpec, environment
+from services.trainer.worker.report import Report, Stopped
 from smile.limits import MIB
 from smile.logs import get_logger
 from smile.model import weights

@@ -14,14 +14,14 @@ from contextlib import ExitStack
 
 import torch
 
-from services.trainer.corpus import Corpus, CorpusRow, split_rows
-from services.trainer.examples import Example, LabeledText
-from services.trainer.learner import Learner, NoStates, learner
-from services.trainer.loop_events import Encoding, LoopEvent
-from services.trainer.objectives import Data
-from services.trainer.run import Rows, Run, Trained, TrainingInput
-from services.trainer.snapshots import Snapshot
-from services.trainer.states import EntryStates, States, TwoStates
+from services.trainer.data.corpus import Corpus, CorpusRow, split_rows
+from services.trainer.data.examples import Example, LabeledText
+from services.trainer.training.learner import Learner, NoStates, learner
+from services.trainer.training.loop_events import Encoding, LoopEvent
+from services.trainer.training.objectives import Data
+from services.trainer.training.run import Rows, Run, Trained, TrainingInput
+from services.trainer.training.snapshots import Snapshot
+from services.trainer.training.states import EntryStates, States, TwoStates
 from smile.model.full import FullModule
 from smile.model.initial import initial_tensors
 from smile.resources import TrainingStates

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from services.trainer.corpus import TokenIds
-from services.trainer.precision import Precision
-from services.trainer.states import DTYPES
+from services.trainer.data.corpus import TokenIds
+from services.trainer.training.precision import Precision
+from services.trainer.training.states import DTYPES
 from smile.model.backbone import Backbone
 from smile.model.full import FullModule
 from smile.model.initial import StoredArray

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from services.trainer.precision import Precision
+from services.trainer.training.precision import Precision
 from smile import __version__
 from smile.model.specs import ModuleSpec
 from smile.resources import ColumnMapping, HyperParameters, TrainingStates

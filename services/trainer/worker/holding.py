@@ -7,8 +7,8 @@ import time
 from enum import StrEnum
 
 from services.trainer.metering import Stint
-from services.trainer.queue import Beat, Claim, JobQueue
-from services.trainer.report import Report
+from services.trainer.queueing.queue import Beat, Claim, JobQueue
+from services.trainer.worker.report import Report
 from smile.errors import Unavailable
 from smile.logs import get_logger
 from smile.resources import JobState, When

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.trainer.corpus import CorpusRow
+from services.trainer.data.corpus import CorpusRow
 from smile.model.losses import IGNORED_LABEL
 from smile.resources import ClassWeighting, HyperParameters
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from uuid import uuid4
 
-from services.trainer.rows import PROBLEMS_SHOWN_MAX
+from services.trainer.data.rows import PROBLEMS_SHOWN_MAX
 from smile.errors import (
     DataCorrupted,
     FailedPrecondition,

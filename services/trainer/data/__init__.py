@@ -1,0 +1,1 @@
+"""Datasets of tenants, from bytes to rows of tokens."""

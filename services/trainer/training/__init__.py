@@ -1,0 +1,1 @@
+"""One run of training: data and spec in, weights out. No I/O, no queue."""

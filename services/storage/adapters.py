@@ -13,12 +13,10 @@ from dataclasses import dataclass, field, replace
 from services.storage import keys
 from services.storage.blobs import ByteBudget, Declared, received, verified
 from services.storage.catalog import Catalog, check_backbone, check_module
-from services.storage.documents import Documents, Stored, load_page
-from services.storage.published import deleted_by, live
-from services.storage.quota import every_object
+from services.storage.documents import Documents, Stored
+from services.storage.published import deleted_by, list_live, live
 from services.storage.records import AdapterRecord, Deletion, derived_uid, now
 from services.storage.versions import Versions
-from smile import pages
 from smile.errors import Aborted, AlreadyExists, FailedPrecondition
 from smile.model.specs import ModuleSpec
 from smile.names import AdapterName, VersionName
@@ -26,7 +24,6 @@ from smile.resources import Backbone, PublicAdapter
 from smile.store.objects import ObjectStore
 
 OFFERED_ALIAS = "public"
-_LISTING = "public adapters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +116,8 @@ class Adapters:
 
     async def list_page(self, size: int, token: str) -> tuple[list[PublicAdapter], str]:
         """A page of adapters by id, and the token of the next."""
-        after = pages.place_of(token, _LISTING)
-        ids = [
-            info.key.removeprefix(keys.ADAPTERS).removesuffix(".json")
-            async for info in every_object(self._store, keys.ADAPTERS)
-        ]
-
-        async def load(adapter: str) -> PublicAdapter | None:
-            name = AdapterName(adapter)
-            stored = await self._documents.read(keys.adapter(name), AdapterRecord)
-            if stored is None or stored.document.deleted is not None:
-                return None
-            return stored.document.view(str(name))
-
-        found, more = await load_page([each for each in sorted(ids) if each > after], load, size)
-        following = pages.token_for(_LISTING, found[-1][0]) if more else ""
-        return [adapter for _, adapter in found], following
+        found, following = await list_live(self._store, keys.ADAPTERS, AdapterRecord, size, token)
+        return [record.view(str(AdapterName(each))) for each, record in found], following
 
     async def open(self, name: AdapterName) -> AsyncIterator[bytes]:
         """An adapter's bytes, which raise `DataCorrupted` unless they match its digest."""

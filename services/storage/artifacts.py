@@ -14,18 +14,14 @@ from dataclasses import dataclass, replace
 
 from services.storage import keys
 from services.storage.blobs import Declared, checked, verified
-from services.storage.documents import Documents, Stored, load_page
+from services.storage.documents import Documents, Stored
 from services.storage.listing import info_of
-from services.storage.published import deleted_by, live
-from services.storage.quota import every_object
+from services.storage.published import deleted_by, list_live, live
 from services.storage.records import ArtifactRecord, Deletion, derived_uid, now
-from smile import pages
 from smile.artifacts import Artifact, ArtifactFile
 from smile.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from smile.names import ArtifactName
 from smile.store.objects import ObjectStore
-
-_LISTING = "artifacts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +79,8 @@ class Artifacts:
 
     async def list_page(self, size: int, token: str) -> tuple[list[Artifact], str]:
         """A page of artifacts by id, and the token of the next."""
-        after = pages.place_of(token, _LISTING)
-        ids = [
-            info.key.removeprefix(keys.ARTIFACTS).removesuffix(".json")
-            async for info in every_object(self._store, keys.ARTIFACTS)
-        ]
-
-        async def load(artifact: str) -> Artifact | None:
-            name = ArtifactName(artifact)
-            stored = await self._documents.read(keys.artifact(name), ArtifactRecord)
-            if stored is None or stored.document.deleted is not None:
-                return None
-            return stored.document.view(str(name))
-
-        found, more = await load_page([each for each in sorted(ids) if each > after], load, size)
-        following = pages.token_for(_LISTING, found[-1][0]) if more else ""
-        return [artifact for _, artifact in found], following
+        found, following = await list_live(self._store, keys.ARTIFACTS, ArtifactRecord, size, token)
+        return [record.view(str(ArtifactName(each))) for each, record in found], following
 
     async def open(self, name: ArtifactName, file: str) -> AsyncIterator[bytes]:
         """A file's bytes, which raise `DataCorrupted` unless they match its digest. `NotFound`."""

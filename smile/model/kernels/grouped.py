@@ -179,7 +179,9 @@ def padded_width(width: int) -> int:
 
 
 def zero_padded(tensor: Tensor, *shape: int) -> Tensor:
-    """`tensor` in the leading corner of zeros of `shape`, contiguous."""
+    """`tensor` in the leading corner of zeros of `shape`; itself where it has that shape."""
+    if tensor.shape == shape:
+        return tensor
     padded = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
     padded[tuple(slice(0, size) for size in tensor.shape)] = tensor
     return padded

@@ -53,6 +53,11 @@ class Field:
         """Bytes from the row's start to the first byte after the tensor."""
         return self.offset + self.size * self.dtype.itemsize
 
+    def of(self, row: Tensor) -> Tensor:
+        """This tensor in a row's bytes ([bytes] uint8), sharing their memory."""
+        assert self.end <= row.shape[0], f"{self} in {row.shape[0]} bytes"
+        return row[self.offset : self.end].view(self.dtype).view(self.shape)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
@@ -83,8 +88,7 @@ class Row:
 
     def view(self, field: Field) -> Tensor:
         """One tensor, sharing the row's memory."""
-        assert field.end <= self.slab.shape[1], f"{field} in {self.slab.shape[1]} bytes"
-        return self.bytes[field.offset : field.end].view(field.dtype).view(field.shape)
+        return field.of(self.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +124,11 @@ class RowLayout:
     def write(self, row: Row, tensors: Mapping[str, Tensor]) -> None:
         """Copies `tensors` to their places in `row`. They must be those of the layout."""
         assert tensors.keys() == self.fields.keys(), "every field is written"
+        place = row.bytes
         for name, tensor in tensors.items():
             one = self.fields[name]
-            assert (tuple(tensor.shape), tensor.dtype) == (one.shape, one.dtype), (name, one)
-            row.view(one).copy_(tensor)
+            assert (tensor.shape, tensor.dtype) == (one.shape, one.dtype), (name, one)
+            one.of(place).copy_(tensor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from smile.client.bookkeeping import Books
 from smile.client.metering import Meter, MeterOptions, UsageReport
 from smile.errors import InvalidArgument, NotFound, PermissionDenied, QuotaExceeded, Unavailable
 from smile.rpc.channel import ServiceCredential, build_channel
+from smile.savings import FULL_TRAINING_FACTOR
 from smile.v1 import accounting_pb2 as pb
 from smile.v1 import storage_pb2
 from tests.contract.platform_world import Platform, platform_world
@@ -317,7 +318,7 @@ async def test_the_command_line_shows_days_limits_and_what_was_saved(
         saved = found["savings"]
         assert saved["full_model_bytes"] == found["vplms"][0]["full_model_bytes"]
         assert saved["model_bytes"] < saved["full_model_bytes"]
-        assert saved["assumptions"]["full_training_factor"] == 1.31
+        assert saved["assumptions"]["full_training_factor"] == FULL_TRAINING_FACTOR
         everybody = json.loads(await told(operator, "usage", "--all-tenants", "-o", "json"))
         assert everybody["tenants"][0]["counts"]["requests"] == 1
         limits = json.loads(await told(operator, "tenants", "quota", "acme", "-o", "json"))

@@ -122,25 +122,31 @@ class Platform:
         assert len(self.curve) > EPOCHS
         assert min(self.steps, self.store_steps) > EPOCHS
 
-    async def made_once(self, job: TrainingJob, tally: Tally, where: str) -> None:
-        """The job has one result, the right one, visible, and nothing of it lies around."""
-        seen = await self.client.job(job)
-        tally.expect(seen.state is JobState.SUCCEEDED, f"{where}: the job is {seen}")
-        numbers = [version.number async for version in self.client.versions(VPLM)]
-        self.versions += 1
-        tally.expect(len(numbers) == self.versions, f"{where}: {numbers}, not {self.versions}")
-        self.versions = len(numbers)
+    async def made_once(self, tally: Tally, where: str, *jobs: TrainingJob) -> None:
+        """Each job has one result, the right one, visible, and nothing of it lies around. They are
+        all that has ended since the last time; which of several was the last does not matter.
+        """
+        versions = [version async for version in self.client.versions(VPLM)]
+        fresh = [each for each in versions if each.number > self.versions]
+        self.versions = len(versions)
+        told = sorted((each.training_job, each.digest) for each in fresh)
+        right = sorted((job.name, self.reference) for job in jobs)
+        tally.expect(told == right, f"{where}: new are {told}, not {right}")
         latest = await self.client.version(VPLM)
-        told = (latest.number, latest.digest, latest.training_job)
-        right = (self.versions, self.reference, job.name)
-        tally.expect(told == right, f"{where}: serving is {told}, not {right}")
-        tally.expect(self.kept_curve(job) == self.curve, f"{where}: its curve is another")
-        _, tenant, _, name = job.name.split("/")
-        left = (f"{job.name}/checkpoints/", f"pendingJobs/{tenant}/{name}")
-        await until(
-            lambda: not any(key.startswith(left) for key in self.store.bucket.list()),
-            "what only a job that goes on needs to go",
-        )
+        served = latest.number in {each.number for each in fresh}
+        tally.expect(served, f"{where}: serving is {latest.name}, which is none of these")
+        for job in jobs:
+            seen = await self.client.job(job)
+            tally.expect(seen.state is JobState.SUCCEEDED, f"{where}: the job is {seen}")
+            tally.expect(self.kept_curve(job) == self.curve, f"{where}: its curve is another")
+            _, tenant, _, name = job.name.split("/")
+            left = (f"{job.name}/checkpoints/", f"pendingJobs/{tenant}/{name}")
+            await until(
+                lambda left=left: (
+                    not any(each.startswith(left) for each in self.store.bucket.list())
+                ),  # type: ignore[misc]
+                "what only a job that goes on needs to go",
+            )
         verdict = self.store.judged()
         tally.checked += verdict.checked
         tally.torn += [f"{where}: {what}" for what in verdict.torn]

@@ -79,7 +79,7 @@ async def killed_workers(here: Platform, selection: Selection, tally: Tally) -> 
             where = note(tally, worker, at, "worker") if fell else "unharmed"
             here.worker().bear()
             await here.ended(job)
-            await here.made_once(job, tally, where)
+            await here.made_once(tally, where, job)
             await here.dismiss()
             if not fell and at >= count:
                 return
@@ -103,7 +103,7 @@ async def zombies(here: Platform, selection: Selection, tally: Tally) -> None:
             heir.bear()
             await here.ended(job)
             await done(heir, 1)
-            await here.made_once(job, tally, where)
+            await here.made_once(tally, where, job)
             ended = here.snapshot()
             zombie.send(signal.SIGCONT)
             await done(zombie, at)
@@ -145,7 +145,7 @@ async def killed_storage(here: Platform, selection: Selection, tally: Tally) -> 
                 await here.store.restart()
             points.disarm()
             await here.ended(job)
-            await here.made_once(job, tally, where if fell else "unharmed")
+            await here.made_once(tally, where if fell else "unharmed", job)
             await here.dismiss()
             if not fell and at >= count:
                 return
@@ -171,7 +171,7 @@ async def killed_trainer(here: Platform, selection: Selection, tally: Tally) -> 
                 await here.trainer.start()
             job = await accepted(here, request)
             await here.ended(job)
-            await here.made_once(job, tally, where)
+            await here.made_once(tally, where, job)
             if not fell:
                 break
         await here.dismiss()
@@ -225,7 +225,7 @@ async def harmed_redis(
                 worker.send(signal.SIGCONT)
                 here.worker().bear()
             await here.ended(job)
-            await here.made_once(job, tally, where)
+            await here.made_once(tally, where, job)
             await here.dismiss()
             if not fell and at >= count:
                 return
@@ -251,12 +251,10 @@ async def missed_redis(
                 await until(lambda worker=worker: trouble.told(worker), "Redis to be missed")  # type: ignore[misc]
                 trouble.end()
                 here.worker().bear()
-            await here.ended(job)
-            await here.made_once(job, tally, where)
-            if request is not None:
-                second = await accepted(here, request)
-                await here.ended(second)
-                await here.made_once(second, tally, f"{where}: asked again")
+            jobs = [job] if request is None else [job, await accepted(here, request)]
+            for each in jobs:
+                await here.ended(each)
+            await here.made_once(tally, where, *jobs)
             await here.dismiss()
             if not fell and at >= count:
                 return
@@ -279,7 +277,7 @@ async def wrong_clocks(here: Platform, selection: Selection, tally: Tally) -> No
                 await here.ended(job)
                 for child in (here.trainer, here.store.child):
                     child.points.clock_s = 0.0
-                await here.made_once(job, tally, where)
+                await here.made_once(tally, where, job)
                 attempt = (await here.client.job(job)).attempt
                 tally.whole(attempt == 1, f"{where}: {attempt} attempts")
                 await here.dismiss()
@@ -319,5 +317,5 @@ async def _redis_clock_jumps(
         here.worker().bear()
     await here.ended(job)
     here.redis.set_clock(0)
-    await here.made_once(job, tally, where)
+    await here.made_once(tally, where, job)
     await here.dismiss()

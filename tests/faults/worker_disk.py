@@ -37,7 +37,7 @@ async def full_worker_disk(nursery: Nursery, selection: Selection, tally: Tally)
                 worker.send(signal.SIGCONT)
             await here.ended(job)
             if await _ended(here, job, tally, where) is JobState.SUCCEEDED:
-                await here.made_once(job, tally, where)
+                await here.made_once(tally, where, job)
             await _again(here, tally, where)
 
 
@@ -62,5 +62,5 @@ async def _again(here: Platform, tally: Tally, where: str) -> None:
     job = await here.train()
     here.worker().bear()
     await here.ended(job)
-    await here.made_once(job, tally, f"{where}: again, with room")
+    await here.made_once(tally, f"{where}: again, with room", job)
     await here.dismiss()

@@ -15,11 +15,12 @@ class ArtifactKind(enum.StrEnum):
 
     ENCODER = "encoder"  # a local encoder: one file, `ENCODER_FILE`
     TABLE = "table"  # a snapshot of a table of its rows: a folder
+    DOMAINS = "domains"  # of one backbone: a folder with a folder of each
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactFile:
-    """One file; `digest` is its SHA-256, hex."""
+    """One file; `digest` is its SHA-256, hex. `name` is its path in the artifact's folder."""
 
     name: str
     size_bytes: int
@@ -33,9 +34,10 @@ class Artifact:
     Attributes:
         name: `artifacts/{artifact}`.
         backbone, backbone_digest: What it is for.
-        encoder_digest: Of the encoder, or of the one whose rows a table has.
+        encoder_digest: Of the encoder, or of the one whose rows a table has, or that are the
+            general ones of domains.
         boundary: First layer of the backbone that is still computed.
-        rows: Of a table.
+        rows: Of a table, or of all domains' tables.
         note: Text for people.
     """
 

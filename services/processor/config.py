@@ -97,6 +97,8 @@ class ProcessorSettings(BackboneServiceSettings):
             catalogue `backbone=artifacts/id`; none: every layer is always computed.
         tables: Snapshots of tables of their rows, `backbone=/folder,...` or
             `backbone=artifacts/id`; a backbone without one has all rows computed.
+        domains: Folders of domains over these rows, `backbone=/folder,...` or
+            `backbone=artifacts/id`.
         learn: Whether rows that traffic asks for often are kept, too.
         learn_bytes_max: Memory for these, of each backbone.
         learn_tenants_min: N-grams that fewer tenants asked for are never learned.
@@ -210,7 +212,7 @@ class ProcessorSettings(BackboneServiceSettings):
             ),
             (
                 f"{prefix}DOMAINS={self.domains}",
-                self._places(f"{prefix}DOMAINS", self.domains),
+                self._places(f"{prefix}DOMAINS", self.domains, cache=self.artifacts),
                 encoders,
             ),
         ):
@@ -232,14 +234,14 @@ class ProcessorSettings(BackboneServiceSettings):
         """What stands in for lower layers, by backbone."""
         found, domains = (
             parse_stand_ins(self.skip, self.tables, self.artifacts),
-            parse_places(self.domains),
+            parse_places(self.domains, cache=self.artifacts),
         )
         return {name: replace(place, domains=domains.get(name)) for name, place in found.items()}
 
     @property
     def artifacts_wanted(self) -> tuple[ArtifactName, ...]:
         """Those that stand-ins are made of."""
-        return artifacts_in(self.skip, self.tables)
+        return artifacts_in(self.skip, self.tables, self.domains)
 
     @property
     def learning(self) -> LearningOptions:

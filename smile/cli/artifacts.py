@@ -18,7 +18,7 @@ ArtifactArgument = Annotated[str, typer.Argument(help="Id of the artifact.")]
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     group = typer.Typer(
-        help="For operators: local encoders and tables that storage keeps for processors.",
+        help="For operators: local encoders, tables and domains that storage keeps for processors.",
         no_args_is_help=True,
     )
     group.command("push")(command(push))
@@ -31,10 +31,13 @@ def register(app: typer.Typer) -> None:
 def push(
     session: Session,
     artifact: ArtifactArgument,
-    path: Annotated[Path, typer.Argument(help="A local encoder's file, or a table's folder.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A local encoder's file, a table's folder, or a folder of domains."),
+    ],
     note: Annotated[str, typer.Option(help="Text for people.")] = "",
 ) -> None:
-    """Store a local encoder or a table. It never changes; files that are there are not sent."""
+    """Store a local encoder, a table or domains, for good. Files that are there are not sent."""
     with bar(session, "storing") as progress:
         made = session.client.push_artifact(artifact, path, note=note, on_progress=progress)
     if session.json:
@@ -47,7 +50,7 @@ def pull(
     artifact: ArtifactArgument,
     path: Annotated[Path, typer.Argument(help="Where to; new.")],
 ) -> None:
-    """Fetch an artifact: a local encoder's file, or a table's folder."""
+    """Fetch an artifact: a local encoder's file, a table's folder, or domains."""
     found = session.client.pull_artifact(artifact, path)
     if session.json:
         return write_json(found)

@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 
 from smile.artifacts import Artifact, ArtifactFile
+from smile.client.artifact_files import make_folder_of
 from smile.client.chunks import save
 from smile.codec.artifacts import artifact_from_pb
 from smile.errors import SmileError
@@ -62,6 +63,7 @@ class ArtifactCache:
         fresh = Path(tempfile.mkdtemp(prefix=f".{name.artifact}.", dir=self._folder))
         try:
             for file in found.files:
+                await asyncio.to_thread(make_folder_of, fresh / file.name)
                 await save(self._chunks(found, file), fresh / file.name, digest=file.digest)
             await asyncio.to_thread(_take_place, fresh, place, found.digest)
         finally:

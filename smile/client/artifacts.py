@@ -1,4 +1,4 @@
-"""For operators: local encoders and tables in storage's catalogue."""
+"""For operators: local encoders, tables and domains in storage's catalogue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from smile.artifacts import ENCODER_FILE, Artifact, ArtifactFile, ArtifactKind
-from smile.client.artifact_files import described
+from smile.client.artifact_files import described, make_folder_of
 from smile.client.calls import (
     PAGE_ROWS,
     READ_TIMEOUT_S,
@@ -29,7 +29,7 @@ from smile.v1 import artifacts_pb2
 
 
 class ArtifactCalls(Calls):
-    """Local encoders and tables. All of it is for the operator's key."""
+    """Local encoders, tables, domains. All of it is for the operator's key."""
 
     async def push_artifact(
         self,
@@ -41,32 +41,32 @@ class ArtifactCalls(Calls):
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Artifact:
-        """Stores a local encoder's file, or a table's folder, under an id. Files that are stored
-        already are not sent again, so a push that broke off goes on where it was.
+        """Stores a local encoder's file, a table's folder, or a folder of domains under an id.
+        Files that are stored already are not sent again, so a push that broke off goes on where it
+        was.
 
         Args:
             on_progress: Hears bytes sent and bytes in all.
             timeout: Seconds, for one file.
 
         Raises:
-            InvalidArgument: there is neither at `path`.
+            InvalidArgument: there is none of these at `path`, or a domain's parent is not there.
             DataCorrupted: it is damaged.
             AlreadyExists: there is an artifact of this name; artifacts never change.
         """
         name = ArtifactName.parse(_full(artifact))
         found, paths = await asyncio.to_thread(described, str(name), Path(path), note)
-        files = [await MeasuredFile.measure(one) for one in paths]
-        total, sent = sum(file.size_bytes for file in files), 0
-        for file in files:
+        files = {file: await MeasuredFile.measure(one) for file, one in paths.items()}
+        total, sent = sum(file.size_bytes for file in files.values()), 0
+        for file in files.values():
             await self._put(file, timeout or TRANSFER_TIMEOUT_S)
             sent += file.size_bytes
             if on_progress is not None:
                 on_progress(sent, total)
-        rows = [ArtifactFile(_name(found.kind, f), f.size_bytes, f.digest) for f in files]
         wanted = artifact_to_pb(found)
         wanted.files.extend(
-            artifacts_pb2.ArtifactFile(name=f.name, size_bytes=f.size_bytes, digest=f.digest)
-            for f in rows
+            artifacts_pb2.ArtifactFile(name=each, size_bytes=file.size_bytes, digest=file.digest)
+            for each, file in files.items()
         )
         request = artifacts_pb2.CreateArtifactRequest(
             artifact_id=name.artifact,
@@ -84,8 +84,8 @@ class ArtifactCalls(Calls):
         *,
         timeout: float | None = None,
     ) -> Artifact:
-        """Fetches an artifact to `path`, which is new: a local encoder's file, or a table's folder.
-        It appears only when complete and checked.
+        """Fetches an artifact to `path`, which is new: a local encoder's file, a table's folder, or
+        a folder of domains. It appears only when complete and checked.
 
         Raises:
             NotFound: there is no such artifact.
@@ -103,6 +103,7 @@ class ArtifactCalls(Calls):
                 await asyncio.to_thread(whole.mkdir)
                 for file in found.files:
                     chunks = self._chunks(found, file, timeout or TRANSFER_TIMEOUT_S)
+                    await asyncio.to_thread(make_folder_of, whole / file.name)
                     await save(chunks, whole / file.name, digest=file.digest)
                 source = whole
                 if found.kind is ArtifactKind.ENCODER:
@@ -177,7 +178,3 @@ class ArtifactCalls(Calls):
 def _full(artifact: str) -> str:
     """A full name from an id or a full name. Raises `InvalidName`."""
     return str(ArtifactName.parse(artifact if "/" in artifact else f"artifacts/{artifact}"))
-
-
-def _name(kind: ArtifactKind, file: MeasuredFile) -> str:
-    return ENCODER_FILE if kind is ArtifactKind.ENCODER else file.path.name

@@ -143,15 +143,16 @@ class SyncAccounts(SyncBase):
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Artifact:
-        """Stores a local encoder's file, or a table's folder, under an id. Files that are stored
-        already are not sent again, so a push that broke off goes on where it was.
+        """Stores a local encoder's file, a table's folder, or a folder of domains under an id.
+        Files that are stored already are not sent again, so a push that broke off goes on where it
+        was.
 
         Args:
             on_progress: Hears bytes sent and bytes in all.
             timeout: Seconds, for one file.
 
         Raises:
-            InvalidArgument: there is neither at `path`.
+            InvalidArgument: there is none of these at `path`, or a domain's parent is not there.
             DataCorrupted: it is damaged.
             AlreadyExists: there is an artifact of this name; artifacts never change.
         """
@@ -169,8 +170,8 @@ class SyncAccounts(SyncBase):
     def pull_artifact(
         self, artifact: str, path: str | os.PathLike[str], *, timeout: float | None = None
     ) -> Artifact:
-        """Fetches an artifact to `path`, which is new: a local encoder's file, or a table's folder.
-        It appears only when complete and checked.
+        """Fetches an artifact to `path`, which is new: a local encoder's file, a table's folder, or
+        a folder of domains. It appears only when complete and checked.
 
         Raises:
             NotFound: there is no such artifact.

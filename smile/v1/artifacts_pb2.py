@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from smile.v1 import options_pb2 as smile_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smile/v1/artifacts.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16smile/v1/options.proto\"\x88\x01\n\x0c\x41rtifactFile\x12-\n\x04name\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\x12\"\n\nsize_bytes\x18\x02 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\x80\x80\x80\x80\x02 \x00\x12%\n\x06\x64igest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\xfd\x02\n\x08\x41rtifact\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\x16.smile.v1.ArtifactKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x31\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x16.smile.v1.ArtifactFileB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x10\x12\x1a\n\x08\x62\x61\x63kbone\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12.\n\x0f\x62\x61\x63kbone_digest\x18\x05 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12-\n\x0e\x65ncoder_digest\x18\x06 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x19\n\x08\x62oundary\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x15\n\x04rows\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x04note\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x15PutArtifactFileHeader\x12\"\n\nsize_bytes\x18\x01 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\x80\x80\x80\x80\x02 \x00\x12%\n\x06\x64igest\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"x\n\x16PutArtifactFileRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.smile.v1.PutArtifactFileHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xa2\x01\n\x15\x43reateArtifactRequest\x12=\n\x0b\x61rtifact_id\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12,\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x12.smile.v1.ArtifactB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\".\n\x12GetArtifactRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"P\n\x14ListArtifactsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"W\n\x15ListArtifactsResponse\x12%\n\tartifacts\x18\x01 \x03(\x0b\x32\x12.smile.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x17ReadArtifactFileRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x17\n\x04\x66ile\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\")\n\x18ReadArtifactFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"O\n\x15\x44\x65leteArtifactRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01*a\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41RTIFACT_KIND_ENCODER\x10\x01\x12\x17\n\x13\x41RTIFACT_KIND_TABLE\x10\x02\x32\x9b\x04\n\x0f\x41rtifactService\x12V\n\x0fPutArtifactFile\x12 .smile.v1.PutArtifactFileRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x02(\x01\x12N\n\x0e\x43reateArtifact\x12\x1f.smile.v1.CreateArtifactRequest\x1a\x12.smile.v1.Artifact\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12I\n\x0bGetArtifact\x12\x1c.smile.v1.GetArtifactRequest\x1a\x12.smile.v1.Artifact\"\x08\xaa\xd4\x18\x04\n\x02\x02\x03\x12Z\n\rListArtifacts\x12\x1e.smile.v1.ListArtifactsRequest\x1a\x1f.smile.v1.ListArtifactsResponse\"\x08\xaa\xd4\x18\x04\n\x02\x02\x03\x12\x65\n\x10ReadArtifactFile\x12!.smile.v1.ReadArtifactFileRequest\x1a\".smile.v1.ReadArtifactFileResponse\"\x08\xaa\xd4\x18\x04\n\x02\x02\x03\x30\x01\x12R\n\x0e\x44\x65leteArtifact\x12\x1f.smile.v1.DeleteArtifactRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18smile/v1/artifacts.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16smile/v1/options.proto\"\xa6\x01\n\x0c\x41rtifactFile\x12K\n\x04name\x18\x01 \x01(\tB=\xbaH:r826^[a-z][a-z0-9._-]{0,62}(/[a-z][a-z0-9._-]{0,62}){0,2}$\x12\"\n\nsize_bytes\x18\x02 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\x80\x80\x80\x80\x02 \x00\x12%\n\x06\x64igest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\xfe\x02\n\x08\x41rtifact\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\x16.smile.v1.ArtifactKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x32\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x16.smile.v1.ArtifactFileB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x04\x12\x1a\n\x08\x62\x61\x63kbone\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12.\n\x0f\x62\x61\x63kbone_digest\x18\x05 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12-\n\x0e\x65ncoder_digest\x18\x06 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x19\n\x08\x62oundary\x18\x07 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x15\n\x04rows\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x16\n\x04note\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"b\n\x15PutArtifactFileHeader\x12\"\n\nsize_bytes\x18\x01 \x01(\x03\x42\x0e\xbaH\x0b\"\t\x18\x80\x80\x80\x80\x80\x02 \x00\x12%\n\x06\x64igest\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"x\n\x16PutArtifactFileRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.smile.v1.PutArtifactFileHeaderH\x00\x12\x1c\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@H\x00\x42\r\n\x04part\x12\x05\xbaH\x02\x08\x01\"\xa2\x01\n\x15\x43reateArtifactRequest\x12=\n\x0b\x61rtifact_id\x18\x01 \x01(\tB(\xbaH%r#2!^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$\x12,\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x12.smile.v1.ArtifactB\x06\xbaH\x03\xc8\x01\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\".\n\x12GetArtifactRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"P\n\x14ListArtifactsRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"W\n\x15ListArtifactsResponse\x12%\n\tartifacts\x18\x01 \x03(\x0b\x32\x12.smile.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x17ReadArtifactFileRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x18\n\x04\x66ile\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\")\n\x18ReadArtifactFileResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"O\n\x15\x44\x65leteArtifactRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01*|\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41RTIFACT_KIND_ENCODER\x10\x01\x12\x17\n\x13\x41RTIFACT_KIND_TABLE\x10\x02\x12\x19\n\x15\x41RTIFACT_KIND_DOMAINS\x10\x03\x32\x9b\x04\n\x0f\x41rtifactService\x12V\n\x0fPutArtifactFile\x12 .smile.v1.PutArtifactFileRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x02(\x01\x12N\n\x0e\x43reateArtifact\x12\x1f.smile.v1.CreateArtifactRequest\x1a\x12.smile.v1.Artifact\"\x07\xaa\xd4\x18\x03\n\x01\x02\x12I\n\x0bGetArtifact\x12\x1c.smile.v1.GetArtifactRequest\x1a\x12.smile.v1.Artifact\"\x08\xaa\xd4\x18\x04\n\x02\x02\x03\x12Z\n\rListArtifacts\x12\x1e.smile.v1.ListArtifactsRequest\x1a\x1f.smile.v1.ListArtifactsResponse\"\x08\xaa\xd4\x18\x04\n\x02\x02\x03\x12\x65\n\x10ReadArtifactFile\x12!.smile.v1.ReadArtifactFileRequest\x1a\".smile.v1.ReadArtifactFileResponse\"\x08\xaa\xd4\x18\x04\n\x02\x02\x03\x30\x01\x12R\n\x0e\x44\x65leteArtifact\x12\x1f.smile.v1.DeleteArtifactRequest\x1a\x16.google.protobuf.Empty\"\x07\xaa\xd4\x18\x03\n\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smile.v1.artifacts_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ARTIFACTFILE'].fields_by_name['name']._loaded_options = None
-  _globals['_ARTIFACTFILE'].fields_by_name['name']._serialized_options = b'\272H\034r\0322\030^[a-z][a-z0-9._-]{0,62}$'
+  _globals['_ARTIFACTFILE'].fields_by_name['name']._serialized_options = b'\272H:r826^[a-z][a-z0-9._-]{0,62}(/[a-z][a-z0-9._-]{0,62}){0,2}$'
   _globals['_ARTIFACTFILE'].fields_by_name['size_bytes']._loaded_options = None
   _globals['_ARTIFACTFILE'].fields_by_name['size_bytes']._serialized_options = b'\272H\013\"\t\030\200\200\200\200\200\002 \000'
   _globals['_ARTIFACTFILE'].fields_by_name['digest']._loaded_options = None
@@ -46,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACT'].fields_by_name['kind']._loaded_options = None
   _globals['_ARTIFACT'].fields_by_name['kind']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_ARTIFACT'].fields_by_name['files']._loaded_options = None
-  _globals['_ARTIFACT'].fields_by_name['files']._serialized_options = b'\272H\007\222\001\004\010\001\020\020'
+  _globals['_ARTIFACT'].fields_by_name['files']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\004'
   _globals['_ARTIFACT'].fields_by_name['backbone']._loaded_options = None
   _globals['_ARTIFACT'].fields_by_name['backbone']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_ARTIFACT'].fields_by_name['backbone_digest']._loaded_options = None
@@ -82,7 +82,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READARTIFACTFILEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_READARTIFACTFILEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_READARTIFACTFILEREQUEST'].fields_by_name['file']._loaded_options = None
-  _globals['_READARTIFACTFILEREQUEST'].fields_by_name['file']._serialized_options = b'\272H\006r\004\020\001\030?'
+  _globals['_READARTIFACTFILEREQUEST'].fields_by_name['file']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEARTIFACTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEARTIFACTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEARTIFACTREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -99,30 +99,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACTSERVICE'].methods_by_name['ReadArtifactFile']._serialized_options = b'\252\324\030\004\n\002\002\003'
   _globals['_ARTIFACTSERVICE'].methods_by_name['DeleteArtifact']._loaded_options = None
   _globals['_ARTIFACTSERVICE'].methods_by_name['DeleteArtifact']._serialized_options = b'\252\324\030\003\n\001\002'
-  _globals['_ARTIFACTKIND']._serialized_start=1484
-  _globals['_ARTIFACTKIND']._serialized_end=1581
+  _globals['_ARTIFACTKIND']._serialized_start=1516
+  _globals['_ARTIFACTKIND']._serialized_end=1640
   _globals['_ARTIFACTFILE']._serialized_start=154
-  _globals['_ARTIFACTFILE']._serialized_end=290
-  _globals['_ARTIFACT']._serialized_start=293
-  _globals['_ARTIFACT']._serialized_end=674
-  _globals['_PUTARTIFACTFILEHEADER']._serialized_start=676
-  _globals['_PUTARTIFACTFILEHEADER']._serialized_end=774
-  _globals['_PUTARTIFACTFILEREQUEST']._serialized_start=776
-  _globals['_PUTARTIFACTFILEREQUEST']._serialized_end=896
-  _globals['_CREATEARTIFACTREQUEST']._serialized_start=899
-  _globals['_CREATEARTIFACTREQUEST']._serialized_end=1061
-  _globals['_GETARTIFACTREQUEST']._serialized_start=1063
-  _globals['_GETARTIFACTREQUEST']._serialized_end=1109
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1111
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1191
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1193
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1280
-  _globals['_READARTIFACTFILEREQUEST']._serialized_start=1282
-  _globals['_READARTIFACTFILEREQUEST']._serialized_end=1358
-  _globals['_READARTIFACTFILERESPONSE']._serialized_start=1360
-  _globals['_READARTIFACTFILERESPONSE']._serialized_end=1401
-  _globals['_DELETEARTIFACTREQUEST']._serialized_start=1403
-  _globals['_DELETEARTIFACTREQUEST']._serialized_end=1482
-  _globals['_ARTIFACTSERVICE']._serialized_start=1584
-  _globals['_ARTIFACTSERVICE']._serialized_end=2123
+  _globals['_ARTIFACTFILE']._serialized_end=320
+  _globals['_ARTIFACT']._serialized_start=323
+  _globals['_ARTIFACT']._serialized_end=705
+  _globals['_PUTARTIFACTFILEHEADER']._serialized_start=707
+  _globals['_PUTARTIFACTFILEHEADER']._serialized_end=805
+  _globals['_PUTARTIFACTFILEREQUEST']._serialized_start=807
+  _globals['_PUTARTIFACTFILEREQUEST']._serialized_end=927
+  _globals['_CREATEARTIFACTREQUEST']._serialized_start=930
+  _globals['_CREATEARTIFACTREQUEST']._serialized_end=1092
+  _globals['_GETARTIFACTREQUEST']._serialized_start=1094
+  _globals['_GETARTIFACTREQUEST']._serialized_end=1140
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1142
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1222
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1224
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1311
+  _globals['_READARTIFACTFILEREQUEST']._serialized_start=1313
+  _globals['_READARTIFACTFILEREQUEST']._serialized_end=1390
+  _globals['_READARTIFACTFILERESPONSE']._serialized_start=1392
+  _globals['_READARTIFACTFILERESPONSE']._serialized_end=1433
+  _globals['_DELETEARTIFACTREQUEST']._serialized_start=1435
+  _globals['_DELETEARTIFACTREQUEST']._serialized_end=1514
+  _globals['_ARTIFACTSERVICE']._serialized_start=1643
+  _globals['_ARTIFACTSERVICE']._serialized_end=2182
 # @@protoc_insertion_point(module_scope)

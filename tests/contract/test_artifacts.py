@@ -1,4 +1,4 @@
-"""Local encoders and tables in storage's catalogue: in and out, by operators, never changed."""
+"""Local encoders, tables and domains in storage's catalogue: in and out, never changed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from smile.errors import (
 from smile.maintenance import Finding, FindingKind
 from smile.model.backbone import Backbone
 from smile.model.toy import write_toy_backbone
+from smile.representations import places
+from smile.representations.domains import EffectiveRows
+from smile.representations.manifest import GENERAL
 from smile.representations.snapshot import Table
-from tests.contract.materialized_world import Encoder
+from tests.contract.materialized_world import Encoder, Over
 from tests.contract.platform_world import platform_world
 
 pytestmark = pytest.mark.asyncio
@@ -69,6 +72,32 @@ async def test_what_is_pulled_is_what_was_pushed(
             event async for event in Verifier(platform.store).verify() if isinstance(event, Finding)
         ]
         assert not findings
+
+
+async def test_domains_come_and_go_together(encoder: Encoder, tmp_path: Path) -> None:
+    folder = tmp_path / "domains"
+    news = encoder.domain(folder, "news", SEEN, Over(GENERAL, EffectiveRows(encoder.stand_in)), 1.0)
+    over = Over("news", EffectiveRows(encoder.stand_in, (news,)))
+    sport = encoder.domain(folder, "sport", SEEN[:1], over, 1.0)
+    (folder / "sport" / places.ENCODER).write_bytes(encoder.path.read_bytes())
+    async with platform_world() as platform, platform.operator() as operator:
+        made = await operator.push_artifact("domains", folder)
+        assert made.kind is ArtifactKind.DOMAINS
+        assert made.rows == len(news.keys) + len(sport.keys)
+        assert made.backbone_digest == encoder.backbone.digest
+        assert made.encoder_digest == encoder.stand_in.digest and made.boundary == 2
+        assert f"sport/{places.ENCODER}" in {file.name for file in made.files}
+        await operator.pull_artifact("domains", tmp_path / "pulled")
+        for name, place in places.domains_in(tmp_path / "pulled"):
+            opened = Table.open(place / places.TABLE, verify=True)
+            assert opened.digest == {"news": news, "sport": sport}[name].digest
+        assert (tmp_path / "pulled/sport" / places.ENCODER).is_file()
+        (folder / "news").rename(tmp_path / "news")
+        with pytest.raises(InvalidArgument, match="'sport' needs its parent 'news'"):
+            await operator.push_artifact("orphans", folder)
+        (folder / "sport").rename(folder / "politics")
+        with pytest.raises(DataCorrupted, match="not 'politics'"):
+            await operator.push_artifact("misnamed", folder)
 
 
 async def test_only_operators_have_them(table: Path, encoder: Encoder, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A processor and a trainer whose local encoder and table are names in storage's catalogue."""
+"""A processor whose local encoder, table and domains are names in storage's catalogue."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ from smile.client.version_reader import VersionReader
 from smile.errors import DataCorrupted, FailedPrecondition, NotFound
 from smile.model.backbone import Backbone
 from smile.names import ArtifactName
+from smile.representations.domains import EffectiveRows
+from smile.representations.manifest import GENERAL
 from smile.resources import Exactness
 from smile.rpc.auth import RemoteAuthenticator
 from smile.rpc.channel import ServiceCredential, build_channel
 from smile.rpc.health import Readiness
 from smile.testing import Service, serving
 from smile.v1 import processor_pb2_grpc
-from tests.contract.materialized_world import Encoder
+from tests.contract.materialized_world import Encoder, Over
 from tests.contract.platform_world import Platform, platform_world
 
 pytestmark = pytest.mark.asyncio
 TEXT = "a slow train and a cold river"
-SKIP, ROWS = ArtifactName("skip"), ArtifactName("rows")
+SKIP, ROWS, DOMAINS = ArtifactName("skip"), ArtifactName("rows"), ArtifactName("domains")
 
 
 @asynccontextmanager
@@ -46,10 +48,11 @@ async def to_storage(platform: Platform) -> AsyncIterator[grpc.aio.Channel]:
 
 @asynccontextmanager
 async def processor(
-    platform: Platform, folder: Path
+    platform: Platform, folder: Path, beside: str = f"tables=toy={ROWS}"
 ) -> AsyncIterator[tuple[Processor, Readiness, str]]:
-    """One that takes encoder and table from the catalogue."""
-    more: dict[str, Any] = {"skip": f"toy={SKIP}", "tables": f"toy={ROWS}"}
+    """One that takes an encoder, and `beside` it something else, from the catalogue."""
+    setting, _, place = beside.partition("=")
+    more: dict[str, Any] = {"skip": f"toy={SKIP}", setting: place}
     settings = ProcessorSettings(
         port=0,
         service_key=SecretStr(platform.service_key),
@@ -118,6 +121,32 @@ async def test_a_name_in_storage_serves_as_a_folder_does(tmp_path: Path) -> None
             assert made.engine.live_rows()["toy"].table is not None
             assert readiness.ready and readiness.amiss(ARTIFACTS_CHECK)
         platform.store.recover()
+
+
+async def test_domains_are_taken_in_when_they_come(tmp_path: Path) -> None:
+    async with platform_world("acme") as platform, platform.operator() as operator:
+        encoder = Encoder.make(Backbone.load(platform.backbone, "toy"), tmp_path / "encoder")
+        over = Over(GENERAL, EffectiveRows(encoder.stand_in))
+        news = encoder.domain(tmp_path / "domains", "news", [TEXT], over, 1.0)
+        await operator.push_artifact("skip", encoder.path)
+        async with platform.client("acme") as client:
+            pet = smile.Pfeiffer(rank=4, first_layer=2)
+            await client.create_vplm(
+                "topics", backbone="toy", pet=pet, labels=["a", "b"], domain="news"
+            )
+        async with (
+            processor(platform, tmp_path / "cache", f"domains=toy={DOMAINS}") as (made, _, address),
+            client_of(platform, address) as client,
+        ):
+            await until(lambda: bool(made.engine.live_rows()))
+            with pytest.raises(FailedPrecondition) as caught:
+                await client.infer("topics", TEXT, exactness="materialized")
+            assert caught.value.reason == "DOMAIN_NOT_SERVED"
+            await operator.push_artifact("domains", tmp_path / "domains")
+            await until(lambda: "news" in made.engine.live_rows()["toy"].domains.tree)
+            answer = await client.infer("topics", TEXT, exactness="materialized")
+            told = answer.materialization
+            assert told is not None and told.domain_digest == news.digest
 
 
 async def test_a_table_of_another_encoder_is_refused(tmp_path: Path) -> None:

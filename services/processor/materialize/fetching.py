@@ -1,8 +1,8 @@
-"""Fetches local encoders and tables that settings name in storage's catalogue.
+"""Fetches local encoders, tables and domains that settings name in storage's catalogue.
 
 A processor never waits long for them: without, every layer is computed. What is missing is tried
-again, and used as soon as it is there; a table by whoever looks after rows, who finds it in its
-place. What was fetched before serves while storage is away.
+again, and used as soon as it is there; tables and domains by whoever looks after rows, who finds
+them in their place. What was fetched before serves while storage is away.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ LABEL org.opencontainers.image.title="smile-${SERVICE}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/smile /opt/smile
 ENV PATH=/opt/smile/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 SMILE_SERVICE=${SERVICE}
+# User 10001 has no home of its own; what is fetched or measured is kept in the one place that can be written.
+ENV HOME=/tmp
 WORKDIR /tmp
 USER 10001:10001
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \

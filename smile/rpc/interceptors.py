@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from types import AsyncGeneratorType
 from typing import Any, TypeAlias
 
 import grpc
@@ -114,7 +115,7 @@ def _stream_unary(
     async def serve(chunks: AsyncIterator[bytes], context: _Context) -> Any:
         async with (
             Stages(inside, access, context),
-            aclosing(_decoded(chunks, parse, inside.budget)) as requests,
+            _closing(_decoded(chunks, parse, inside.budget)) as requests,
         ):
             return await inner(requests, context)
 
@@ -127,7 +128,7 @@ def _stream_stream(
     async def serve(chunks: AsyncIterator[bytes], context: _Context) -> None:
         async with (
             Stages(inside, access, context) as stages,
-            aclosing(_decoded(chunks, parse, inside.budget)) as requests,
+            _closing(_decoded(chunks, parse, inside.budget)) as requests,
         ):
             await _send(inner(requests, context), context, stages.recheck)
 
@@ -149,6 +150,18 @@ async def _decoded(
         with budget.holding(data):
             budget.check()
             yield decode(data, parse)
+
+
+@asynccontextmanager
+async def _closing(requests: AsyncGenerator[Any, None]) -> AsyncIterator[AsyncGenerator[Any, None]]:
+    """Close it at the end, unless another call that passes messages on still waits for the next:
+    then it holds none, cannot be closed, and ends with this call."""
+    assert isinstance(requests, AsyncGeneratorType)
+    try:
+        yield requests
+    finally:
+        if not requests.ag_running:
+            await requests.aclose()
 
 
 async def _send(responses: AsyncGenerator[Any, None], context: _Context, recheck: _Recheck) -> None:

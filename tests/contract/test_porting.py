@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -256,6 +257,36 @@ async def test_the_platform_checks_for_itself(
             await _import(platform, header, sent)
         assert raised.value.reason == reason
         assert [vplm.name async for vplm in client.vplms()] == [made.name]
+
+
+@pytest.mark.asyncio
+async def test_an_import_that_is_refused_while_bytes_are_on_their_way_tells_why(
+    platform: World, tmp_path: Path
+) -> None:
+    async with platform.client("acme") as client:
+        made = await client.create_vplm("topic", backbone="toy", pet=LORA, labels=["a", "b"])
+        await client.download_version("topic", tmp_path / "topic.safetensors")
+    data = (tmp_path / "topic.safetensors").read_bytes()
+    header = creator_pb2.ImportVplmHeader(
+        parent="tenants/acme",
+        vplm_id="topic",
+        spec=codec.spec_to_pb(made.spec),
+        size_bytes=len(data),
+        digest=hashlib.sha256(data).hexdigest(),
+        request_id=new_uuid(),
+    )
+    answered = asyncio.Event()
+
+    async def messages() -> AsyncIterator[creator_pb2.ImportVplmRequest]:
+        yield creator_pb2.ImportVplmRequest(header=header)
+        yield creator_pb2.ImportVplmRequest(chunk=data[:1000])
+        await answered.wait()
+
+    address = dict(part.split("=") for part in platform.endpoints.split(","))["creator"]
+    async with build_channel(address, credentials=ApiKey(platform.keys["acme"])) as channel:
+        with pytest.raises(smile.AlreadyExists), calling():
+            await creator_pb2_grpc.CreatorServiceStub(channel).ImportVplm(messages(), timeout=20)
+        answered.set()
 
 
 async def _import(platform: World, header: creator_pb2.ImportVplmHeader, data: bytes) -> None:

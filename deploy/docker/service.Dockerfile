@@ -25,10 +25,10 @@ RUN case "${SERVICE}" in \
       storage) ;; \
       *) [ -z "${BACKBONE_WHEELS}" ] || /opt/smile/bin/pip install --no-deps -c constraints.txt ${BACKBONE_WHEELS} ;; \
     esac
-# The processor computes with kernels compiled here, for every kind of processor that may run the
-# image; where there is no compiler, with torch's own.
+# Processor and trainer compute with kernels compiled here, the same ones, for every kind of processor
+# that may run the image; where there is no compiler, with torch's own.
 RUN case "${SERVICE}" in \
-      processor) command -v c++ || (apt-get update && apt-get install -y --no-install-recommends g++) \
+      processor|trainer) command -v c++ || (apt-get update && apt-get install -y --no-install-recommends g++) \
         || echo "no C++ compiler to be had" ;; \
     esac
 COPY README.md LICENSE ./
@@ -37,7 +37,7 @@ COPY services services
 COPY buf buf
 RUN /opt/smile/bin/pip install --no-deps .
 RUN case "${SERVICE}" in \
-      processor) cd / && { /opt/smile/bin/python -m smile.model.kernels || echo "torch's own kernels will serve"; } ;; \
+      processor|trainer) cd / && { /opt/smile/bin/python -m smile.model.kernels || echo "torch's own kernels will serve"; } ;; \
     esac
 
 FROM ${BASE_IMAGE}
@@ -47,8 +47,10 @@ LABEL org.opencontainers.image.title="smile-${SERVICE}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/smile /opt/smile
 ENV PATH=/opt/smile/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 SMILE_SERVICE=${SERVICE}
-# User 10001 has no home of its own; what is fetched or measured is kept in the one place that can be written.
+# User 10001 has no home of its own: what is fetched or measured is kept where it can be written.
+# A volume at /var/lib/smile takes over that folder's owner.
 ENV HOME=/tmp
+RUN mkdir -m 0700 /var/lib/smile && chown 10001:10001 /var/lib/smile
 WORKDIR /tmp
 USER 10001:10001
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \

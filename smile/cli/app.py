@@ -27,8 +27,9 @@ MODULES = (
     "smile.cli.platform",
 )
 EPILOG = (
-    "Exit codes: 0 done, 1 internal, 2 usage, 3 invalid argument, 4 not found, 5 no or wrong key "
-    "or not allowed, 6 exists, changed or not in a state for this, 7 quota or overload, "
+    "Exit codes: 0 done, 1 internal (or No to a question), 2 usage, 3 invalid argument, "
+    "4 not found, 5 no or wrong key or not allowed, 6 exists, changed or not in a state for this, "
+    "7 quota or overload, "
     "8 unavailable, 9 deadline, 10 job failed, 130 interrupted."
 )
 

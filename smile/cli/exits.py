@@ -13,7 +13,7 @@ class Exit(enum.IntEnum):
     """How `smile` ends."""
 
     OK = 0
-    INTERNAL = 1  # a bug, or data that does not match its digest
+    INTERNAL = 1  # a bug, or data that does not match its digest; also No to a question
     USAGE = 2  # the command line itself is wrong
     INVALID = 3  # an argument, text or file is wrong
     NOT_FOUND = 4

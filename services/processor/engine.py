@@ -223,6 +223,13 @@ class Engine:
         tensors = weights.decode(data, spec, served.engine.backbone.shape)
         return served.decoder.decode(spec, tensors)
 
+    def row_bytes(self, spec: ModuleSpec) -> tuple[int, ...] | None:
+        """The sizes of the rows of such a module, if they are known without its bytes. Raises
+        `FailedPrecondition` where it was made for another backbone.
+        """
+        self.check(spec)
+        return self._engines[spec.backbone].decoder.row_bytes(spec)
+
     def load_module(self, spec: ModuleSpec, data: bytes) -> LoadedModule:
         """A stored module in memory of its own; raises what `decode` raises."""
         decoded = self.decode(spec, data)

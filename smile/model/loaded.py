@@ -22,7 +22,7 @@ from smile.model.layout import HEAD_BIAS, HEAD_WEIGHT, POOLER_BIAS, POOLER_WEIGH
 from smile.model.pet import METHODS
 from smile.model.pet.method import ShapeClass
 from smile.model.reference import check_backbone
-from smile.model.specs import ModuleSpec, Pooling, Task
+from smile.model.specs import ModuleSpec, PetKind, Pooling, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +186,19 @@ class Decoder:
         if served:
             pet = self._row(ShapeClass.of(spec.pet), _cast(served, self._dtype))
         return DecodedModule(spec, layers.start, pet, self._head(spec, plain))
+
+    def row_bytes(self, spec: ModuleSpec) -> tuple[int, ...] | None:
+        """The size of each row that a module of this spec takes, as `DecodedModule.row_bytes`; None
+        where no module of its classes was decoded yet.
+        """
+        classes: list[ShapeClass | HeadClass] = []
+        if spec.pet.kind is not PetKind.NONE:
+            classes.append(ShapeClass.of(spec.pet))
+        if spec.head.task is not Task.EMBEDDING:
+            classes.append(HeadClass.of(spec))
+        layouts = [self._layouts.get(each) for each in classes]
+        known = [layout.row_bytes for layout in layouts if layout is not None]
+        return tuple(known) if len(known) == len(classes) else None
 
     def _head(self, spec: ModuleSpec, plain: Mapping[str, Tensor]) -> DecodedRow | None:
         head_class = HeadClass.of(spec)

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from services.processor.lanes.dispatch import TierLevel
@@ -38,7 +39,7 @@ class Bytes(Protocol):
 
 
 class Decoded(Protocol[Module_co]):
-    """A module that has no place yet."""
+    """A module that has no place yet, and may still be bytes that were checked."""
 
     @property
     def row_bytes(self) -> Sequence[int]:
@@ -46,7 +47,7 @@ class Decoded(Protocol[Module_co]):
         ...
 
     def place(self, rows: Sequence[Row]) -> Module_co:
-        """Copy it into rows of these sizes."""
+        """Copy it into rows of these sizes. Raises what decoding raises."""
         ...
 
 
@@ -54,6 +55,27 @@ class Decoding(Protocol[Module_co]):
     """What turns checked bytes into a module."""
 
     def decode(self, spec: ModuleSpec, data: bytes) -> Decoded[Module_co]: ...
+
+    def row_bytes(self, spec: ModuleSpec) -> Sequence[int] | None:
+        """The sizes of the rows of such a module, if they are known without its bytes. Does not
+        block.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Undecoded(Generic[Module]):
+    """Checked bytes of a module whose size is known: decoded when it has its place, by the same
+    thread, so that loading waits for threads once and not twice."""
+
+    engine: Decoding[Module]
+    spec: ModuleSpec
+    data: bytes
+    row_bytes: Sequence[int]
+
+    def place(self, rows: Sequence[Row]) -> Module:
+        """Decode it, and copy it."""
+        return self.engine.decode(self.spec, self.data).place(rows)
 
 
 class Kept(Protocol[Module]):
@@ -120,7 +142,7 @@ class Loader(Generic[Module]):
 
     @asynccontextmanager
     async def load(self, target: Target) -> AsyncIterator[Decoded[Module]]:
-        """The module of a version, to be placed inside the context.
+        """The module of a version, to be placed inside the context, which may raise the same.
 
         Raises:
             DataCorrupted: the bytes are not those of the manifest's digest, or not a module of its
@@ -145,6 +167,8 @@ class Loader(Generic[Module]):
     async def _decoded(self, target: Target) -> Decoded[Module]:
         """The module from storage."""
         data = await self._fetch(target)
+        if (row_bytes := self._engine.row_bytes(target.spec)) is not None:
+            return _Undecoded(self._engine, target.spec, data, row_bytes)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._engine.decode, target.spec, data)
 

@@ -289,10 +289,13 @@ def test_one_weight_copy_serves_all_rows_of_a_vplm(toy: Backbone) -> None:
 def test_a_module_takes_a_row_for_its_pet_and_one_for_its_head(toy: Backbone) -> None:
     pet = PetSpec(PetKind.PFEIFFER, 2, 16)
     vplm = Vplm.make(toy, pet, head_of(Task.SEQUENCE_CLASSIFICATION, 8), 0)
-    decoded = Decoder(toy, torch.float32).decode(vplm.spec, vplm.tensors)
+    decoder = Decoder(toy, torch.float32)
+    assert decoder.row_bytes(vplm.spec) is None, "no module of this class was seen"
+    decoded = decoder.decode(vplm.spec, vplm.tensors)
     per_layer = 2 * 16 * 32 + 16 + 32
     assert decoded.row_bytes == (4 * 2 * per_layer, 4 * (8 * 32 + 8) + 32)  # aligned to 64 bytes
     assert decoded.nbytes == sum(decoded.row_bytes)
+    assert decoder.row_bytes(vplm.spec) == decoded.row_bytes
 
 
 def test_modules_of_one_class_share_one_layout(toy: Backbone) -> None:

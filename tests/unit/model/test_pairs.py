@@ -77,6 +77,7 @@ def cast(items: Items, backbone: Backbone, dtype: torch.dtype) -> Items:
     for vplm, _ in items:
         if id(vplm) not in loaded:
             decoded = decoder.decode(vplm.spec, vplm.tensors)
+            assert decoder.row_bytes(vplm.spec) == decoded.row_bytes, "known from then on"
             module = decoded.place([own_row(size) for size in decoded.row_bytes])
             loaded[id(vplm)] = replace(vplm, loaded=module)
     return [(loaded[id(vplm)], text) for vplm, text in items]

@@ -57,8 +57,14 @@ class FakeDecoded:
         return self.data.decode()
 
 
+@dataclass(frozen=True)
 class FakeEngine:
-    """Decodes anything but what says that it is bad."""
+    """Decodes anything but what says that it is bad; may know sizes beforehand."""
+
+    known: Sequence[int] | None
+
+    def row_bytes(self, spec: ModuleSpec) -> Sequence[int] | None:
+        return self.known
 
     def decode(self, spec: ModuleSpec, data: bytes) -> FakeDecoded:
         if data.endswith(b"/13"):
@@ -101,8 +107,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-@pytest.fixture
-def world(pool: ThreadPoolExecutor) -> World:
+@pytest.fixture(params=[None, (30, 10)], ids=["sizes are decoded", "sizes are known"])
+def world(pool: ThreadPoolExecutor, request: pytest.FixtureRequest) -> World:
     clock = FakeClock(0.0)
     residency: Residency[str] = Residency(counted(BUDGET), failed_s=2.0)
     dispatch = Dispatch(BatchLimits(100, 10, 25), residency, wait_s=0.0, clock=clock)
@@ -112,7 +118,7 @@ def world(pool: ThreadPoolExecutor) -> World:
     def rows_of(slots: object) -> list[Row]:
         return []
 
-    loader = Loader(storage, FakeEngine(), pool, rows_of=rows_of, loads_max=2)
+    loader = Loader(storage, FakeEngine(request.param), pool, rows_of=rows_of, loads_max=2)
     failed: list[Failed] = []
     demand = Demand(dispatch, loader, clock, failed.append, Trace(None, clock=clock))
     return World(storage, dispatch, demand, clock, failed)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -63,10 +64,18 @@ class FakeDecoded:
         return self.data, [row.bytes.nbytes for row in rows]
 
 
+@dataclass
 class FakeEngine:
-    """Takes any bytes."""
+    """Takes any bytes; may know sizes beforehand."""
+
+    known: Sequence[int] | None = None
+    decoding: set[str] = field(default_factory=set)  # the threads it was done by
+
+    def row_bytes(self, spec: ModuleSpec) -> Sequence[int] | None:
+        return self.known
 
     def decode(self, spec: ModuleSpec, data: bytes) -> FakeDecoded:
+        self.decoding.add(threading.current_thread().name)
         return FakeDecoded(data)
 
 
@@ -101,6 +110,17 @@ def target(data: bytes = DATA) -> Target:
 async def test_bytes_become_a_module(pool: ThreadPoolExecutor) -> None:
     loader = loader_of(FakeSource(), pool)
     assert await load(loader) == (DATA, [64, 128])
+
+
+async def test_bytes_of_known_size_are_decoded_in_their_place(pool: ThreadPoolExecutor) -> None:
+    engine = FakeEngine((64, 128))
+    loader = Loader(FakeSource(), engine, pool, rows_of=rows_of, loads_max=1)
+    async with loader.load(target()) as found:
+        assert tuple(found.row_bytes) == (64, 128) and not engine.decoding
+        slots = [Slot(size, 0, 0) for size in found.row_bytes]
+        assert await loader.place(target(), found, slots) == (DATA, [64, 128])
+    (thread,) = engine.decoding
+    assert thread != threading.current_thread().name
 
 
 @pytest.mark.parametrize("data", [DATA[:-1] + b"?", DATA[:-10]])

@@ -129,9 +129,8 @@ async def _register(
 
 async def _compare(run: Run, callers: Callers, members: Sequence[Member]) -> dict[str, Json]:
     texts = workload.texts(2_000)
-    repetitions = run.choose(5, 3)
+    fast_turns, paced_turns = run.choose(11, 3), run.choose(5, 3)
     duration_s = run.choose(4, 3)
-    turns = 2 * repetitions
 
     def send(who: str, repetition: int) -> Send:
         count = 1 if who == "one" else len(members)
@@ -146,18 +145,18 @@ async def _compare(run: Run, callers: Callers, members: Sequence[Member]) -> dic
         return await open_loop(schedule, send(who, repetition))
 
     before, about = _client_cpu_s(), "as fast as it goes, one and all in turns"
-    async with run.phase(about, turns, SLACK * turns * duration_s) as done:
+    async with run.phase(about, 2 * fast_turns, SLACK * 2 * fast_turns * duration_s) as done:
         fast = await interleaved_async(
-            {who: partial(saturate, who) for who in ("one", "mixed")}, repetitions, done
+            {who: partial(saturate, who) for who in ("one", "mixed")}, fast_turns, done
         )
     answered = sum(found.answered for all_found in fast.values() for found in all_found)
     client_cpu_ms = (_client_cpu_s() - before) / answered * 1e3
     rates = {who: [found.per_s for found in all_found] for who, all_found in fast.items()}
     rate_per_s = OFFERED_SHARE * median(rates["one"])
     about = f"{rate_per_s:.0f} requests a second, in turns"
-    async with run.phase(about, turns, SLACK * turns * 2 * duration_s) as done:
+    async with run.phase(about, 2 * paced_turns, SLACK * 4 * paced_turns * duration_s) as done:
         paced = await interleaved_async(
-            {who: partial(pace, who, rate_per_s) for who in ("one", "mixed")}, repetitions, done
+            {who: partial(pace, who, rate_per_s) for who in ("one", "mixed")}, paced_turns, done
         )
     return {
         "throughput_ratio": paired_ratio(rates["mixed"], rates["one"]),

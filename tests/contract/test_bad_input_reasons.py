@@ -102,7 +102,7 @@ def reasons_of_code() -> dict[str, set[str]]:
 def job_reasons() -> set[str]:
     """What ends jobs and is no error of a call."""
     found = {reason for tree in trees().values() for name, reason in given(tree) if name == JOB}
-    gone = trees()[ROOT / "services" / "trainer" / "failures.py"]
+    gone = trees()[ROOT / "services" / "trainer" / "worker" / "failures.py"]
     for node in ast.walk(gone):
         if isinstance(node, ast.FunctionDef) and node.name == "_gone":
             returned = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]

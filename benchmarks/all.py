@@ -56,7 +56,7 @@ ENTRIES = (
     Entry("storage", 2.0, 1.0),
     Entry("peers", 5.5, 2.0),
     Entry("materialized", 8.0, 3.0),
-    Entry("skip_sweep", 8.0, 2.0),
+    Entry("skip_sweep", 12.0, 2.0),
     Entry("skip_speed", 4.0, 1.5),
     Entry("domains", 9.0, 3.0),
     Entry("rpc", 2.0, 1.0),

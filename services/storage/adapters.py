@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from services.storage import keys
 from services.storage.blobs import ByteBudget, Declared, received, verified
 from services.storage.catalog import Catalog, check_backbone, check_module
+from services.storage.deletable import deleted_by, list_live, live
 from services.storage.documents import Documents, Stored
-from services.storage.published import deleted_by, list_live, live
 from services.storage.records import AdapterRecord, Deletion, derived_uid, now
 from services.storage.versions import Versions
 from smile.errors import Aborted, AlreadyExists, FailedPrecondition

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 from services.storage import keys
 from services.storage.blobs import Declared, checked, verified
+from services.storage.deletable import deleted_by, list_live, live
 from services.storage.documents import Documents, Stored
 from services.storage.listing import info_of
-from services.storage.published import deleted_by, list_live, live
 from services.storage.records import ArtifactRecord, Deletion, derived_uid, now
 from smile.artifacts import Artifact, ArtifactFile
 from smile.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound

@@ -17,6 +17,7 @@ from services.storage import aliases, keys
 from services.storage.aliases import AliasMove, Rollback
 from services.storage.blobs import ByteBudget, Declared, received
 from services.storage.changes import Announcer, Unannounced
+from services.storage.deletable import live
 from services.storage.documents import D, Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger, Places, every_object
@@ -376,13 +377,6 @@ class Catalog:
                 await self._store.delete(info.key)
         except SmileError as error:
             get_logger().warning("left bytes for the sweeper", folder=folder, why=error.message)
-
-
-def live(stored: Stored[VplmRecord] | None, name: VplmName) -> Stored[VplmRecord]:
-    """`stored` where there is a vPLM. Raises `NotFound`."""
-    if stored is None or stored.document.deleted is not None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
-    return stored
 
 
 async def check_module(data: bytes, spec: ModuleSpec, backbone: Backbone) -> None:

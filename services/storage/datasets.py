@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from services.storage import keys
 from services.storage.blobs import Declared, checked, verified
+from services.storage.deletable import deleted_by, live
 from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger
 from services.storage.records import DatasetRecord, Deletion, derived_uid, now
 from smile import pages
-from smile.errors import Aborted, AlreadyExists, NotFound, QuotaExceeded, SmileError
+from smile.errors import Aborted, AlreadyExists, QuotaExceeded, SmileError
 from smile.limits import DATASET_BYTES_MAX, TENANT_DATASETS_MAX
 from smile.logs import get_logger
 from smile.names import DatasetName, TenantId
@@ -97,9 +98,9 @@ class Datasets:
         """Delete a dataset. Raises `NotFound` where there is none that this request could."""
 
         def apply(stored: Stored[DatasetRecord] | None) -> DatasetRecord | None:
-            if stored is not None and _deleted_by(stored.document, request_id):
+            if stored is not None and deleted_by(stored.document, request_id):
                 return None
-            record = _live(stored, name).document
+            record = live(stored, name).document
             deletion = Deletion(request_id=request_id, time=now())
             return record.model_copy(update={"deleted": deletion, "display_name": ""})
 
@@ -162,7 +163,7 @@ class Datasets:
             )
 
     async def _record(self, name: DatasetName) -> Stored[DatasetRecord]:
-        return _live(await self._documents.read(keys.dataset(name), DatasetRecord), name)
+        return live(await self._documents.read(keys.dataset(name), DatasetRecord), name)
 
     def _loader(self, tenant: TenantId) -> Callable[[str], asyncio.Future[Dataset | None]]:
         async def load(dataset: str) -> Dataset | None:
@@ -192,17 +193,4 @@ def _record(new: NewDataset, predecessor: Deletion | None) -> DatasetRecord:
         size_bytes=new.declared.size_bytes,
         create_time=now(),
         display_name=new.display_name,
-    )
-
-
-def _live(stored: Stored[DatasetRecord] | None, name: DatasetName) -> Stored[DatasetRecord]:
-    if stored is None or stored.document.deleted is not None:
-        raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
-    return stored
-
-
-def _deleted_by(record: DatasetRecord, request_id: str) -> bool:
-    return any(
-        deletion is not None and deletion.request_id == request_id
-        for deletion in (record.deleted, record.predecessor)
     )

@@ -18,8 +18,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from services.storage import keys
-from services.storage.catalog import Catalog, check_etag, live
+from services.storage.catalog import Catalog, check_etag
 from services.storage.changes import Announcer, Unannounced
+from services.storage.deletable import deleted_by, live
 from services.storage.documents import Documents, Stored, load_page
 from services.storage.grace import Grace, Left, swept
 from services.storage.quota import Ledger, every_object
@@ -397,7 +398,5 @@ def _tombstone(record: VplmRecord, deletion: Deletion) -> VplmRecord:
 
 def _deleted_by(record: VplmRecord, request_id: str) -> bool:
     """Whether this request deleted the vPLM, or the one that had its name before."""
-    return record.note(request_id, RequestKind.DELETE) is not None or any(
-        deletion is not None and deletion.request_id == request_id
-        for deletion in (record.deleted, record.predecessor)
-    )
+    noted = record.note(request_id, RequestKind.DELETE) is not None
+    return noted or deleted_by(record, request_id)

@@ -12,8 +12,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from services.storage import aliases, keys
-from services.storage.catalog import check_etag, live
+from services.storage.catalog import check_etag
 from services.storage.changes import Announcer, Unannounced
+from services.storage.deletable import live
 from services.storage.documents import Documents, Stored
 from services.storage.grace import Left, swept
 from services.storage.quota import Ledger

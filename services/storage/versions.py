@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from services.storage import keys
 from services.storage.blobs import ByteBudget, Declared, received, verified
-from services.storage.catalog import Catalog, check_module, live
+from services.storage.catalog import Catalog, check_module
+from services.storage.deletable import live
 from services.storage.documents import Documents, Stored, load_page, stored_bytes
 from services.storage.identity import Identity
 from services.storage.quota import Ledger

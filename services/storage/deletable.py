@@ -1,4 +1,4 @@
-"""What records of things that operators publish share: one that is deleted stays, and says so."""
+"""What records share that stay once deleted, and say so."""
 
 from __future__ import annotations
 

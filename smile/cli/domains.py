@@ -1,4 +1,4 @@
-"""`smile domains create | list | show`: rows of one's own for a field's n-grams."""
+"""`smile domains create | list | show | delete`: rows of one's own for a field's n-grams."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PHASES = {
     "compare": "rows compared",
     "rows": "rows computed",
 }
-CREATE_COMMAND, LIST_COMMAND, SHOW_COMMAND = "create", "list", "show"
+CREATE_COMMAND, LIST_COMMAND, SHOW_COMMAND, DELETE_COMMAND = "create", "list", "show", "delete"
 FolderOption = Annotated[Path, typer.Option(help="Where domains lie.")]
 
 
@@ -100,10 +100,11 @@ class FurtherOptions:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    group = typer.Typer(help="Domains: create, list, show.", no_args_is_help=True)
+    group = typer.Typer(help="Domains: create, list, show, delete.", no_args_is_help=True)
     group.command(CREATE_COMMAND)(command(create, platform=False))
     group.command(LIST_COMMAND)(command(list_, platform=False))
     group.command(SHOW_COMMAND)(command(show, platform=False))
+    group.command(DELETE_COMMAND)(command(delete, platform=False))
     app.add_typer(group, name="domains")
 
 
@@ -184,6 +185,26 @@ def show(
     if session.json:
         return write_json(_stated(found[name], stated))
     session.out.print(facts(_facts(found[name], stated)))
+
+
+def delete(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="The domain's id.")],
+    folder: FolderOption = FOLDER,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a domain that no other is under: its table and its local encoder, without a way back.
+
+    A processor that serves it goes on with it, and takes in no change of the folder, until it is
+    started again. Interrupted, the same command goes on where it was.
+    """
+    places.check_removable(folder, name)
+    if not yes and not session.json:
+        typer.confirm(f"Delete domain {name} at {folder / name}?", abort=True, err=True)
+    places.remove(folder, name)
+    if session.json:
+        return write_json({"deleted": name})
+    session.note(f"deleted {name}")
 
 
 def _in_order(found: Mapping[str, TableManifest], parent: str = GENERAL) -> list[tuple[int, str]]:

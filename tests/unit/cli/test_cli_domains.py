@@ -1,8 +1,9 @@
-"""`smile domains create | list | show` in real processes, on the toy backbone."""
+"""`smile domains create | list | show | delete` in real processes, on the toy backbone."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,22 @@ def test_refused(folder: Path, tmp_path: Path) -> None:
     refused = smile("domains", "show", "poetry", "--folder", str(folder / "domains"))
     assert refused.exit_code == NOT_FOUND
     assert smile("domains", "list", "--folder", str(tmp_path / "none")).exit_code == EXISTS
+
+
+def test_deleted_when_asked_and_no_other_is_under_it(folder: Path, tmp_path: Path) -> None:
+    domains = tmp_path / "domains"
+    shutil.copytree(folder / "domains" / "news", domains / "news")
+    place = ("--folder", str(domains))
+    made = smile(*create(folder, "art", "--parent", "news", *place))
+    assert made.exit_code == 0, made.stderr
+    refused = smile("domains", "delete", "news", *place, "--yes")
+    assert refused.exit_code == EXISTS and "parent of art" in refused.stderr
+    assert smile("domains", "delete", "poetry", *place, "--yes").exit_code == NOT_FOUND
+    asked = CliRunner().invoke(build(), ["domains", "delete", "art", *place], input="n\n")
+    assert asked.exit_code == 1 and "Delete domain art" in asked.stderr
+    assert smile("domains", "show", "art", *place, "--verify").exit_code == 0
+    told = smile("domains", "delete", "art", *place, "--output", "json")
+    assert (told.exit_code, json.loads(told.stdout)) == (0, {"deleted": "art"})
+    gone = CliRunner().invoke(build(), ["domains", "delete", "news", *place], input="y\n")
+    assert gone.exit_code == 0 and "deleted news" in gone.stderr
+    assert list(domains.iterdir()) == []

@@ -55,7 +55,7 @@ from smile.resources import (
     VersionOrigin,
     Vplm,
 )
-from smile.store.objects import ObjectStore
+from smile.store.objects import ObjectStore, Reading
 from smile.versioning import check_served
 
 
@@ -248,7 +248,11 @@ class Catalog:
 
     async def record(self, name: VplmName) -> Stored[VplmRecord]:
         """The record of a vPLM that is not deleted. Raises `NotFound`."""
-        return live(await self._documents.read(keys.vplm(name), VplmRecord), name)
+        return await self._store.read(self.reading(name))
+
+    def reading(self, name: VplmName) -> Reading[Stored[VplmRecord]]:
+        """As `record`, among other objects that are read one after another."""
+        return live((yield from self._documents.reading(keys.vplm(name), VplmRecord)), name)
 
     async def list_page(self, tenant: TenantId, size: int, token: str) -> tuple[list[Vplm], str]:
         """A page of vPLMs by id, and the token of the next."""

@@ -16,7 +16,7 @@ from services.storage.records import Document
 from smile.errors import Aborted, DataCorrupted, SmileError
 from smile.limits import MESSAGE_BYTES_MAX
 from smile.logs import get_logger
-from smile.store.objects import ObjectStore
+from smile.store.objects import ObjectStore, Reading
 
 EDIT_ATTEMPTS_MAX = 30
 EDIT_WAIT_S_MAX = 0.05
@@ -49,7 +49,11 @@ class Documents:
         Raises:
             DataCorrupted: what is there is no such document.
         """
-        found = await self._store.get(key)
+        return await self._store.read(self.reading(key, kind))
+
+    def reading(self, key: str, kind: type[D]) -> Reading[Stored[D] | None]:
+        """As `read`, among other objects that are read one after another."""
+        found = yield key
         if found is None:
             return None
         try:

@@ -18,14 +18,16 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from services.storage import keys
 from smile.errors import DataCorrupted, InvalidArgument
 from smile.limits import CHUNK_BYTES_MAX
 from smile.maintenance import Signing
-from smile.store.objects import LIST_KEYS_MAX, Object, ObjectInfo, ObjectStore
+from smile.store.objects import LIST_KEYS_MAX, Object, ObjectInfo, ObjectStore, Reading
 
 SECRET_BYTES_MIN = 32
+T = TypeVar("T")
 _SUFFIX = re.compile(
     rb',"signature":\{"key":"([a-z0-9][a-z0-9-]{0,31})","hmac_sha256":"([0-9a-f]{64})"\}\}\Z'
 )
@@ -128,11 +130,10 @@ class SignedStore:
         return await self._inner.compare_and_swap(key, self._sealed(key, data), etag)
 
     async def get(self, key: str) -> Object | None:
-        found = await self._inner.get(key)
-        if found is None or not keys.is_record(key):
-            return found
-        document, _ = self._keyring.opened(key, found.data)
-        return Object(document, found.etag)
+        return self._opened(key, await self._inner.get(key))
+
+    async def read(self, reading: Reading[T]) -> T:
+        return await self._inner.read(self._checked(reading))
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         await self._inner.put_stream(key, chunks)
@@ -167,6 +168,22 @@ class SignedStore:
             document, _ = self._keyring.opened(key, found.data)
             sealed = self._keyring.sign(key, document)
             await self._inner.compare_and_swap(key, sealed, found.etag)
+
+    def _opened(self, key: str, found: Object | None) -> Object | None:
+        """An object without its signature, if it is a record. Raises `DataCorrupted`."""
+        if found is None or not keys.is_record(key):
+            return found
+        document, _ = self._keyring.opened(key, found.data)
+        return Object(document, found.etag)
+
+    def _checked(self, reading: Reading[T]) -> Reading[T]:
+        """A reading that is sent what was signed."""
+        try:
+            key = next(reading)
+            while True:
+                key = reading.send(self._opened(key, (yield key)))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     def _sealed(self, key: str, data: bytes) -> bytes:
         return self._keyring.sign(key, data) if keys.is_record(key) else data

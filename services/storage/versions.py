@@ -28,7 +28,7 @@ from smile.model import weights
 from smile.model.specs import BackboneShape, ModuleSpec, PetKind
 from smile.names import JobName, VersionName, VplmName
 from smile.resources import SERVING, TrainingSummary, VersionOrigin, VplmVersion
-from smile.store.objects import ObjectStore
+from smile.store.objects import ObjectStore, Reading
 
 NUMBER_MAX = 999_999_999
 NOTE_BYTES_MAX = 128  # what the record grows by
@@ -98,38 +98,40 @@ class Versions:
 
     async def get(self, name: VersionName) -> VplmVersion:
         """Raises `NotFound`, also for versions no record knows of yet."""
-        record = await self._record(name)
-        found = (await self._manifest(name, record)).view(str(name.vplm))
-        return replace(found, exactness=record.exactness)
+        manifest, record = await self._store.read(self._reading(name))
+        return replace(manifest.view(str(name.vplm)), exactness=record.exactness)
 
     async def shaped(self, name: VersionName) -> tuple[VplmVersion, BackboneShape]:
         """A version, and the shape of the backbone it is made for. Raises `NotFound`."""
-        record = await self._record(name)
-        return (await self._manifest(name, record)).view(str(name.vplm)), record.backbone.shape
+        manifest, record = await self._store.read(self._reading(name))
+        return manifest.view(str(name.vplm)), record.backbone.shape
 
     async def resolve(self, vplm: VplmName, alias: str) -> VplmVersion:
         """The version an alias points to, with its canary if it has one; `serving` where none is
         named. Raises `NotFound`.
         """
-        found, _, _ = await self._resolved(vplm, alias)
+        found, _, _ = await self._store.read(self._resolving(vplm, alias))
         return found
 
     async def fetch(self, vplm: VplmName, alias: str) -> tuple[VplmVersion, bytes]:
         """As `resolve`, with the version's bytes; none where they are more than fit one message, or
         are damaged, of which `open` tells. Raises `NotFound`.
         """
-        found, manifest, record = await self._resolved(vplm, alias)
+        return await self._store.read(self._fetching(vplm, alias))
+
+    def _fetching(self, vplm: VplmName, alias: str) -> Reading[tuple[VplmVersion, bytes]]:
+        found, manifest, record = yield from self._resolving(vplm, alias)
         if found.size_bytes > CHUNK_BYTES_MAX:
             return found, b""
-        stored = await self._store.get(blob_of(keys.vplm_contents(vplm, record.uid), manifest))
+        stored = yield blob_of(keys.vplm_contents(vplm, record.uid), manifest)
         intact = stored is not None and hashlib.sha256(stored.data).hexdigest() == found.digest
         return found, stored.data if stored is not None and intact else b""
 
-    async def _resolved(
+    def _resolving(
         self, vplm: VplmName, alias: str
-    ) -> tuple[VplmVersion, VersionManifest, VplmRecord]:
+    ) -> Reading[tuple[VplmVersion, VersionManifest, VplmRecord]]:
         """What an alias points to, and what is written of it and of its vPLM."""
-        record = (await self._catalog.record(vplm)).document
+        record = (yield from self._catalog.reading(vplm)).document
         number = record.aliases.get(alias or SERVING)
         if number is None:
             raise NotFound(
@@ -137,11 +139,11 @@ class Versions:
                 reason="ALIAS_NOT_FOUND",
                 metadata={"resource": str(vplm), "alias": alias or SERVING},
             )
-        manifest = await self._manifest(VersionName(vplm, number), record)
+        manifest = yield from self._manifest(VersionName(vplm, number), record)
         found = replace(manifest.view(str(vplm)), exactness=record.exactness)
         if (canary := record.canaries.get(alias or SERVING)) is None:
             return found, manifest, record
-        second = await self._manifest(VersionName(vplm, canary.version), record)
+        second = yield from self._manifest(VersionName(vplm, canary.version), record)
         other = replace(second.view(str(vplm)), exactness=record.exactness)
         found = replace(found, canary=other, canary_weight=canary.weight)
         return found, manifest, record
@@ -164,7 +166,8 @@ class Versions:
 
         async def load(number: str) -> VplmVersion | None:
             name, deletion = VersionName(vplm, int(number)), deleted.get(int(number))
-            manifest = await self._manifest(name, record, deleted=deletion is not None)
+            reading = self._manifest(name, record, deleted=deletion is not None)
+            manifest = await self._store.read(reading)
             return replace(manifest.view(str(vplm), deletion), exactness=record.exactness)
 
         found, more = await load_page(numbers, load, size)
@@ -173,30 +176,34 @@ class Versions:
 
     async def open(self, name: VersionName) -> tuple[VplmVersion, AsyncIterator[bytes]]:
         """A version and its bytes, which raise `DataCorrupted` unless they match its digest."""
-        record = await self._record(name)
-        manifest = await self._manifest(name, record)
+        manifest, record = await self._store.read(self._reading(name))
         blob = blob_of(keys.vplm_contents(name.vplm, record.uid), manifest)
         declared = Declared(manifest.size_bytes, manifest.digest)
         found = replace(manifest.view(str(name.vplm)), exactness=record.exactness)
         return found, verified(self._store.get_stream(blob), declared, str(name))
 
-    async def _record(self, name: VersionName) -> VplmRecord:
+    def _reading(self, name: VersionName) -> Reading[tuple[VersionManifest, VplmRecord]]:
+        """What is written of a version and of its vPLM."""
+        record = yield from self._record(name)
+        return (yield from self._manifest(name, record)), record
+
+    def _record(self, name: VersionName) -> Reading[VplmRecord]:
         """The record of a version's vPLM; where there is none, what is absent is the version."""
         try:
-            return (await self._catalog.record(name.vplm)).document
+            return (yield from self._catalog.reading(name.vplm)).document
         except NotFound:
             raise NotFound(f"{name} does not exist", metadata={"resource": str(name)}) from None
 
-    async def _manifest(
+    def _manifest(
         self, name: VersionName, record: VplmRecord, *, deleted: bool = False
-    ) -> VersionManifest:
+    ) -> Reading[VersionManifest]:
         """Of a version that the record has, or that is in the trash where `deleted` says so."""
         if not deleted and not record.has(name.number):
             raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
         place = keys.version(name.vplm, record.uid, name.number)
-        stored = await self._documents.read(place, VersionManifest)
+        stored = yield from self._documents.reading(place, VersionManifest)
         if stored is None:
-            if not (await self._record(name)).has(name.number):  # deleted meanwhile
+            if not (yield from self._record(name)).has(name.number):  # deleted meanwhile
                 raise NotFound(f"{name} does not exist", metadata={"resource": str(name)})
             raise DataCorrupted(
                 f"the manifest of {name} is missing",
@@ -212,7 +219,8 @@ class Versions:
                 "a new request_id",
                 reason="REQUEST_ID_USED",
             )
-        manifest = await self._manifest(VersionName(new.vplm, number), record)
+        reading = self._manifest(VersionName(new.vplm, number), record)
+        manifest = await self._store.read(reading)
         if manifest.digest != new.declared.digest:
             raise AlreadyExists(
                 f"request_id {new.request_id} was used for other bytes already",

@@ -29,6 +29,7 @@ from smile.store.objects import (
     LIST_KEYS_MAX,
     Object,
     ObjectInfo,
+    Reading,
     check_key,
     check_prefix,
     probe_store,
@@ -87,6 +88,17 @@ class DirectoryStore:
     async def get(self, key: str) -> Object | None:
         path = self._path(key)
         return await self._run(lambda: _read(path))
+
+    async def read(self, reading: Reading[T]) -> T:
+        def run() -> T:
+            try:
+                key = next(reading)
+                while True:
+                    key = reading.send(_read(self._path(key)))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+        return await self._run(run)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         path = self._path(key)

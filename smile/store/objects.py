@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from smile.errors import FailedPrecondition, InvalidArgument
@@ -43,6 +43,10 @@ class ObjectInfo:
     modified: datetime
 
 
+T = TypeVar("T")
+Reading: TypeAlias = Generator[str, Object | None, T]
+
+
 class ObjectStore(Protocol):
     """Bytes under keys.
 
@@ -59,6 +63,12 @@ class ObjectStore(Protocol):
 
     async def get(self, key: str) -> Object | None:
         """A small object whole."""
+        ...
+
+    async def read(self, reading: Reading[T]) -> T:
+        """What `reading` returns, which yields keys and is sent the objects there, or None: for
+        objects one of which names the next. It may run in another thread, and may raise.
+        """
         ...
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
@@ -209,6 +219,16 @@ def check_prefix(prefix: str) -> str:
     if prefix:
         check_key(prefix.removesuffix("/") if prefix.endswith("/") else "")
     return prefix
+
+
+async def read_one_by_one(get: Callable[[str], Awaitable[Object | None]], reading: Reading[T]) -> T:
+    """What `read` of a store does whose every `get` is a call of its own."""
+    try:
+        key = next(reading)
+        while True:
+            key = reading.send(await get(key))
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
 
 
 async def probe_store(store: ObjectStore) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -26,10 +26,12 @@ from smile.store.objects import (
     PROBE_PREFIX,
     Object,
     ObjectInfo,
+    Reading,
     S3Options,
     check_key,
     check_prefix,
     probe_store,
+    read_one_by_one,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ RETRY_AFTER_S = 1.0
 STREAM_S_MAX = 3600.0  # one whole request; a stalled one ends by its read timeout
 _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403 Forbidden")
 
+T = TypeVar("T")
 _Backend: TypeAlias = S3Store | MemoryStore
 
 
@@ -140,6 +143,9 @@ class RemoteStore:
                 self._missing_key(error)
                 return None
         return Object(data, _tag(result.meta["e_tag"]))
+
+    async def read(self, reading: Reading[T]) -> T:
+        return await read_one_by_one(self.get, reading)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         with self._faults():

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from pydantic import SecretStr
@@ -56,11 +57,20 @@ from smile.rpc.channel import ServiceCredential, build_channel
 from smile.rpc.health import Readiness
 from smile.rpc.keys import KeyKind, new_key
 from smile.rpc.server import RunningServer, Service
-from smile.store.objects import PROBE_PREFIX, Object, ObjectInfo, ObjectStore, open_store
+from smile.store.objects import (
+    PROBE_PREFIX,
+    Object,
+    ObjectInfo,
+    ObjectStore,
+    Reading,
+    open_store,
+    read_one_by_one,
+)
 from smile.store.redis import connect
 from smile.testing import FakeClock, serving
 from smile.v1 import creator_pb2_grpc, processor_pb2_grpc, trainer_pb2_grpc
 
+T = TypeVar("T")
 REDIS_START_S_MAX = 10.0
 RESOLVE_TTL_S = 0.2
 
@@ -107,6 +117,9 @@ class FragileStore:
     async def get(self, key: str) -> Object | None:
         self._use()
         return await self.inner.get(key)
+
+    async def read(self, reading: Reading[T]) -> T:
+        return await read_one_by_one(self.get, reading)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         self._use()

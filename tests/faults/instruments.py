@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from smile.limits import CHUNK_BYTES_MAX
-from smile.store.objects import Object, ObjectInfo, ObjectStore
+from smile.store.objects import Object, ObjectInfo, ObjectStore, Reading, read_one_by_one
 from tests.faults.failpoints import Failpoints
 
+T = TypeVar("T")
 BESIDE = ("probe/", "feed/")  # what comes and goes beside all requests is no step of them
 PIECE_BYTES = 500
 # Calls of the operating system that change a file system, by the names of Python's audit events.
@@ -50,6 +51,9 @@ class SteppingStore:
     async def get(self, key: str) -> Object | None:
         self._reach("get", key)
         return await self.inner.get(key)
+
+    async def read(self, reading: Reading[T]) -> T:
+        return await read_one_by_one(self.get, reading)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         async def seen() -> AsyncIterator[bytes]:

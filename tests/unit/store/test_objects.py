@@ -18,7 +18,7 @@ import pytest
 from smile.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from smile.maintenance import Capability
 from smile.store.capabilities import probe_capabilities
-from smile.store.objects import ObjectStore, ProbedStore, S3Options, open_store
+from smile.store.objects import ObjectStore, ProbedStore, Reading, S3Options, open_store
 
 ENDPOINT = os.environ.get("SMILE_TEST_S3_ENDPOINT")
 KINDS = ("directory", "memory", "moto", "ceph", *(("endpoint",) if ENDPOINT else ()))
@@ -214,6 +214,40 @@ async def test_reading_what_is_absent(store: ObjectStore) -> None:
     assert await store.get("none") is None
     with pytest.raises(NotFound):
         await _all(store, "none")
+
+
+@pytest.mark.asyncio
+async def test_what_one_object_names_is_read_next(store: ObjectStore) -> None:
+    await store.put_if_absent("a", b"b/first")
+    await store.put_if_absent("b/first", b"c/absent")
+
+    def names() -> Reading[list[str]]:
+        found, key = list[str](), "a"
+        while (one := (yield key)) is not None:
+            key = one.data.decode()
+            found.append(key)
+        return found
+
+    assert await store.read(names()) == ["b/first", "c/absent"]
+
+
+@pytest.mark.asyncio
+async def test_what_a_reading_raises_is_raised(store: ObjectStore) -> None:
+    def refusing() -> Reading[None]:
+        if (yield "a/absent") is None:
+            raise NotFound("a/absent does not exist")
+
+    with pytest.raises(NotFound, match="a/absent"):
+        await store.read(refusing())
+
+
+@pytest.mark.asyncio
+async def test_a_reading_of_nothing_returns(store: ObjectStore) -> None:
+    def nothing() -> Reading[int]:
+        yield from ()
+        return 7
+
+    assert await store.read(nothing()) == 7
 
 
 @pytest.mark.asyncio

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,8 +36,16 @@ from smile.model.specs import (
 )
 from smile.names import AdapterName, DatasetName, TenantId, VplmName
 from smile.resources import Backbone, DatasetFormat, Derivation, VersionOrigin, Vplm
-from smile.store.objects import Object, ObjectInfo, ObjectStore, open_store
+from smile.store.objects import (
+    Object,
+    ObjectInfo,
+    ObjectStore,
+    Reading,
+    open_store,
+    read_one_by_one,
+)
 
+T = TypeVar("T")
 ACME = TenantId("acme")
 OTHER = TenantId("other")
 SHAPE = BackboneShape(
@@ -127,6 +136,9 @@ class FaultyStore:
     async def get(self, key: str) -> Object | None:
         self._after(self._before())
         return await self.inner.get(key)
+
+    async def read(self, reading: Reading[T]) -> T:
+        return await read_one_by_one(self.get, reading)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         due = self._before()

@@ -7,11 +7,19 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from smile.limits import MIB
-from smile.store.objects import Object, ObjectInfo, ObjectStore, open_store
+from smile.store.objects import (
+    Object,
+    ObjectInfo,
+    ObjectStore,
+    Reading,
+    open_store,
+    read_one_by_one,
+)
 
+T = TypeVar("T")
 _actor: ContextVar[str] = ContextVar("actor", default="")
 
 
@@ -69,6 +77,9 @@ class SteppingStore:
     async def get(self, key: str) -> Object | None:
         await self._turn()
         return await self.inner.get(key)
+
+    async def read(self, reading: Reading[T]) -> T:
+        return await read_one_by_one(self.get, reading)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
         await self._turn()

@@ -47,7 +47,7 @@ def undelete(
     vplm: VplmArgument,
     uid: Annotated[str, typer.Option(help="Which one, if several had this name.")] = "",
 ) -> None:
-    """Have a deleted vPLM back, as it was. `smile list --deleted` shows what can be had back."""
+    """Have a deleted vPLM back, as it was. `smile vplms list --deleted` shows what can be."""
     back = session.client.undelete_vplm(vplm, uid=uid)
     if session.json:
         return write_json(back)

@@ -52,11 +52,12 @@ def alias(
 def list_(
     session: Session,
     vplm: VplmArgument,
-    deleted: Annotated[bool, typer.Option(help="Also those that can be had back.")] = False,
+    deleted: Annotated[bool, typer.Option(help="Only those that can be had back.")] = False,
 ) -> None:
-    """List a vPLM's versions, newest first."""
+    """List a vPLM's versions, or those that were deleted and can be had back, newest first."""
     owner = session.client.vplm(vplm)
-    found = list(session.client.versions(vplm, show_deleted=deleted))
+    every = session.client.versions(vplm, show_deleted=deleted)
+    found = [one for one in every if not deleted or one.delete_time is not None]
     if session.json:
         return write_json({"versions": found})
     rows = [
@@ -68,12 +69,12 @@ def list_(
             v.digest[:12],
             ", ".join(f"{name} {value}" for name, value in metric_rows(v.metrics)[:3]),
             when(v.create_time),
-            *([when(v.delete_time)] if deleted else []),
+            *([when(v.delete_time), when(v.purge_time)] if deleted else []),
         ]
         for v in found
     ]
     columns = ["version>", "aliases", "origin", "size>", "digest", "metrics", "created"]
-    session.out.print(table([*columns, *(["deleted"] if deleted else [])], rows))
+    session.out.print(table([*columns, *(["deleted", "until"] if deleted else [])], rows))
 
 
 def show(

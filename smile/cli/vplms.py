@@ -198,10 +198,11 @@ def _created(
 
 def list_(
     session: Session,
-    deleted: Annotated[bool, typer.Option(help="Also those that can be had back.")] = False,
+    deleted: Annotated[bool, typer.Option(help="Only those that can be had back.")] = False,
 ) -> None:
-    """List your vPLMs."""
-    found = list(session.client.vplms(show_deleted=deleted))
+    """List your vPLMs, or those that were deleted and can be had back."""
+    every = session.client.vplms(show_deleted=deleted)
+    found = [one for one in every if not deleted or one.delete_time is not None]
     if session.json:
         return write_json({"vplms": found})
     rows = [

@@ -177,16 +177,24 @@ def test_the_shell_does_the_same(typed: Typed, tmp_path: Path) -> None:
     assert "the same bytes" in again
 
     assert typed("versions", "delete", "topic", "2")["delete_time"]
-    assert [v["delete_time"] is None for v in _versions(typed, "--deleted")] == [False, True]
+    assert [v["name"].rpartition("/")[2] for v in _versions(typed, "--deleted")] == ["2"]
+    assert [v["name"].rpartition("/")[2] for v in _versions(typed)] == ["1"]
     assert "until" not in typed("versions", "list", "topic", people=True)
+    assert "until" in typed("versions", "list", "topic", "--deleted", people=True)
     assert "is back" in typed("versions", "undelete", "topic", "2", people=True)
     assert len(_versions(typed)) == 2
 
     assert typed("vplms", "delete", "topic") == {"deleted": "topic"}
     assert [v["name"] for v in typed("list")["vplms"]] == ["tenants/acme/vplms/other"]
-    assert len(typed("vplms", "list", "--deleted")["vplms"]) == 2
-    assert "other" in typed("vplms", "list", "--deleted", people=True)
+    for list_command in (("list",), ("vplms", "list")):
+        gone = typed(*list_command, "--deleted")["vplms"]
+        assert [v["name"] for v in gone] == ["tenants/acme/vplms/topic"]
+        assert gone[0]["delete_time"] and gone[0]["purge_time"]
+    shown = typed("vplms", "list", "--deleted", people=True)
+    assert "topic" in shown and "other" not in shown
     assert typed("vplms", "undelete", "topic")["aliases"] == {"serving": 1}
+    assert typed("vplms", "list", "--deleted") == {"vplms": []}
+    assert _versions(typed, "--deleted") == []
     assert typed("delete", "topic", "--for-good") == {"deleted": "topic"}
     typed("vplms", "undelete", "topic", code=4)
 

@@ -16,6 +16,7 @@ from smile.errors import InvalidArgument
 from smile.resources import Usage, VplmUsage
 from smile.savings import FULL_TRAINING_FACTOR, Assumptions, Savings, saved
 
+DAYS_DEFAULT = 7
 BAR_CHARS = 30
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -29,8 +30,13 @@ def usage(
     session: Session,
     tenant: TenantOption = None,
     days: Annotated[
-        int, typer.Option(min=0, max=DAYS_MAX, help="Last days to show, today included.")
-    ] = 0,
+        int,
+        typer.Option(
+            min=0,
+            max=DAYS_MAX,
+            help="Last days of UTC whose use to show, today included; 0: only what is stored.",
+        ),
+    ] = DAYS_DEFAULT,
     all_tenants: Annotated[
         bool, typer.Option("--all-tenants", help="For operators: every tenant, and all by day.")
     ] = False,
@@ -38,7 +44,9 @@ def usage(
         float, typer.Option(min=0.0, help="Times as long as here that full fine-tuning takes.")
     ] = FULL_TRAINING_FACTOR,
 ) -> None:
-    """Show what is stored, allowed and used, beside what full models would take."""
+    """Show what is stored and allowed, and what the last days used, beside what full models would
+    take. What was done in the last seconds may not be counted yet.
+    """
     if all_tenants:
         if tenant is not None:
             raise InvalidArgument("--tenant and --all-tenants exclude each other")
@@ -49,11 +57,12 @@ def usage(
         body = to_json(found)
         assert isinstance(body, dict)
         return write_json({**body, "savings": savings})
-    session.out.print(vplm_table(found.vplms, with_counts=days > 0))
+    session.out.print(vplm_table(found.vplms))
     if days:
+        session.out.print(use_table(found.vplms, days))
         session.out.print(day_table(found.days))
     session.out.print(limit_table(found.limits))
-    session.out.print(summary(found, savings))
+    session.out.print(summary(found, savings, days))
     for warning in found.warnings:
         session.note(f"warning: {warning}")
 
@@ -91,22 +100,26 @@ def count_cells(counts: Counts) -> list[str]:
     ]
 
 
-def vplm_table(rows: Sequence[VplmUsage], *, with_counts: bool) -> Table:
-    """What each vPLM stores, and was used for."""
-    columns = ["vplm", "versions>", "stored>", "serving>", "full model>", "saving>"]
-    if with_counts:
-        columns += COUNT_COLUMNS
+def vplm_table(rows: Sequence[VplmUsage]) -> Table:
+    """What each vPLM stores."""
     return table(
-        columns,
+        ["vplm", "versions>", "stored>", "serving>", "full model>", "saving>"],
         [
             [
                 short(row.name), str(row.versions), size(row.size_bytes), size(row.serving_bytes),
                 size(row.full_model_bytes), saving(row),
-                *(count_cells(row.counts) if with_counts else ()),
             ]
             for row in rows
         ],
     )  # fmt: skip
+
+
+def use_table(rows: Sequence[VplmUsage], days: int) -> Table:
+    """What each vPLM that was used at all was used for."""
+    return table(
+        [f"vplm, {_last(days)}", *COUNT_COLUMNS],
+        [[short(row.name), *count_cells(row.counts)] for row in rows if row.counts],
+    )
 
 
 def day_table(days: Sequence[UsageDay]) -> Table:
@@ -146,8 +159,8 @@ def limit_table(limits: Sequence[LimitUse]) -> Table:
     )
 
 
-def summary(found: Usage, savings: Savings) -> Table:
-    """What all models take here, and would as full ones."""
+def summary(found: Usage, savings: Savings, days: int) -> Table:
+    """What all models take here, and would as full ones; training on the last `days` days."""
     factor = savings.assumptions.full_training_factor
     rows = [
         ("stored", f"{size(found.stored_bytes)} of {size(found.quota_bytes)}"),
@@ -159,12 +172,16 @@ def summary(found: Usage, savings: Savings) -> Table:
     if savings.training_seconds:
         rows.append(
             (
-                "training",
+                f"training, {_last(days)}",
                 f"{savings.training_seconds:,.1f} s, {savings.full_training_seconds:,.1f} s in "
                 f"full (taken to be {factor:g} times as long)",
             )
         )
     return facts(rows)
+
+
+def _last(days: int) -> str:
+    return f"last {days} days" if days > 1 else "today"
 
 
 def _against(here: int, full: int) -> str:

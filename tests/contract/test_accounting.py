@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -312,8 +313,15 @@ async def test_the_command_line_shows_days_limits_and_what_was_saved(
         assert "requests_per_day" in await told(operator, *quota)
         shown = await told(acme, "usage", "--days", "3")
         assert today() in shown and "█" in shown and "50.0 %" in shown
+        assert re.search(r"vplm, last 3 days .*\n.*\n *topic +1 +2 ", shown)
+        plain = await told(acme, "usage")
+        assert len(re.findall(r"^\d{4}-\d\d-\d\d ", plain, re.MULTILINE)) == 7
+        assert re.search(r"vplm, last 7 days .*\n.*\n *topic +1 +2 ", plain)
+        stored = await told(acme, "usage", "--days", "0")
+        assert "topic" in stored and "requests " not in stored
         found = json.loads(await told(acme, "usage", "--days", "30", "--output", "json"))
         assert len(found["days"]) == 30
+        assert len(json.loads(await told(acme, "usage", "--output", "json"))["days"]) == 7
         assert found["days"][-1]["counts"]["texts"] == 2
         saved = found["savings"]
         assert saved["full_model_bytes"] == found["vplms"][0]["full_model_bytes"]

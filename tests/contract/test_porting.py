@@ -244,14 +244,7 @@ async def test_the_platform_checks_for_itself(
         made = await client.create_vplm("topic", backbone="toy", pet=LORA, labels=["a", "b"])
         await client.download_version("topic", tmp_path / "topic.safetensors")
         data = (tmp_path / "topic.safetensors").read_bytes()
-        header = creator_pb2.ImportVplmHeader(
-            parent="tenants/acme",
-            vplm_id="new",
-            spec=codec.spec_to_pb(made.spec),
-            size_bytes=len(data),
-            digest=hashlib.sha256(data).hexdigest(),
-            request_id=new_uuid(),
-        )
+        header = _header("new", made, data)
         sent = change(header, data)
         with pytest.raises(SmileError) as raised:
             await _import(platform, header, sent)
@@ -267,14 +260,7 @@ async def test_an_import_that_is_refused_while_bytes_are_on_their_way_tells_why(
         made = await client.create_vplm("topic", backbone="toy", pet=LORA, labels=["a", "b"])
         await client.download_version("topic", tmp_path / "topic.safetensors")
     data = (tmp_path / "topic.safetensors").read_bytes()
-    header = creator_pb2.ImportVplmHeader(
-        parent="tenants/acme",
-        vplm_id="topic",
-        spec=codec.spec_to_pb(made.spec),
-        size_bytes=len(data),
-        digest=hashlib.sha256(data).hexdigest(),
-        request_id=new_uuid(),
-    )
+    header = _header("topic", made, data)
     answered = asyncio.Event()
 
     async def messages() -> AsyncIterator[creator_pb2.ImportVplmRequest]:
@@ -282,11 +268,21 @@ async def test_an_import_that_is_refused_while_bytes_are_on_their_way_tells_why(
         yield creator_pb2.ImportVplmRequest(chunk=data[:1000])
         await answered.wait()
 
-    address = dict(part.split("=") for part in platform.endpoints.split(","))["creator"]
-    async with build_channel(address, credentials=ApiKey(platform.keys["acme"])) as channel:
-        with pytest.raises(smile.AlreadyExists), calling():
-            await creator_pb2_grpc.CreatorServiceStub(channel).ImportVplm(messages(), timeout=20)
-        answered.set()
+    with pytest.raises(smile.AlreadyExists):
+        await _send(platform, messages())
+    answered.set()
+
+
+def _header(vplm: str, like: smile.Vplm, data: bytes) -> creator_pb2.ImportVplmHeader:
+    """Of an import by acme that nothing is wrong with."""
+    return creator_pb2.ImportVplmHeader(
+        parent="tenants/acme",
+        vplm_id=vplm,
+        spec=codec.spec_to_pb(like.spec),
+        size_bytes=len(data),
+        digest=hashlib.sha256(data).hexdigest(),
+        request_id=new_uuid(),
+    )
 
 
 async def _import(platform: World, header: creator_pb2.ImportVplmHeader, data: bytes) -> None:
@@ -295,10 +291,14 @@ async def _import(platform: World, header: creator_pb2.ImportVplmHeader, data: b
         for piece in pieces(data, 1000):
             yield creator_pb2.ImportVplmRequest(chunk=piece)
 
+    await _send(platform, messages())
+
+
+async def _send(platform: World, messages: AsyncIterator[creator_pb2.ImportVplmRequest]) -> None:
     address = dict(part.split("=") for part in platform.endpoints.split(","))["creator"]
     async with build_channel(address, credentials=ApiKey(platform.keys["acme"])) as channel:
         with calling():
-            await creator_pb2_grpc.CreatorServiceStub(channel).ImportVplm(messages(), timeout=20)
+            await creator_pb2_grpc.CreatorServiceStub(channel).ImportVplm(messages, timeout=20)
 
 
 Cli = Callable[..., Result]

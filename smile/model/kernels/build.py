@@ -271,8 +271,15 @@ def _version(path: str) -> str | None:
 
 
 def fault(error: Exception) -> str:
-    """One line, with the end of what a compiler said."""
-    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else None
-    lines = [line for line in (said or str(error)).splitlines() if line.strip()]
+    """One line, with the end of what a compiler said, or how it ended where it said nothing."""
+    said, ended = "", str(error)
+    match error:
+        case subprocess.TimeoutExpired(timeout=seconds):
+            ended = f"the compiler took longer than {seconds:g} s"
+        case subprocess.CalledProcessError(returncode=code):
+            said = error.stderr or ""
+            how = f"by signal {-code}" if code < 0 else f"with code {code}"
+            ended = f"the compiler ended {how}"
+    lines = [line for line in (said or ended).splitlines() if line.strip()]
     faults = [line for line in lines if "error" in line]
     return (faults or lines or [type(error).__name__])[0][:300]

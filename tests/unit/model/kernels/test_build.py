@@ -234,6 +234,26 @@ def test_finding_a_compiler(tmp_path: Path) -> None:
     assert Compiler.find(["no-such-compiler"]) is None
 
 
+@pytest.mark.parametrize(
+    ("ends", "seconds_max", "told"),
+    [
+        ("exec sleep 600", 0.5, "the compiler took longer than 0.5 s"),
+        ("kill -KILL $$", 100, "the compiler ended by signal 9"),
+        ("exit 3", 100, "the compiler ended with code 3"),
+    ],
+)
+def test_a_compiler_that_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, seconds_max: float, told: str
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\n{ends}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "COMPILE_SECONDS_MAX", seconds_max)
+    with pytest.raises(subprocess.SubprocessError) as caught:
+        build.compile_to(tmp_path / "k.so", build.SOURCES, TARGETS[0], Compiler(str(compiler), "1"))
+    assert build.fault(caught.value) == told
+
+
 @needs_compiler
 def test_building_ahead(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "image"

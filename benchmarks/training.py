@@ -75,6 +75,10 @@ class Texts:
     training: tuple[Row, ...]
     held_out: tuple[Row, ...]
 
+    @property
+    def name(self) -> str:
+        return self.suffix.strip("_") or "sentences"
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -109,8 +113,6 @@ class Trained:
 def measure(run: Run) -> Figures:
     """The keys of the claim: of sentences, and with their suffix of documents."""
     repetitions = run.choose(2, 1)
-    found: dict[str, Json] = {}
-    told: dict[str, Json] = {}
     for texts in texts_of(run):
         turns = repetitions * len(CONTENDERS)
         with (
@@ -118,21 +120,23 @@ def measure(run: Run) -> Figures:
             run.steps(f"training on {len(texts.training)} texts, in turns", turns) as done,
         ):
             trained = interleaved(
-                {
-                    one.key: partial(train, one, lesson_of(one, texts, run), Path(folder))
-                    for one in CONTENDERS
-                },
+                {one.key: partial(_kept, run, texts, one, Path(folder)) for one in CONTENDERS},
                 repetitions,
                 done,
             )
-        name = texts.suffix.strip("_") or "sentences"
-        found |= {f"{key}{texts.suffix}": value for key, value in figures(trained).items()}
-        found |= {
-            f"rows{texts.suffix}": len(texts.training),
-            f"rows_held_out{texts.suffix}": len(texts.held_out),
-        }
-        told[name] = {key: [dict(one.told) for one in all_] for key, all_ in trained.items()}
-    return {**found, "repetitions": repetitions, "trainings": told}
+        rows = {"rows": len(texts.training), "rows_held_out": len(texts.held_out)}
+        every = {**figures(trained), **rows}
+        run.keep({f"{key}{texts.suffix}": value for key, value in every.items()})
+    return {**run.kept, "repetitions": repetitions}
+
+
+def _kept(run: Run, texts: Texts, one: Contender, folder: Path) -> Trained:
+    """`train`, and what it told is kept."""
+    trained = train(one, lesson_of(one, texts, run), folder)
+    told = cast("dict[str, dict[str, list[Json]]]", run.kept.setdefault("trainings", {}))
+    told.setdefault(texts.name, {}).setdefault(one.key, []).append(dict(trained.told))
+    run.say(f"{texts.name}, {one.key}: {trained.seconds:.1f} s, accuracy {trained.accuracy:.3f}")
+    return trained
 
 
 def figures(trained: Mapping[str, Sequence[Trained]]) -> dict[str, Json]:

@@ -1,4 +1,8 @@
-"""The command line of every benchmark: measure, print one JSON line, record."""
+"""The command line of every benchmark: measure, print one JSON line, record.
+
+A run that is broken off, or fails, does the same with what it has kept so far, marked as partial:
+nothing reads it as a result.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from benchmarks.harness.json_types import Figures
+from benchmarks.harness.json_types import Figures, Json
 from benchmarks.harness.machine import LOAD_IDLE_MAX, Machine
 from benchmarks.harness.result import Result
 from smile.errors import DeadlineExceeded, SmileError
@@ -37,15 +41,21 @@ class Run:
     Attributes:
         quick: Fewer and shorter repetitions of the same thing; the same keys.
         fleet: Folder of a platform's data to make or to use again; None for one of its own.
+        kept: What was measured so far, of benchmarks that say so.
     """
 
     quick: bool = False
     fleet: Path | None = None
     console: Console = field(default_factory=_console)
+    kept: dict[str, Json] = field(default_factory=dict)
 
     def say(self, sentence: str) -> None:
         """One line on standard error."""
         self.console.print(Text(sentence))
+
+    def keep(self, figures: Figures) -> None:
+        """Has figures told even if the run goes no further."""
+        self.kept.update(figures)
 
     @contextmanager
     def steps(self, what: str, total: int) -> Iterator[Callable[[], None]]:
@@ -94,32 +104,34 @@ def main(name: str, measure: Measure, arguments: Sequence[str] | None = None) ->
     parser.add_argument("--fleet", type=Path, help="folder of vPLMs to make or to use again")
     given = parser.parse_args(arguments)
     run = Run(quick=given.quick, fleet=given.fleet)
+    started, before = time.monotonic(), _before(name, run)
     try:
-        result = measured(name, measure, run)
+        figures, code = measure(run), 0
     except SmileError as error:
         run.say(f"{name} failed: {error.message} ({error.reason})")
-        return EXIT_FAILED
+        figures, code = run.kept, EXIT_FAILED
     except KeyboardInterrupt:
         run.say("interrupted; everything has been stopped")
-        return EXIT_INTERRUPTED
-    if given.record:
-        run.say(f"recorded in {result.record()}")
-    result.write_last_line()
-    return 0
+        figures, code = run.kept, EXIT_INTERRUPTED
+    if figures or not code:
+        seconds = time.monotonic() - started
+        result = replace(before, figures=figures, seconds=seconds, partial=code != 0)
+        if given.record:
+            what = "what it had measured so far is" if result.partial else "recorded"
+            run.say(f"{what} in {result.record()}")
+        result.write_last_line()
+    return code
 
 
-def measured(name: str, measure: Measure, run: Run) -> Result:
-    """The result of one run, with the machine as it was before."""
+def _before(name: str, run: Run) -> Result:
+    """A result without figures, with the machine as it is before the run."""
     machine = Machine.describe()
     if not machine.idle:
         run.say(
             f"warning: this machine is not idle (load {machine.load}, expected at most "
             f"{LOAD_IDLE_MAX}): figures will be off"
         )
-    empty = Result.of(name, {}, machine, quick=run.quick)
-    started = time.monotonic()
-    figures = measure(run)
-    return replace(empty, figures=figures, seconds=time.monotonic() - started)
+    return Result.of(name, {}, machine, quick=run.quick)
 
 
 def script(name: str, measure: Measure) -> None:

@@ -14,7 +14,7 @@ from benchmarks.harness.machine import Machine
 from benchmarks.harness.targets import judged
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-_ABOUT = ("benchmark", "quick", "targets", "seconds", "recorded", "machine")
+_ABOUT = ("benchmark", "quick", "partial", "targets", "seconds", "recorded", "machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Result:
         figures: The promised keys, and what helps to explain them.
         seconds: How long the run took.
         recorded: When it began, ISO 8601.
+        partial: Whether it was broken off: some keys, or repetitions, are not there.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Result:
     seconds: float
     recorded: str
     machine: Json
+    partial: bool = False
 
     @classmethod
     def of(cls, name: str, figures: Figures, machine: Machine, *, quick: bool) -> Result:
@@ -46,6 +48,7 @@ class Result:
         return {
             "benchmark": self.name,
             "quick": self.quick,
+            **({"partial": True} if self.partial else {}),
             **kept,
             "targets": judged(self.name, kept),
             "seconds": round(self.seconds, 1),
@@ -58,10 +61,16 @@ class Result:
         sys.stdout.flush()
 
     def record(self, folder: Path = RESULTS) -> Path:
-        """Write it to `folder`, in place of the last one of its name and length."""
+        """Write it to `folder`, in place of the last one of its name and length; a partial one
+        beside that.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        path = result_path(self.name, quick=self.quick, folder=folder)
+        whole = result_path(self.name, quick=self.quick, folder=folder)
+        partial = whole.with_suffix(".partial.json")
+        path = partial if self.partial else whole
         path.write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
+        if not self.partial:
+            partial.unlink(missing_ok=True)
         return path
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partialmethod
 from pathlib import Path
 from statistics import median
 
@@ -13,6 +14,7 @@ from benchmarks.harness.machine import Machine
 from benchmarks.harness.repeat import interleaved, paired_ratio, turns
 from benchmarks.harness.result import Result, figures_of, read_result
 from benchmarks.harness.targets import TARGETS, at_least, at_most, judged
+from smile.errors import FailedPrecondition
 
 
 def _result(*, quick: bool, **figures: float | None) -> Result:
@@ -44,6 +46,54 @@ def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     assert printed["machine"]["cores"] >= 1
     (target,) = printed["targets"]
     assert target["met"] is True
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        (KeyboardInterrupt(), command.EXIT_INTERRUPTED),
+        (FailedPrecondition("too slow"), command.EXIT_FAILED),
+    ],
+)
+def test_what_was_kept_is_told_where_a_run_breaks_off(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: BaseException,
+    code: int,
+) -> None:
+    monkeypatch.setattr(Result, "record", partialmethod(Result.record, tmp_path))
+    _result(quick=False, efficiency=0.9).record()
+
+    def measure(run: Run) -> Figures:
+        run.keep({"efficiency": 0.1})
+        run.keep({"texts": [1, 2]})
+        raise ends
+
+    assert command.main("rpc", measure, ["--record"]) == code
+    told = capsys.readouterr()
+    printed = json.loads(told.out)
+    assert printed["partial"] is True
+    assert (printed["efficiency"], printed["texts"]) == (0.1, [1, 2])
+    assert "rpc.partial.json" in told.err
+    kept = json.loads((tmp_path / "rpc.partial.json").read_text())
+    assert kept == printed
+    found = read_result("rpc", tmp_path)
+    assert found is not None and figures_of(found) == {"efficiency": 0.9}, "it is no result"
+    _result(quick=False, efficiency=0.8).record()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rpc.json"]
+
+
+def test_a_run_that_kept_nothing_tells_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Result, "record", partialmethod(Result.record, tmp_path))
+
+    def measure(run: Run) -> Figures:
+        raise KeyboardInterrupt
+
+    assert command.main("rpc", measure, ["--record"]) == command.EXIT_INTERRUPTED
+    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
 
 
 def test_targets_bound_from_either_side_and_what_is_absent_is_not_met() -> None:

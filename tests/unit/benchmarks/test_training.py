@@ -60,6 +60,42 @@ def test_a_trainer_that_fails_says_why(tmp_path: object) -> None:
         training.train(broken, lesson, tmp_path)  # type: ignore[arg-type]
 
 
+def test_what_was_trained_is_kept_where_a_later_training_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = 0
+
+    def train(one: training.Contender, *_: object) -> Trained:
+        nonlocal trained
+        trained += 1
+        if trained == 5:
+            raise FailedPrecondition("out of memory")
+        return Trained.of(told((float(trained), 0.9), peak=trained))
+
+    monkeypatch.setattr(training, "train", train)
+    run = Run(quick=True)
+    with pytest.raises(FailedPrecondition):
+        training.measure(run)
+    assert run.kept["smile_seconds"] == 3.0 and run.kept["rows"] == 160
+    assert "smile_seconds_documents" not in run.kept
+    kept = run.kept["trainings"]
+    assert isinstance(kept, dict)
+    assert {name: {key: len(each) for key, each in of.items()} for name, of in kept.items()} == {
+        "sentences": {"full": 1, "peft": 1, "smile": 1},
+        "documents": {"full": 1},
+    }
+
+
+def test_a_whole_run_has_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: object) -> Trained:
+        return Trained.of(told((2.0, 0.9), peak=5))
+
+    monkeypatch.setattr(training, "train", train)
+    found = training.measure(Run())
+    assert {target.key for target in TARGETS["training"]} <= found.keys()
+    assert (found["repetitions"], found["rows"], found["rows_held_out_documents"]) == (2, 2000, 419)
+
+
 def test_memory_counts_from_the_start_of_the_clock() -> None:
     clock = Clock.start()
     ballast = bytearray(64 << 20)

@@ -74,18 +74,25 @@ def artifacts_in(*texts: str) -> tuple[ArtifactName, ...]:
     return tuple(map(ArtifactName.parse, names))
 
 
-def parse_stand_ins(skip: str, tables: str, cache: Path) -> Mapping[str, StandInPlace]:
-    """Stand-ins by backbone, from the settings `skip` and `tables`; for `cache` see `parse_places`.
+def parse_stand_ins(
+    skip: str, tables: str, cache: Path, domains: str = ""
+) -> Mapping[str, StandInPlace]:
+    """Stand-ins by backbone, from the settings of these names; for `cache` see `parse_places`.
 
     Raises:
-        InvalidName, InvalidArgument: as `parse_places`, or a table is of a backbone that has no
-            local encoder.
+        InvalidName, InvalidArgument: as `parse_places`, or a table or domains are of a backbone
+            that has no local encoder.
     """
     encoders = parse_places(skip, INCLUDED, cache=cache, file=ENCODER_FILE)
-    folders = parse_places(tables, cache=cache)
-    if unknown := sorted(folders.keys() - encoders.keys()):
-        raise InvalidArgument(f"backbone '{unknown[0]}' has a table and no local encoder")
-    return {name: StandInPlace(path, folders.get(name)) for name, path in encoders.items()}
+    tables_at = parse_places(tables, cache=cache)
+    domains_at = parse_places(domains, cache=cache)
+    for places, what in ((tables_at, "a table"), (domains_at, "domains")):
+        if unknown := sorted(places.keys() - encoders.keys()):
+            raise InvalidArgument(f"backbone '{unknown[0]}' has {what} and no local encoder")
+    return {
+        name: StandInPlace(path, tables_at.get(name), domains_at.get(name))
+        for name, path in encoders.items()
+    }
 
 
 def encoder_file(place: Path, backbone: str, digest: str) -> EncoderFile:

@@ -196,6 +196,9 @@ class TrainingSummary:
             spec gives the same weights, bit for bit.
         states: What stood below the first layer.
         encoder_digest: Of the local encoder behind states that are not exact.
+        domain: Whose rows they are; empty: general ones alone.
+        domain_digest: Of the domain's table, which names its parent's, and so on; answers tell the
+            same where they stand on the same.
     """
 
     classes: tuple[ClassScore, ...] = ()
@@ -206,6 +209,8 @@ class TrainingSummary:
     environment: Mapping[str, str] = field(default_factory=dict)
     states: TrainingStates = TrainingStates.EXACT
     encoder_digest: str = ""
+    domain: str = ""
+    domain_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -232,11 +231,7 @@ class ProcessorSettings(BackboneServiceSettings):
     @property
     def stand_ins(self) -> Mapping[str, StandInPlace]:
         """What stands in for lower layers, by backbone."""
-        found, domains = (
-            parse_stand_ins(self.skip, self.tables, self.artifacts),
-            parse_places(self.domains, cache=self.artifacts),
-        )
-        return {name: replace(place, domains=domains.get(name)) for name, place in found.items()}
+        return parse_stand_ins(self.skip, self.tables, self.artifacts, self.domains)
 
     @property
     def artifacts_wanted(self) -> tuple[ArtifactName, ...]:

@@ -46,8 +46,10 @@ class TrainerSettings(BackboneServiceSettings):
         skip: Local encoders that stand in for lower layers where jobs ask for it,
             `backbone=/file,...`, `backbone=artifacts/id` or `backbone=included`; none: all states
             are exact.
-        tables: Snapshots of tables of their rows, `backbone=/folder,...`; a backbone without one
-            has all rows computed.
+        tables: Snapshots of tables of their rows, `backbone=/folder,...` or
+            `backbone=artifacts/id`; a backbone without one has all rows computed.
+        domains: Folders of domains over these rows, `backbone=/folder,...` or
+            `backbone=artifacts/id`; vPLMs of other domains train on exact states alone.
         validate_bytes_max: Largest dataset that ValidateDataset reads.
         validations_max: Datasets read by ValidateDataset at a time.
         checkpoint_s: How often a running job's place is kept, from which another worker goes on.
@@ -84,6 +86,7 @@ class TrainerSettings(BackboneServiceSettings):
     precision: Precision = Field(default=Precision.FLOAT32)
     skip: str = ""
     tables: str = ""
+    domains: str = ""
     validate_bytes_max: int = Field(default=256 * limits.MIB, ge=1)
     validations_max: int = Field(default=2, ge=1, le=64)
     checkpoint_s: float = Field(default=30.0, ge=0.0, le=3600.0)
@@ -114,7 +117,7 @@ class TrainerSettings(BackboneServiceSettings):
     @property
     def stand_ins(self) -> Mapping[str, StandInPlace]:
         """What stands in for lower layers, by backbone."""
-        return parse_stand_ins(self.skip, self.tables, self.artifacts)
+        return parse_stand_ins(self.skip, self.tables, self.artifacts, self.domains)
 
     @property
     def full(self) -> FullLimits:
@@ -124,7 +127,7 @@ class TrainerSettings(BackboneServiceSettings):
     @property
     def artifacts_wanted(self) -> tuple[ArtifactName, ...]:
         """Those that stand-ins are made of."""
-        return artifacts_in(self.skip, self.tables)
+        return artifacts_in(self.skip, self.tables, self.domains)
 
     @property
     def queue(self) -> QueueSettings:
@@ -140,7 +143,10 @@ class TrainerSettings(BackboneServiceSettings):
 
     @model_validator(mode="after")
     def _check_stand_ins(self) -> Self:
-        told = f"SMILE_TRAINER_SKIP={self.skip}, SMILE_TRAINER_TABLES={self.tables}"
+        told = (
+            f"SMILE_TRAINER_SKIP={self.skip}, SMILE_TRAINER_TABLES={self.tables}, "
+            f"SMILE_TRAINER_DOMAINS={self.domains}"
+        )
         try:
             found = self.stand_ins
         except SmileError as error:

@@ -116,6 +116,7 @@ def show_summary(session: Session, summary: TrainingSummary) -> None:
     known = [
         ("states", str(summary.states)),
         ("local encoder", summary.encoder_digest),
+        ("domain", f"{summary.domain} {summary.domain_digest}".strip()),
         ("seed", str(summary.seed)),
         ("spec", summary.spec_digest),
     ]

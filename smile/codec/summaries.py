@@ -19,6 +19,8 @@ def summary_to_pb(summary: r.TrainingSummary) -> training_summary_pb2.TrainingSu
         environment=dict(summary.environment),
         states=TRAINING_STATES.to_pb(summary.states),
         encoder_digest=summary.encoder_digest,
+        domain=summary.domain,
+        domain_digest=summary.domain_digest,
     )
 
 
@@ -32,6 +34,8 @@ def summary_from_pb(message: training_summary_pb2.TrainingSummary) -> r.Training
         environment=dict(message.environment),
         states=TRAINING_STATES.from_pb(message.states),
         encoder_digest=message.encoder_digest,
+        domain=message.domain,
+        domain_digest=message.domain_digest,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +24,8 @@ from smile.errors import (
     SmileError,
 )
 from smile.model.ngram_rows import RowFormat, RowStore, RowStores
-from smile.representations.manifest import GENERAL, Origin, TableManifest
+from smile.representations.lineage import check_name, check_over
+from smile.representations.manifest import GENERAL, Origin
 from smile.representations.rows import RowEncoder
 from smile.representations.snapshot import Table
 
@@ -78,7 +80,8 @@ class DomainTree:
             self._parents[self._numbers[name]] = self._numbers[table.manifest.parent]
         for name, table in self._tables.items():
             self._check_path(name)
-            self._check(name, table)
+            parent = self._tables.get(table.manifest.parent)
+            check_over(table.manifest, None if parent is None else parent.manifest, origin)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,32 +135,6 @@ class DomainTree:
     def parents(self) -> NDArray[np.int32]:
         """The number of each domain's parent [domains]; `general` is its own."""
         return self._parents
-
-    def _check(self, name: str, table: Table) -> None:
-        stated = table.manifest
-        parent = self._tables.get(stated.parent)
-        over = self.origin if parent is None else parent.manifest.origin
-        wanted = Origin(
-            self.origin.backbone,
-            self.origin.backbone_digest,
-            stated.origin.encoder_digest,
-            self.origin.boundary,
-            self.origin.width,
-        )
-        stated.origin.check(wanted)
-        if stated.parent_encoder != over.encoder_digest:
-            raise FailedPrecondition(
-                f"domain '{name}' differs from rows of local encoder {stated.parent_encoder}, "
-                f"those of '{stated.parent}' are of {over.encoder_digest}",
-                reason="ENCODER_MISMATCH",
-            )
-        there, made_over = "" if parent is None else parent.digest, _parent_table(stated)
-        if made_over != there:
-            raise FailedPrecondition(
-                f"domain '{name}' was made over '{stated.parent}' with digest {made_over}, here is "
-                f"{there}: create it again",
-                reason="DOMAIN_MISMATCH",
-            )
 
     def _check_path(self, name: str) -> None:
         seen: set[str] = set()
@@ -296,9 +273,21 @@ def usable(origin: Origin, deltas: Sequence[Table]) -> tuple[DomainTree, Mapping
     return tree, faults
 
 
-def _parent_table(stated: TableManifest) -> str:
-    assert stated.delta is not None, "checked when it was read"
-    return stated.delta.parent_table
+def open_domain(name: str, folder: Path, known: Mapping[str, Table] | None = None) -> Table:
+    """A domain's table. All of it is read and checked: nothing else has these rows.
+
+    Args:
+        known: Tables that are open already, by digest: they are not opened again.
+
+    Raises:
+        FailedPrecondition: there is none.
+        DataCorrupted: it is another domain's, or a file is not what was written.
+    """
+    table = Table.open(folder)
+    check_name(table.manifest, name, folder)
+    if known is not None and (same := known.get(table.digest)) is not None:
+        return same
+    return Table.open(folder, verify=True)
 
 
 def _as(wanted: RowFormat, own: RowFormat, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:

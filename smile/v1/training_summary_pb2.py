@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmile/v1/training_summary.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\"\xb2\x03\n\x0fTrainingSummary\x12\x30\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x14.smile.v1.ClassScoreB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x33\n\tconfusion\x18\x02 \x03(\x0b\x32\x16.smile.v1.ConfusionRowB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x31\n\x08\x65ntities\x18\x03 \x03(\x0b\x32\x14.smile.v1.ClassScoreB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x1c\n\x0bspec_digest\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12P\n\x0b\x65nvironment\x18\x06 \x03(\x0b\x32*.smile.v1.TrainingSummary.EnvironmentEntryB\x0f\xbaH\x0c\x9a\x01\t\x10 *\x05r\x03\x18\xc8\x01\x12\x32\n\x06states\x18\x07 \x01(\x0e\x32\x18.smile.v1.TrainingStatesB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0e\x65ncoder_digest\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"[\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\x01\x12\x0e\n\x06recall\x18\x03 \x01(\x01\x12\n\n\x02\x66\x31\x18\x04 \x01(\x01\x12\x0f\n\x07support\x18\x05 \x01(\x03\"(\n\x0c\x43onfusionRow\x12\x18\n\x06\x63ounts\x18\x01 \x03(\x03\x42\x08\xbaH\x05\x92\x01\x02\x10\x64*\x89\x01\n\x0eTrainingStates\x12\x1f\n\x1bTRAINING_STATES_UNSPECIFIED\x10\x00\x12\x19\n\x15TRAINING_STATES_EXACT\x10\x01\x12 \n\x1cTRAINING_STATES_MATERIALIZED\x10\x02\x12\x19\n\x15TRAINING_STATES_MIXED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsmile/v1/training_summary.proto\x12\x08smile.v1\x1a\x1b\x62uf/validate/validate.proto\"\xeb\x03\n\x0fTrainingSummary\x12\x30\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x14.smile.v1.ClassScoreB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x33\n\tconfusion\x18\x02 \x03(\x0b\x32\x16.smile.v1.ConfusionRowB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x31\n\x08\x65ntities\x18\x03 \x03(\x0b\x32\x14.smile.v1.ClassScoreB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x1c\n\x0bspec_digest\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12P\n\x0b\x65nvironment\x18\x06 \x03(\x0b\x32*.smile.v1.TrainingSummary.EnvironmentEntryB\x0f\xbaH\x0c\x9a\x01\t\x10 *\x05r\x03\x18\xc8\x01\x12\x32\n\x06states\x18\x07 \x01(\x0e\x32\x18.smile.v1.TrainingStatesB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0e\x65ncoder_digest\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06\x64omain\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1e\n\rdomain_digest\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"[\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\x01\x12\x0e\n\x06recall\x18\x03 \x01(\x01\x12\n\n\x02\x66\x31\x18\x04 \x01(\x01\x12\x0f\n\x07support\x18\x05 \x01(\x03\"(\n\x0c\x43onfusionRow\x12\x18\n\x06\x63ounts\x18\x01 \x03(\x03\x42\x08\xbaH\x05\x92\x01\x02\x10\x64*\x89\x01\n\x0eTrainingStates\x12\x1f\n\x1bTRAINING_STATES_UNSPECIFIED\x10\x00\x12\x19\n\x15TRAINING_STATES_EXACT\x10\x01\x12 \n\x1cTRAINING_STATES_MATERIALIZED\x10\x02\x12\x19\n\x15TRAINING_STATES_MIXED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,16 +48,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGSUMMARY'].fields_by_name['states']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_TRAININGSUMMARY'].fields_by_name['encoder_digest']._loaded_options = None
   _globals['_TRAININGSUMMARY'].fields_by_name['encoder_digest']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_TRAININGSUMMARY'].fields_by_name['domain']._loaded_options = None
+  _globals['_TRAININGSUMMARY'].fields_by_name['domain']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_TRAININGSUMMARY'].fields_by_name['domain_digest']._loaded_options = None
+  _globals['_TRAININGSUMMARY'].fields_by_name['domain_digest']._serialized_options = b'\272H\004r\002\030@'
   _globals['_CONFUSIONROW'].fields_by_name['counts']._loaded_options = None
   _globals['_CONFUSIONROW'].fields_by_name['counts']._serialized_options = b'\272H\005\222\001\002\020d'
-  _globals['_TRAININGSTATES']._serialized_start=647
-  _globals['_TRAININGSTATES']._serialized_end=784
+  _globals['_TRAININGSTATES']._serialized_start=704
+  _globals['_TRAININGSTATES']._serialized_end=841
   _globals['_TRAININGSUMMARY']._serialized_start=75
-  _globals['_TRAININGSUMMARY']._serialized_end=509
-  _globals['_TRAININGSUMMARY_ENVIRONMENTENTRY']._serialized_start=459
-  _globals['_TRAININGSUMMARY_ENVIRONMENTENTRY']._serialized_end=509
-  _globals['_CLASSSCORE']._serialized_start=511
-  _globals['_CLASSSCORE']._serialized_end=602
-  _globals['_CONFUSIONROW']._serialized_start=604
-  _globals['_CONFUSIONROW']._serialized_end=644
+  _globals['_TRAININGSUMMARY']._serialized_end=566
+  _globals['_TRAININGSUMMARY_ENVIRONMENTENTRY']._serialized_start=516
+  _globals['_TRAININGSUMMARY_ENVIRONMENTENTRY']._serialized_end=566
+  _globals['_CLASSSCORE']._serialized_start=568
+  _globals['_CLASSSCORE']._serialized_end=659
+  _globals['_CONFUSIONROW']._serialized_start=661
+  _globals['_CONFUSIONROW']._serialized_end=701
 # @@protoc_insertion_point(module_scope)

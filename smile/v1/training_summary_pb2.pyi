@@ -35,7 +35,7 @@ class _TrainingStatesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Traini
 
 class TrainingStates(_TrainingStates, metaclass=_TrainingStatesEnumTypeWrapper):
     """What stands below a module's first layer while it is trained. Only a trainer that has a local encoder of the
-    backbone takes another than exact.
+    backbone, and the vPLM's domain if it names one, takes another than exact.
     """
 
 TRAINING_STATES_UNSPECIFIED: TrainingStates.ValueType  # 0
@@ -81,6 +81,8 @@ class TrainingSummary(_message.Message):
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    DOMAIN_DIGEST_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """Seed of split, order and initial weights."""
     spec_digest: _builtins.str
@@ -89,6 +91,10 @@ class TrainingSummary(_message.Message):
     """What stood below the first layer."""
     encoder_digest: _builtins.str
     """SHA-256, hex, of the local encoder behind states that are not exact; empty where all are."""
+    domain: _builtins.str
+    """The domain whose rows they are; empty for general ones alone."""
+    domain_digest: _builtins.str
+    """SHA-256, hex, of the domain's table, which names its parent's, and so on. Answers on the same rows tell the same."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
         """A row per class, in the order of labels. Empty for embeddings and without validation rows."""
@@ -118,10 +124,12 @@ class TrainingSummary(_message.Message):
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         states: Global___TrainingStates.ValueType = ...,
         encoder_digest: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        domain_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "confusion", b"confusion", "encoder_digest", b"encoder_digest", "entities", b"entities", "environment", b"environment", "seed", b"seed", "spec_digest", b"spec_digest", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "confusion", b"confusion", "domain", b"domain", "domain_digest", b"domain_digest", "encoder_digest", b"encoder_digest", "entities", b"entities", "environment", b"environment", "seed", b"seed", "spec_digest", b"spec_digest", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

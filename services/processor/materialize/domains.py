@@ -19,7 +19,7 @@ from smile.errors import DataCorrupted, FailedPrecondition, SmileError
 from smile.logs import get_logger
 from smile.model.ngram_rows import RowStores
 from smile.representations import places
-from smile.representations.domains import DomainTree, DomainView, usable
+from smile.representations.domains import DomainTree, DomainView, open_domain, usable
 from smile.representations.manifest import MANIFEST_FILE, Origin
 from smile.representations.snapshot import Table
 
@@ -116,19 +116,9 @@ def _opened(folder: Path, known: Mapping[str, Table]) -> tuple[list[Table], dict
     faults: dict[str, SmileError] = {}
     for name, place in places.domains_in(folder):
         try:
-            tables.append(_open(name, place / places.TABLE, known))
+            tables.append(open_domain(name, place / places.TABLE, known))
         except SmileError as error:
             faults[name] = error
         except OSError as error:
             faults[name] = DataCorrupted(f"domain '{name}' at {place} cannot be read: {error}")
     return tables, faults
-
-
-def _open(name: str, folder: Path, known: Mapping[str, Table]) -> Table:
-    """All of it is read and checked: nothing else has these rows."""
-    table = Table.open(folder)
-    if table.manifest.domain != name:
-        raise DataCorrupted(f"{folder} has domain '{table.manifest.domain}', not '{name}'")
-    if (same := known.get(table.digest)) is not None:
-        return same
-    return Table.open(folder, verify=True)

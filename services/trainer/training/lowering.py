@@ -25,10 +25,14 @@ def lowering(stand_in: StandIn, backbone: Backbone, precision: Precision) -> Mak
 
 def _made(stand_in: StandIn, backbone: Backbone, dtype: torch.dtype) -> RowsBelow:
     rows = EncoderRows.of(stand_in.encoder, backbone, dtype)
-    return RowsBelow(rows.encoder, _view(stand_in, rows))
+    general, domain = _general(stand_in, rows), stand_in.domain
+    if domain is None:
+        return RowsBelow(rows.encoder, general)
+    own = domain.tree.view(general, [domain.tree.number(domain.name)])
+    return RowsBelow(rows.encoder, own.of(domain.name))
 
 
-def _view(stand_in: StandIn, rows: EncoderRows) -> RowView:
+def _general(stand_in: StandIn, rows: EncoderRows) -> RowView:
     """The table's rows; without one that can be used here, none: each is computed to the same
     bits."""
     none = NoRows(RowFormat(stand_in.dtype, rows.origin.width))

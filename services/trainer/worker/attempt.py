@@ -32,7 +32,7 @@ from smile.model import weights
 from smile.model.backbone import Backbone
 from smile.model.specs import BackboneShape, ModuleSpec
 from smile.names import DatasetName, VersionName, VplmName
-from smile.resources import Method, TrainingJob, TrainingStates, Vplm
+from smile.resources import Method, TrainingJob, TrainingStates, TrainingSummary, Vplm
 
 CURVE_POINTS_MAX = 1_000_000  # storage keeps no longer curve
 POINTS_PER_STEP = 2
@@ -112,10 +112,7 @@ class Attempt:
         )
         self._check_memory(module, backbone.shape)
         base = await self._base(vplm)
-        states = self._job.hyper_parameters.states
-        stand_in = await patiently(
-            lambda: self._in_thread(lambda: self._shop.stand_ins.of(vplm.spec, states))
-        )
+        stand_in = await self._stand_in(vplm.spec)
         spec = self._spec(module, rows, base, stand_in)
         precision = self._shop.precision
         given = TrainingInput(
@@ -138,10 +135,9 @@ class Attempt:
             trained,
             metrics={**trained.metrics, "train_seconds": self._bookmark.seconds},
             summary=replace(
-                trained.summary,
+                _told(trained.summary, stand_in),
                 spec_digest=spec.digest,
                 environment=environment(self._shop.states_bytes_max, precision),
-                encoder_digest=spec.encoder.partition(":")[0],
             ),
         )
 
@@ -177,13 +173,18 @@ class Attempt:
         _, data = await patiently(lambda: self._storage.download_version(name))
         return data
 
+    async def _stand_in(self, spec: ModuleSpec) -> StandIn | None:
+        """For the lower layers; exact states do without, and nothing is read for them."""
+        if self._job.hyper_parameters.states is TrainingStates.EXACT:
+            return None
+        return await patiently(lambda: self._in_thread(lambda: self._shop.stand_ins.of(spec)))
+
     def _spec(
         self, module: ModuleSpec, rows: _JobRows, base: bytes | None, stand_in: StandIn | None
     ) -> RunSpec:
-        exact = self._job.hyper_parameters.states is TrainingStates.EXACT
-        encoder = ""
-        if stand_in is not None and not exact:
-            encoder = f"{stand_in.encoder.digest}:{stand_in.dtype}"
+        encoder, domain = "", None
+        if stand_in is not None:
+            encoder, domain = f"{stand_in.encoder.digest}:{stand_in.dtype}", stand_in.domain
         return RunSpec(
             module=module,
             columns=self._job.columns,
@@ -192,6 +193,7 @@ class Attempt:
             validation=rows.validation_digest,
             base="" if base is None else weights.sha256_hex(base),
             encoder=encoder,
+            domain="" if domain is None else domain.digest,
         )
 
     def _check_memory(self, module: ModuleSpec, shape: BackboneShape) -> None:
@@ -252,3 +254,16 @@ class Attempt:
             if not running.cancelled():
                 running.exception()  # taken: what it raised on the way out is of no interest
             raise
+
+
+def _told(summary: TrainingSummary, stand_in: StandIn | None) -> TrainingSummary:
+    """What stood below the first layer, for whoever asks the version."""
+    if stand_in is None:
+        return summary
+    domain = stand_in.domain
+    return replace(
+        summary,
+        encoder_digest=stand_in.encoder.digest,
+        domain="" if domain is None else domain.name,
+        domain_digest="" if domain is None else domain.digest,
+    )

@@ -27,6 +27,7 @@ class RunSpec:
         validation: Of the rows validated on; empty where a share of the others is drawn.
         base: Of the weights it starts from; empty for fresh ones.
         encoder: Digest of the local encoder and form of its rows, where states are not exact.
+        domain: Digest of the domain's table, where they are a domain's.
     """
 
     module: ModuleSpec
@@ -36,16 +37,21 @@ class RunSpec:
     validation: str = ""
     base: str = ""
     encoder: str = ""
+    domain: str = ""
 
     @property
     def digest(self) -> str:
         """SHA-256, hex, of the spec as JSON with sorted keys. What cannot change weights does not
-        count: the backbone's name, but not its digest. Nor does what was once the only way."""
+        count: the names of backbone and domain, but not their digests. Nor does what was once the
+        only way."""
         plain = dataclasses.asdict(self)
         del plain["module"]["backbone"]
         plain["module"].pop("domain", None)
-        if self.values.states is TrainingStates.EXACT:
+        exact = self.values.states is TrainingStates.EXACT
+        if exact:
             del plain["values"]["states"], plain["encoder"]
+        if exact or not self.domain:
+            del plain["domain"]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

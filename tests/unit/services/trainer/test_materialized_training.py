@@ -52,11 +52,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 def stand_in(encoder: Encoder, table: Path | None = None) -> StandIn:
     stand_ins = StandIns({"toy": StandInPlace(encoder.path, table)})
-    found = stand_ins.of(
-        spec(encoder.backbone, PFEIFFER, Task.SEQUENCE_CLASSIFICATION), TrainingStates.MIXED
-    )
-    assert found is not None
-    return found
+    return stand_ins.of(spec(encoder.backbone, PFEIFFER, Task.SEQUENCE_CLASSIFICATION))
 
 
 def given(
@@ -211,7 +207,7 @@ def test_what_cannot_be_trained_so_is_refused(encoder: Encoder) -> None:
     refused = [
         (StandIns(), of, "NOT_MATERIALIZED"),
         (here, below, "MODULE_BELOW_BOUNDARY"),
-        (here, replace(of, domain="sport"), "DOMAIN_NOT_TRAINED"),
+        (here, replace(of, domain="sport"), "DOMAIN_NOT_SERVED"),
         (here, elsewhere, "BACKBONE_MISMATCH"),
         (StandIns({"toy": StandInPlace(INCLUDED)}), of, "NOT_MATERIALIZED"),
     ]
@@ -220,8 +216,10 @@ def test_what_cannot_be_trained_so_is_refused(encoder: Encoder) -> None:
             with pytest.raises(FailedPrecondition) as caught:
                 stand_ins.check(wanted, states)
             assert caught.value.reason == reason
+        with pytest.raises(FailedPrecondition) as caught:
+            stand_ins.of(wanted)
+        assert caught.value.reason == reason
         stand_ins.check(wanted, TrainingStates.EXACT)
-        assert stand_ins.of(wanted, TrainingStates.EXACT) is None
 
 
 def test_states_and_encoder_are_part_of_what_decides_weights(encoder: Encoder) -> None:

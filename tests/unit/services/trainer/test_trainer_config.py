@@ -64,12 +64,14 @@ def test_terms_of_the_queue_are_checked_at_start(
 
 
 @pytest.mark.parametrize(
-    ("skip", "tables", "told"),
+    ("skip", "tables", "domains", "told"),
     [
-        ("minilm=here", "", "expected 'backbone=/absolute/path' or 'backbone=included'"),
-        ("other=/here", "", "there is no backbone 'other'"),
-        ("", "minilm=/table", "has a table and no local encoder"),
-        ("minilm=included,minilm=/x", "", "repeats"),
+        ("minilm=here", "", "", "expected 'backbone=/absolute/path' or 'backbone=included'"),
+        ("other=/here", "", "", "there is no backbone 'other'"),
+        ("", "minilm=/table", "", "has a table and no local encoder"),
+        ("", "", "minilm=/domains", "has domains and no local encoder"),
+        ("minilm=included", "", "minilm=here", "SMILE_TRAINER_DOMAINS=minilm=here: expected"),
+        ("minilm=included,minilm=/x", "", "", "repeats"),
     ],
 )
 def test_stand_ins_that_cannot_be_are_named(
@@ -77,16 +79,21 @@ def test_stand_ins_that_cannot_be_are_named(
     capsys: pytest.CaptureFixture[str],
     skip: str,
     tables: str,
+    domains: str,
     told: str,
 ) -> None:
     monkeypatch.setenv("SMILE_SERVICE_KEY", new_key(KeyKind.SERVICE).text)
     monkeypatch.setenv("SMILE_TRAINER_SKIP", "minilm=included")
     monkeypatch.setenv("SMILE_TRAINER_TABLES", "minilm=/table")
-    assert load(TrainerSettings).stand_ins == {
-        "minilm": StandInPlace(INCLUDED, Path("/table")),
+    monkeypatch.setenv("SMILE_TRAINER_DOMAINS", "minilm=artifacts/fields")
+    found = load(TrainerSettings)
+    assert found.stand_ins == {
+        "minilm": StandInPlace(INCLUDED, Path("/table"), found.artifacts / "fields"),
     }
+    assert [str(name) for name in found.artifacts_wanted] == ["artifacts/fields"]
     monkeypatch.setenv("SMILE_TRAINER_SKIP", skip)
     monkeypatch.setenv("SMILE_TRAINER_TABLES", tables)
+    monkeypatch.setenv("SMILE_TRAINER_DOMAINS", domains)
     with pytest.raises(SystemExit):
         load(TrainerSettings)
     assert told in capsys.readouterr().err

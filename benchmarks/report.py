@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.all import ENTRIES
-from benchmarks.harness.json_types import Json, number
+from benchmarks.details import details, shown, table
+from benchmarks.harness.json_types import Json
 from benchmarks.harness.result import RESULTS, figures_of, read_result
 from benchmarks.plots import PLOTS
 
@@ -22,7 +23,6 @@ FOLDER = Path(__file__).resolve().parent
 STORY = FOLDER / "story"
 REPORT = FOLDER / "REPORT.md"
 MARKS = {True: "met", False: "**missed**", None: "not measured"}
-DETAILS_MAX = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,8 @@ CHAPTERS: Mapping[str, Chapter] = {
     "eviction": Chapter(
         "Which policy shall decide what leaves memory?",
         "Traces of module uses (see `benchmarks/eviction.py`) over caches that hold a part of the "
-        "modules' bytes; every policy sees the same trace.",
+        "modules' bytes (`trace@part`); every policy sees the same trace. Each pair is the part of "
+        "the requests that found their module in the cache, and of the bytes they asked for.",
     ),
     "forming": Chapter(
         "How shall batches be formed?",
@@ -214,14 +215,14 @@ def _head(found: Mapping[str, dict[str, Json] | None]) -> str:
         for target in _targets(result)
     ]
     machines = {_machine_text(_machine(result)) for result in found.values() if result}
-    table = _table(("benchmark", "key", "target", "measured", ""), rows)
+    targets = table(("benchmark", "key", "target", "measured", ""), rows)
     return (
         "# What was measured\n\n"
         "Written by `python -m benchmarks.report` from the results recorded beside it; run "
         "`make bench` on an idle machine for your own. Figures are medians of several "
         "repetitions in which the compared variants took turns; ratios are medians of the ratios "
         "within a repetition.\n\n"
-        f"{table}\n\n{_story('overview')}## Machine\n\n" + "\n\n".join(sorted(machines))
+        f"{targets}\n\n{_story('overview')}## Machine\n\n" + "\n\n".join(sorted(machines))
     ).rstrip()
 
 
@@ -231,8 +232,7 @@ def _chapter(name: str, result: dict[str, Json], *, plotted: bool) -> str:
     figures = figures_of(result)
     plot = f"\n\n![{name}](results/{name}.svg)" if plotted else ""
     rows = [_target_row(target) for target in _targets(result)]
-    targets = _table(("key", "target", "measured", ""), rows) + "\n\n" if rows else ""
-    details = _table(("key", "value"), _scalars(figures))
+    targets = table(("key", "target", "measured", ""), rows) + "\n\n" if rows else ""
     machine = _machine(result)
     return (
         f"## {name}\n\n**{chapter.question}**{quick}\n\n{chapter.method}\n\n"
@@ -240,7 +240,7 @@ def _chapter(name: str, result: dict[str, Json], *, plotted: bool) -> str:
         f"{result['recorded']}, {result['seconds']} s, revision `{machine.get('revision')}`, load "
         f"average at the start {machine.get('load')}"
         f"{'' if machine.get('idle') else ' (**not idle**)'}.\n\n"
-        f"{targets}{_story(name)}<details><summary>All figures</summary>\n\n{details}\n\n"
+        f"{targets}{_story(name)}<details><summary>All figures</summary>\n\n{details(figures)}\n\n"
         f"</details>{plot}"
     )
 
@@ -259,24 +259,8 @@ def _targets(result: dict[str, Json] | None) -> list[Mapping[str, Json]]:
 def _target_row(target: Mapping[str, Json]) -> tuple[str, ...]:
     met = target["met"]
     assert met is None or isinstance(met, bool), "met or not"
-    bound = f"{target['bound']} {_shown(target['value'])}"
-    return f"`{target['key']}`", bound, _shown(target["measured"]), MARKS[met]
-
-
-def _scalars(figures: Mapping[str, Json]) -> list[tuple[str, str]]:
-    """Figures that are no lists or tables; those one level down as `outer.inner`."""
-    rows: list[tuple[str, str]] = []
-    for key, value in figures.items():
-        if isinstance(value, Mapping):
-            inner = ((f"{key}.{name}", item) for name, item in value.items())
-            rows += [(f"`{name}`", _shown(item)) for name, item in inner if _is_scalar(item)]
-        elif _is_scalar(value):
-            rows.append((f"`{key}`", _shown(value)))
-    return rows[:DETAILS_MAX]
-
-
-def _is_scalar(value: Json) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
+    bound = f"{target['bound']} {shown(target['value'])}"
+    return f"`{target['key']}`", bound, shown(target["measured"]), MARKS[met]
 
 
 def _machine(result: dict[str, Json]) -> Mapping[str, Json]:
@@ -295,20 +279,6 @@ def _machine_text(machine: Mapping[str, Json]) -> str:
         f"{', '.join(f'{name} {version}' for name, version in packages.items())}; "
         f"{machine['threads']} threads; {machine['compiler'] or 'no compiler'}."
     )
-
-
-def _shown(value: Json) -> str:
-    if value is None:
-        return "-"
-    found = number(value)
-    if found is None:
-        return str(value)
-    return f"{found:,.0f}" if abs(found) >= 1_000 else f"{found:.4g}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from smile import errors
 from smile.rpc.freshness import Lookup
@@ -72,6 +74,30 @@ async def test_an_answer_outlives_its_ttl_while_the_feed_lives(it: FeedWorld) ->
         assert await follower.serving(name) == 1
     assert asked(follower) == before
     assert follower.freshness.lookups[Lookup.ALIAS_REMEMBERED] >= 8
+
+
+async def test_a_store_that_is_away_is_told_of_once(
+    it: FeedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def away(*_: object, **__: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise errors.Unavailable("away")
+
+    with capture_logs() as logs, monkeypatch.context() as patched:
+        patched.setattr(it.store, "get", away)
+        await it.replica()
+        await until(lambda: tries >= 3)
+        assert feed_events(logs) == ["change feed lost"]
+        patched.undo()
+        await until(lambda: "change feed live" in feed_events(logs))
+    assert feed_events(logs) == ["change feed lost", "change feed live"]
+
+
+def feed_events(logs: list[EventDict]) -> list[str]:
+    return [entry["event"] for entry in logs if entry["event"].startswith("change feed")]
 
 
 @pytest.mark.parametrize("through", [0, 1])

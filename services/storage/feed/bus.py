@@ -75,6 +75,7 @@ class Bus:
         self._mistrusted_until = float("-inf")
         self._said: dict[str, float] = {}  # beats on their way, and when they were begun
         self._heard_at = 0.0
+        self._told_live: bool | None = None  # what the log says of us
 
     @asynccontextmanager
     async def changing(self, name: str) -> AsyncIterator[None]:
@@ -94,14 +95,13 @@ class Bus:
             await self._client.aclose()
 
     async def _keep_listening(self) -> None:
-        told = False
         while True:
             try:
                 await self._listen()
             except (SmileError, RedisError, TimeoutError) as error:
-                if not told:
+                if self._told_live is not False:
                     get_logger().warning("change feed lost", why=str(error) or "silence")
-                told = not self._hub.live
+                self._told_live = False
             finally:
                 self._hub.lose()
             await asyncio.sleep(self._times.again_s)
@@ -142,7 +142,6 @@ class Bus:
                 self._heard_at = self._clock()
                 beating = asyncio.create_task(self._beat())
                 self._hub.listen()
-                get_logger().info("change feed live")
                 while not beating.done():
                     await self._hear(subscription)
                 beating.result()
@@ -175,6 +174,9 @@ class Bus:
         elif kind == _BEAT and (begun := self._said.pop(words, None)) is not None:
             self._heard_at = self._clock()
             self._hub.beat(begun)
+            if not self._told_live:
+                get_logger().info("change feed live")
+            self._told_live = True
 
     async def _beat(self) -> None:
         """Say that we are here, again and again. What is told of a beat is when it was begun."""

@@ -30,6 +30,9 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from smile.errors import InvalidSpec
 from smile.model.specs import (
@@ -60,6 +63,7 @@ DTYPE_BYTES: Mapping[DType | Choice, int] = {
     Choice.INDICES: 4,
     Choice.BITS: 1,
 }
+LAYOUTS_KEPT_MAX = 1024
 SERVED_PERMILLE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50)  # ascending, up to DENSITY_MAX
 
 
@@ -161,27 +165,43 @@ def pet_layers(pet: PetSpec, shape: BackboneShape) -> range:
     return range(first, shape.layers)
 
 
-def tensors(spec: ModuleSpec, shape: BackboneShape) -> dict[str, TensorSpec]:
+def tensors(spec: ModuleSpec, shape: BackboneShape) -> Mapping[str, TensorSpec]:
     """Every tensor of a module, by name, in canonical order.
 
     Raises:
         InvalidSpec: the PET spec is not placed, or does not fit the backbone.
     """
+    labels = None if spec.head.task is Task.EMBEDDING else len(spec.head.labels)
+    return _tensors(_Sizes(spec.pet, labels, spec.head.pooling, spec.dtype), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What decides a module's tensors: thousands of modules have a few between them."""
+
+    pet: PetSpec
+    labels: int | None
+    pooling: Pooling
+    dtype: DType
+
+
+@lru_cache(maxsize=LAYOUTS_KEPT_MAX)
+def _tensors(sizes: _Sizes, shape: BackboneShape) -> Mapping[str, TensorSpec]:
+    pet, dtype = sizes.pet, sizes.dtype
     found: dict[str, TensorSpec] = {}
-    if spec.pet.kind is PetKind.FULL:
-        found[TABLES_WEIGHT] = TensorSpec((table_rows(shape), shape.hidden), spec.dtype)
+    if pet.kind is PetKind.FULL:
+        found[TABLES_WEIGHT] = TensorSpec((table_rows(shape), shape.hidden), dtype)
         for name in (TABLES_NORM_WEIGHT, TABLES_NORM_BIAS):
-            found[name] = TensorSpec((shape.hidden,), spec.dtype)
-    for layer in pet_layers(spec.pet, shape):
-        found |= _LAYER_TENSORS[spec.pet.kind](spec, shape, layer)
-    if spec.head.task is not Task.EMBEDDING:
-        labels = len(spec.head.labels)
-        found[HEAD_WEIGHT] = TensorSpec((labels, shape.hidden), spec.dtype)
-        found[HEAD_BIAS] = TensorSpec((labels,), spec.dtype)
-    if spec.head.pooling is Pooling.POOLER:
-        found[POOLER_WEIGHT] = TensorSpec((shape.hidden, shape.hidden), spec.dtype)
-        found[POOLER_BIAS] = TensorSpec((shape.hidden,), spec.dtype)
-    return found
+            found[name] = TensorSpec((shape.hidden,), dtype)
+    for layer in pet_layers(pet, shape):
+        found |= _LAYER_TENSORS[pet.kind](sizes, shape, layer)
+    if sizes.labels is not None:
+        found[HEAD_WEIGHT] = TensorSpec((sizes.labels, shape.hidden), dtype)
+        found[HEAD_BIAS] = TensorSpec((sizes.labels,), dtype)
+    if sizes.pooling is Pooling.POOLER:
+        found[POOLER_WEIGHT] = TensorSpec((shape.hidden, shape.hidden), dtype)
+        found[POOLER_BIAS] = TensorSpec((shape.hidden,), dtype)
+    return MappingProxyType(found)
 
 
 def table_rows(shape: BackboneShape) -> int:
@@ -222,69 +242,69 @@ def elements(tensor: TensorSpec) -> int:
 _Tensors = dict[str, TensorSpec]
 
 
-def _adapter_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
-    rank, found = spec.pet.rank, _Tensors()
-    for block in ADAPTED_BLOCKS[spec.pet.kind]:
+def _adapter_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+    rank, found = sizes.pet.rank, _Tensors()
+    for block in ADAPTED_BLOCKS[sizes.pet.kind]:
         prefix = adapter_name(layer, block)
-        found[f"{prefix}.down.weight"] = TensorSpec((rank, shape.hidden), spec.dtype)
-        found[f"{prefix}.down.bias"] = TensorSpec((rank,), spec.dtype)
-        found[f"{prefix}.up.weight"] = TensorSpec((shape.hidden, rank), spec.dtype)
-        found[f"{prefix}.up.bias"] = TensorSpec((shape.hidden,), spec.dtype)
+        found[f"{prefix}.down.weight"] = TensorSpec((rank, shape.hidden), sizes.dtype)
+        found[f"{prefix}.down.bias"] = TensorSpec((rank,), sizes.dtype)
+        found[f"{prefix}.up.weight"] = TensorSpec((shape.hidden, rank), sizes.dtype)
+        found[f"{prefix}.up.bias"] = TensorSpec((shape.hidden,), sizes.dtype)
     return found
 
 
-def _lora_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
-    rank, found = spec.pet.rank, _Tensors()
-    for projection in spec.pet.targets:
+def _lora_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+    rank, found = sizes.pet.rank, _Tensors()
+    for projection in sizes.pet.targets:
         outputs, inputs = projection_shape(projection, shape)
-        found[f"{lora_name(layer, projection)}.a"] = TensorSpec((rank, inputs), spec.dtype)
-        found[f"{lora_name(layer, projection)}.b"] = TensorSpec((outputs, rank), spec.dtype)
+        found[f"{lora_name(layer, projection)}.a"] = TensorSpec((rank, inputs), sizes.dtype)
+        found[f"{lora_name(layer, projection)}.b"] = TensorSpec((outputs, rank), sizes.dtype)
     return found
 
 
-def _bias_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+def _bias_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         outputs = projection_shape(projection, shape)[0]
-        found[bias_name(layer, projection)] = TensorSpec((outputs,), spec.dtype)
+        found[bias_name(layer, projection)] = TensorSpec((outputs,), sizes.dtype)
     for norm in Norm:
-        found[bias_name(layer, norm)] = TensorSpec((shape.hidden,), spec.dtype)
+        found[bias_name(layer, norm)] = TensorSpec((shape.hidden,), sizes.dtype)
     return found
 
 
-def _delta_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+def _delta_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         entries = math.prod(projection_shape(projection, shape))
-        count = chosen_count(spec.pet, entries)
+        count = chosen_count(sizes.pet, entries)
         prefix = delta_name(layer, projection)
         found[f"{prefix}.indices"] = TensorSpec((count,), Choice.INDICES, entries, count)
-        found[f"{prefix}.values"] = TensorSpec((count,), spec.dtype)
-    return found | _bias_tensors(spec, shape, layer)
+        found[f"{prefix}.values"] = TensorSpec((count,), sizes.dtype)
+    return found | _bias_tensors(sizes, shape, layer)
 
 
-def _mask_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+def _mask_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         entries = math.prod(projection_shape(projection, shape))
         found[mask_name(layer, projection)] = TensorSpec(
-            (math.ceil(entries / 8),), Choice.BITS, entries, chosen_count(spec.pet, entries)
+            (math.ceil(entries / 8),), Choice.BITS, entries, chosen_count(sizes.pet, entries)
         )
     return found
 
 
-def _full_tensors(spec: ModuleSpec, shape: BackboneShape, layer: int) -> _Tensors:
+def _full_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         found[weight_name(layer, projection)] = TensorSpec(
-            projection_shape(projection, shape), spec.dtype
+            projection_shape(projection, shape), sizes.dtype
         )
     for norm in Norm:
-        found[weight_name(layer, norm)] = TensorSpec((shape.hidden,), spec.dtype)
-    return found | _bias_tensors(spec, shape, layer)
+        found[weight_name(layer, norm)] = TensorSpec((shape.hidden,), sizes.dtype)
+    return found | _bias_tensors(sizes, shape, layer)
 
 
-_LAYER_TENSORS: Mapping[PetKind, Callable[[ModuleSpec, BackboneShape, int], _Tensors]] = {
+_LAYER_TENSORS: Mapping[PetKind, Callable[[_Sizes, BackboneShape, int], _Tensors]] = {
     PetKind.PFEIFFER: _adapter_tensors,
     PetKind.HOULSBY: _adapter_tensors,
     PetKind.LORA: _lora_tensors,

@@ -77,7 +77,7 @@ def encode(tensors: Mapping[str, StoredArray], spec: ModuleSpec) -> bytes:
 
 
 def decode(data: bytes, spec: ModuleSpec, shape: BackboneShape) -> dict[str, StoredArray]:
-    """The tensors of a stored module, in the layout's order; writable copies.
+    """The tensors of a stored module, in the layout's order; writable, of memory of their own.
 
     Raises:
         DataCorrupted: the bytes are anything but the layout's tensors, all as they must be.
@@ -92,7 +92,9 @@ def decode(data: bytes, spec: ModuleSpec, shape: BackboneShape) -> dict[str, Sto
         raise DataCorrupted(_names_differ(set(entries), set(wanted)))
     spans = {name: _span(name, entries[name], tensor) for name, tensor in wanted.items()}
     _check_cover(spans, len(body))
-    return {name: _array(name, body, spans[name], tensor) for name, tensor in wanted.items()}
+    if any(tensor.dtype is not spec.dtype for tensor in wanted.values()):
+        return {name: _array(name, body, spans[name], tensor) for name, tensor in wanted.items()}
+    return _numbers(body, spans, wanted, spec.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +188,34 @@ def _check_cover(spans: Mapping[str, _Span], size: int) -> None:
         raise DataCorrupted(f"module tensors must take {end} bytes, got {size}")
 
 
+def _numbers(
+    body: memoryview,
+    spans: Mapping[str, _Span],
+    wanted: Mapping[str, TensorSpec],
+    precision: DType,
+) -> dict[str, StoredArray]:
+    """Tensors of one precision alone, which are copied and checked all at once."""
+    every = _copied(body, precision)
+    size = every.itemsize
+    arrays: dict[str, StoredArray] = {
+        name: every[spans[name].start // size : spans[name].stop // size].reshape(tensor.shape)
+        for name, tensor in wanted.items()
+    }
+    if not _finite(every):
+        for name, array in arrays.items():
+            _check_finite(name, array)
+    return arrays
+
+
+def _copied(part: memoryview, dtype: DType | Choice) -> StoredArray:
+    """One tensor's bytes, or those of several, as numbers in this machine's byte order."""
+    kept = np.dtype(NUMPY_DTYPES[dtype])
+    flat: StoredArray = np.frombuffer(part, kept.newbyteorder("<")).astype(kept, copy=True)
+    return flat
+
+
 def _array(name: str, body: memoryview, span: _Span, tensor: TensorSpec) -> StoredArray:
-    dtype = np.dtype(NUMPY_DTYPES[tensor.dtype]).newbyteorder("<")
-    flat = np.frombuffer(body[span.start : span.stop], dtype=dtype)
-    array: StoredArray = flat.reshape(tensor.shape).astype(NUMPY_DTYPES[tensor.dtype], copy=True)
+    array = _copied(body[span.start : span.stop], tensor.dtype).reshape(tensor.shape)
     if tensor.dtype is Choice.INDICES:
         _check_indices(name, array, tensor.entries)
     elif tensor.dtype is Choice.BITS:

@@ -17,7 +17,7 @@ from smile.resources import Usage, VplmUsage
 from smile.savings import FULL_TRAINING_FACTOR, Assumptions, Savings, saved
 
 DAYS_DEFAULT = 7
-BAR_CHARS = 30
+BAR_CHARS = 14  # a day's row has room on a screen of 80
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -125,7 +125,7 @@ def use_table(rows: Sequence[VplmUsage], days: int) -> Table:
 def day_table(days: Sequence[UsageDay]) -> Table:
     """What was used by day, and a bar for its texts."""
     most = max((day.counts.texts for day in days), default=0)
-    columns = ["day", *COUNT_COLUMNS, f"texts, {most:,} the longest"]
+    columns = ["day", *COUNT_COLUMNS, "by texts"]
     return table(
         columns,
         [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 import smile
 from smile import errors
+from smile.accounting import Counts, UsageDay
 from smile.cli.app import EPILOG, build
 from smile.cli.command import Session, command
 from smile.cli.exits import EXITS, Exit, exit_of
 from smile.cli.labels import labels_of
 from smile.cli.output import error_json, size, table, to_json, when
 from smile.cli.progress import JobView
-from smile.cli.usage import saving
+from smile.cli.usage import BAR_CHARS, day_table, saving
 from smile.cli.vplms import PetOptions, pet_spec, pet_text
 from smile.errors import SmileError
 from smile.resources import VplmUsage
@@ -143,6 +144,16 @@ def test_sizes_are_for_people(count: int, text: str) -> None:
 def test_savings_are_of_the_serving_version() -> None:
     assert saving(VplmUsage("v", 3, 900, 100, 10_000)) == "99.00 %"
     assert saving(VplmUsage("v", 0, 0, 0, 0)) == ""
+
+
+def test_a_day_of_use_is_a_line_of_a_narrow_screen() -> None:
+    busy = Counts(1_234, 9_876, 123_456, 98_000_000, 45_000_000, 0, 24)
+    week = [UsageDay(date(2026, 11, 16 + day), busy if day else Counts()) for day in range(7)]
+    told = io.StringIO()
+    Console(file=told, width=80).print(day_table(week))
+    lines = told.getvalue().splitlines()
+    assert len(lines) == 2 + 7
+    assert "█" * BAR_CHARS in lines[-1] and "█" not in lines[2]
     assert when(None) == ""
 
 

@@ -17,7 +17,7 @@ from smile.resources import Usage, VplmUsage
 from smile.savings import FULL_TRAINING_FACTOR, Assumptions, Savings, saved
 
 DAYS_DEFAULT = 7
-BAR_CHARS = 14  # a day's row has room on a screen of 80
+BAR_CHARS = 10  # a day's row has room on a screen of 80
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 

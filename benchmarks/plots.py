@@ -248,8 +248,7 @@ def materialized(result: Mapping[str, Json], path: Path) -> None:
     bars = left.bar(["exact", "looked up", "all found"], rates, color=[THEIRS, OURS, OURS])
     left.bar_label(bars, fmt="%.0f")
     left.set_ylabel("texts a second")
-    sizes = result.get("sizes")
-    rows = [one for one in sizes if isinstance(one, Mapping)] if isinstance(sizes, list) else []
+    rows = _rows(result.get("sizes"))
     for dtype, colour in (("float16", OURS), ("int8", THEIRS)):
         of_it = [one for one in rows if one.get("dtype") == dtype]
         right.plot(
@@ -315,22 +314,32 @@ def skip_speed(result: Mapping[str, Json], path: Path) -> None:
 
 
 def domains(result: Mapping[str, Json], path: Path) -> None:
-    """Mean agreement with exact answers, and error of the last states, by MiB of a domain."""
+    """Mean agreement with exact answers, and error of the last states, by MiB of a domain: by share
+    covered, and by least difference from the general rows.
+    """
     _, (left, right) = plt.subplots(1, 2, figsize=SIZE)
     labels = {"general": "general", "delta_30": "0.3", "delta_50": "0.5", "full": "full"}
-    sizes = [(number(result.get(f"bytes_{one}")) or 0.0) / 2**20 for one in labels]
+    swept = [row for row in _rows(result.get("by_difference_min")) if number(row.get("rows"))]
     panels = (
         (left, "agreement", "% of answers as exact", 100.0),
         (right, "error", "error of last states", 1.0),
     )
     for axes, what, label, scale in panels:
-        values = [scale * (number(result.get(f"{what}_{one}")) or 0.0) for one in labels]
-        axes.plot(sizes, values, marker="o", color=OURS)
-        for size, value, name in zip(sizes, values, labels.values(), strict=True):
-            axes.annotate(name, (size, value), textcoords="offset points", xytext=(4, 4))
+        kinds = [(f"bytes_{one}", f"{what}_{one}") for one in labels]
+        points = [(_mib(result, size), scale * _at(result, value)) for size, value in kinds]
+        axes.plot(*zip(*points, strict=True), marker="o", color=OURS, label="by share covered")
+        for point, name in zip(points, labels.values(), strict=True):
+            axes.annotate(name, point, textcoords="offset points", xytext=(4, 4))
+        by_least = [(_mib(row, "bytes"), scale * _at(row, what)) for row in swept]
+        if by_least:
+            places = zip(*by_least, strict=True)
+            axes.plot(*places, marker=".", color=THEIRS, label="0.5, by least difference")
+        if (included := number(result.get(f"{what}_included"))) is not None:
+            axes.axhline(scale * included, color=BOUND, linestyle="--", label="included encoder")
         axes.set_xlabel("MiB of rows, mean of five domains")
         axes.set_ylabel(label)
         axes.margins(0.15)
+    left.legend(fontsize="small")
     _save(left, path)
 
 
@@ -351,6 +360,20 @@ PLOTS: Mapping[str, Plot] = {
     "rpc": rpc,
     "eviction": eviction,
 }
+
+
+def _rows(value: Json) -> list[Mapping[str, Json]]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return []
+    return [one for one in value if isinstance(one, Mapping)]
+
+
+def _at(figures: Mapping[str, Json], key: str) -> float:
+    return number(figures.get(key)) or 0.0
+
+
+def _mib(figures: Mapping[str, Json], key: str) -> float:
+    return _at(figures, key) / 2**20
 
 
 def _numbers(value: Json) -> list[float]:

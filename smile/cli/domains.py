@@ -77,7 +77,7 @@ class RowOptions:
     ] = None
     difference_min: Annotated[
         float | None,
-        typer.Option(help="How far a row is from its parent's, in its lengths. Default: 0.05."),
+        typer.Option(help="How far a row is from its parent's, in its lengths. Default: 0.3."),
     ] = None
     budget: Annotated[str, typer.Option(help="Size at most, like 500MB or 2GiB.")] = "2GiB"
     dtype: Annotated[RowDtype, typer.Option(help="How rows are stored.")] = RowDtype.FLOAT16

@@ -30,8 +30,8 @@ from smile.representations.rows import RowEncoder
 
 ALPHA = 0.5
 
-# Of a row's length. Over a parent that knew the field, learning moved nine rows in ten by 0.18 to 0.26
-# and gained nothing; over one that did not, by 0.3 to 0.5 (`benchmarks.domains` and its story).
+# Of a row's length. Over a parent that knew the field, learning moved nine rows in ten by 0.17 to
+# 0.26 and gained nothing; over one that did not, by 0.3 to 0.5 (see `benchmarks.domains`).
 DIFFERENCE_MIN = 0.3
 
 

@@ -38,19 +38,23 @@ MADE_BY_USERS = {  # what stands in a bucket, in a data folder, in an environmen
 }  # fmt: skip
 
 
+def _files(*options: str) -> list[str]:
+    told = subprocess.run(
+        ["git", "ls-files", *options], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return told.stdout.splitlines()
+
+
 @cache
 def _there() -> frozenset[str]:
     """Files and folders of the repository, from its root."""
-    told = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    files = told.stdout.splitlines()
+    files = _files("--cached", "--others", "--exclude-standard")
     folders = {str(parent) for file in files for parent in Path(file).parents}
     return frozenset({*files, *folders})
 
 
-PAGES = sorted(each for each in _there() if each.endswith(".md") and (ROOT / each).is_file())
+# Those in git: what examples export has pages, too.
+PAGES = [each for each in _files("*.md") if (ROOT / each).is_file()]
 
 
 def _text(page: str) -> str:

@@ -23,7 +23,7 @@ from smile.errors import (
 from smile.model.ngram_rows import RowDtype, RowFormat
 from smile.representations.build import TableWish, build, count_texts, write
 from smile.representations.counting import NgramCounts
-from smile.representations.delta import DeltaRules, Encoders, build_delta
+from smile.representations.delta import DeltaRules, Encoders, build_delta, differences
 from smile.representations.domains import DomainTree, EffectiveRows, usable
 from smile.representations.manifest import GENERAL, CorpusFacts, DeltaFacts
 from smile.representations.overlay import LiveTable, Overlay
@@ -265,6 +265,26 @@ def test_a_delta_has_what_is_frequent_and_differs(tmp_path: Path) -> None:
     )
     assert small.keys.tolist() == counted.keys[:2].tolist()
     assert small.manifest.corpus.covered == int(counted.counts[:2].sum())
+
+
+class Stretched(FakeEncoder):
+    """Rows of a domain that are 0.4 of their length off, 0.2, or not at all."""
+
+    def numbers(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
+        factors = np.array([1.4, 1.2, 1.0], np.float32)
+        rows: NDArray[np.float32] = super().numbers(keys) * factors[keys % 3][:, None]
+        return rows
+
+
+def test_by_default_rows_that_moved_little_stay_the_parents(tmp_path: Path) -> None:
+    encoders = Encoders(Stretched(NEWS.origin), EffectiveRows(GENERAL_ROWS))
+    keys = COUNTED[1].covering(DeltaRules().alpha).keys
+    off = differences(keys, encoders, FORMAT)
+    assert np.allclose(off, np.array([0.4, 0.2, 0.0])[keys % 3], atol=1e-2)
+    wish = TableWish(FORMAT, 1 << 20, 1000, domain="news", parent=GENERAL)
+    build_delta(tmp_path / "delta", COUNTED, encoders, wish, DeltaRules())
+    kept = Table.open(tmp_path / "delta").keys.tolist()
+    assert kept == [key for key in keys.tolist() if key % 3 == 0] and len(kept) < len(keys)
 
 
 def test_a_grandchild_is_compared_with_what_its_parent_has(tmp_path: Path) -> None:

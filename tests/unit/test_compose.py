@@ -14,6 +14,7 @@ from services.processor.config import ProcessorSettings
 from services.storage.config import StorageSettings
 from services.trainer.config import TrainerSettings
 from smile.config import ServiceSettings, variable
+from smile.limits import GIB
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -49,6 +50,19 @@ def test_every_shared_variable_is_a_setting_of_some_service() -> None:
     known = {variable(each, name) for each in SERVICES.values() for name in each.model_fields}
     assert variables(blocks()[EXTENSION]) - known == set()
     assert "SMILE_SERVICE_KEY" in variables(blocks()[EXTENSION])
+
+
+def test_services_have_time_to_drain_and_to_put_away_what_they_keep() -> None:
+    (given_s,) = map(int, re.findall(r"^  stop_grace_period: (\d+)s", COMPOSE, re.MULTILINE))
+    asked_s = max(settings.model_fields["drain_s"].default for settings in SERVICES.values())
+    assert given_s >= 2 * asked_s
+
+
+def test_a_whole_models_training_fits_the_containers_memory() -> None:
+    trainer = blocks()["trainer"]
+    (limit_gib,) = map(int, re.findall(r"mem_limit: (\d+)g", trainer))
+    (asked,) = map(int, re.findall(r'FULL_BYTES_MAX: "(\d+)"', trainer))
+    assert asked <= (limit_gib - 1) * GIB
 
 
 def test_the_tool_makes_every_key_that_the_file_asks_for() -> None:

@@ -46,7 +46,9 @@ LABEL org.opencontainers.image.title="smile-${SERVICE}" \
       org.opencontainers.image.description="SMILE ${SERVICE} service" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/smile /opt/smile
-ENV PATH=/opt/smile/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 SMILE_SERVICE=${SERVICE}
+# Logs are JSON alone: gRPC tells in words of its own of every process that a service starts.
+ENV PATH=/opt/smile/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 SMILE_SERVICE=${SERVICE} \
+    GRPC_ENABLE_FORK_SUPPORT=0
 # User 10001 has no home of its own: what is fetched or measured is kept where it can be written.
 # A volume at /var/lib/smile takes over that folder's owner.
 ENV HOME=/tmp

@@ -247,7 +247,12 @@ class Creation:
             corpus.name,
             wish.work,
             self._kin.file,
-            Mix.of(self._kin.rows, counts, wish.alphas or (wish.rules.alpha,)),
+            Mix.of(
+                self._kin.rows,
+                counts,
+                wish.alphas or (wish.rules.alpha,),
+                wish.rules.difference_min,
+            ),
         )
         running = Distillation(job)
         for event in running.events():

@@ -3,6 +3,7 @@
 Its own where its delta table will have them, its parent's elsewhere. So the encoder learns rows
 that are right beside rows that stay as they are. Which n-grams the delta will have is HMI's rule
 (VLDB Journal 2025, arXiv 2504.17449): the fewest, by descending count, that cover a share alpha.
+Which of these end too near to their parent's is known only once they have learned.
 """
 
 from __future__ import annotations
@@ -35,22 +36,31 @@ class Mix:
         alphas: Shares that the domain's own rows cover; each step draws one.
         index: Of the domain's n-grams.
         before: [n-grams] float64, the share of the corpus's tokens that more frequent ones cover.
+        difference_min: Rows that are nearer to their parent's are the parent's as they are served;
+            see `smile.representations.delta.DeltaRules`.
     """
 
     parent: EffectiveRows
     alphas: tuple[float, ...]
     index: NgramIndex
     before: NDArray[np.float64]
+    difference_min: float = 0.0
 
     @classmethod
-    def of(cls, parent: EffectiveRows, counts: NgramCounts, alphas: tuple[float, ...]) -> Mix:
+    def of(
+        cls,
+        parent: EffectiveRows,
+        counts: NgramCounts,
+        alphas: tuple[float, ...],
+        difference_min: float = 0.0,
+    ) -> Mix:
         """Over a corpus's n-grams, at least one."""
         before = (np.cumsum(counts.counts) - counts.counts) / counts.total
-        return cls(parent, alphas, NgramIndex.build(counts.keys), before)
+        return cls(parent, alphas, NgramIndex.build(counts.keys), before, difference_min)
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of all that decides which rows are whose."""
+        """SHA-256, in hex, of all that decides which rows are whose while it learns."""
         keys, rows = self.index.entries()
         digest = hashlib.sha256(repr((self.alphas, self.parent.table_digest)).encode())
         order = np.argsort(keys)
@@ -66,17 +76,31 @@ class Mix:
         found = self.index.find(keys)
         return (found >= 0) & (self.before[found] < alpha)
 
-    def states(self, encoder: LocalEncoder, packed: PackedTokens, alpha: float) -> Tensor:
-        """States at the boundary, [tokens, H]; `encoder` makes the domain's rows."""
+    def states(
+        self, encoder: LocalEncoder, packed: PackedTokens, alpha: float, least: float = 0.0
+    ) -> Tensor:
+        """States at the boundary, [tokens, H]; `encoder` makes the domain's rows, those alone that
+        are `least` off their parent's, in lengths of these.
+        """
         keys = ngram_keys(packed, encoder.outside)
         different, places = torch.unique(keys, return_inverse=True)
         own = torch.from_numpy(self.own(different.numpy(), alpha))
+        if least > 0.0:
+            own[own.clone()] = self._differences(encoder, different[own]) >= least
         made = encoder.rows(ngrams_from(different[own])).float()
         rows = torch.cat([made, self._parents(different[~own], encoder.form.hidden)])
         order = torch.cat([own.nonzero(), (~own).nonzero()]).squeeze(1)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
         return encoder.merge(rows.index_select(0, rank[places]), packed)
+
+    def _differences(self, encoder: LocalEncoder, keys: Tensor) -> Tensor:
+        """How far the encoder's rows are from the parent's, in lengths of these: [n]."""
+        parents = self._parents(keys, encoder.form.hidden)
+        length = torch.linalg.vector_norm(parents, dim=1)
+        off = torch.linalg.vector_norm(encoder.rows(ngrams_from(keys)).float() - parents, dim=1)
+        relative: Tensor = off / length.clamp(min=torch.finfo(torch.float32).tiny)
+        return relative
 
     def _parents(self, keys: Tensor, hidden: int) -> Tensor:
         """[n] to [n, 3 H] float32, rounded as tables round."""
@@ -100,4 +124,4 @@ class AsServed:
         return self.encoder.form
 
     def __call__(self, packed: PackedTokens, keys: Tensor | None = None) -> Tensor:
-        return self.mix.states(self.encoder, packed, self.alpha)
+        return self.mix.states(self.encoder, packed, self.alpha, self.mix.difference_min)

@@ -20,14 +20,15 @@ from smile.model.skip.artifact import EncoderFile
 from smile.model.skip.distill.documents import Document, served_texts
 from smile.model.skip.distill.run import Event, Phase
 from smile.model.skip.domain.creation import Corpus, Creation, DomainWish, Kin, domain_settings
-from smile.model.skip.domain.mixing import Mix
+from smile.model.skip.domain.mixing import AsServed, Mix
 from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import AFTER_IN, AFTER_NORM, AFTER_OUT, FIRST, LAST, MERGE_NORM
+from smile.model.skip.ngrams import ngram_keys
 from smile.model.skip.rows import EncoderRows
 from smile.model.toy import WORDS, write_toy_backbone
 from smile.representations import places
 from smile.representations.build import count_texts
-from smile.representations.delta import DeltaRules
+from smile.representations.delta import DeltaRules, Encoders, differences
 from smile.representations.domains import DomainTree, EffectiveRows
 from smile.representations.keys import keys_of_texts
 from smile.representations.manifest import GENERAL, TableManifest
@@ -160,6 +161,37 @@ def test_what_learns_is_what_serves(world: World, folder: Path) -> None:
     )
     torch.testing.assert_close(mix.states(encoder, packed, 0.0), parents, rtol=0, atol=1e-5)
     assert float((served - parents).abs().max()) > 0.01
+
+
+def test_what_is_measured_is_what_the_table_serves(world: World, tmp_path: Path) -> None:
+    """Rows that end near their parent's are in no table: neither do they count."""
+    every = world.make(DomainWish("every", GENERAL, tmp_path, RULES), 0)
+    table = Table.open(tmp_path / "every" / places.TABLE)
+    own = EncoderRows.of(artifact.read(tmp_path / "every" / places.ENCODER), world.backbone)
+    encoders = Encoders(own, EffectiveRows(world.general))
+    off = np.sort(differences(table.keys, encoders, table.format))
+    third = len(off) // 3
+    gap = third + int(np.diff(off[third : 2 * third]).argmax())  # far from any row's own
+    least = float(off[gap : gap + 2].mean())
+    rules = replace(RULES, difference_min=least)
+    some = world.make(DomainWish("some", GENERAL, tmp_path, rules), 0)
+    assert 0 < some.rows < every.rows
+    table = Table.open(tmp_path / "some" / places.TABLE)
+    file = artifact.read(tmp_path / "some" / places.ENCODER)
+    encoder = LocalEncoder.of(file, world.backbone)
+    counted = count_texts(served_texts(world.corpus(0).learned), world.ids, world.general.outside)
+    mix = Mix.of(EffectiveRows(world.general), counted[1], (RULES.alpha,), least)
+    packed = pack(world.ids([document.text for document in documents(0)[:5]]))
+    asked = ngram_keys(packed, encoder.outside).numpy()
+    rows = EffectiveRows(world.general, (table,)).packed(asked, table.format)
+    with torch.no_grad():
+        served = encoder.merge(torch.from_numpy(table.format.unpack(rows)), packed)
+        measured = AsServed(encoder, mix, RULES.alpha)(packed)
+        learned = mix.states(encoder, packed, RULES.alpha)
+    torch.testing.assert_close(measured, served, rtol=0, atol=2e-3)
+    assert float((learned - served).abs().max()) > 0.01
+    first = artifact.read(tmp_path / "every" / places.ENCODER).facts.measures
+    assert file.facts.measures["error_layer_2"] > first["error_layer_2"]
 
 
 def test_a_mix_of_other_shares_is_another(world: World) -> None:

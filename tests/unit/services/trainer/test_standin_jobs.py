@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.trainer.standins import StandIns
+from services.trainer.training.loop_events import LoopEvent, Planned, StepDone
 from services.trainer.worker import attempt
+from services.trainer.worker.report import Report
 from smile.model.backbone import Backbone
+from smile.names import JobName
 from smile.representations.domains import EffectiveRows
 from smile.resources import HyperParameters, JobState, TrainingJob, TrainingStates, TrainingSummary
 from smile.standins import StandInPlace
 from smile.store.redis import Redis
 from tests.contract.materialized_world import Encoder, Over
-from tests.unit.services.trainer.fakes import FakeStorage
-from tests.unit.services.trainer.test_runner import QUICK, VPLM, Stage, storage, toy, until
+from tests.unit.services.trainer.fakes import Crash, FakeStorage
+from tests.unit.services.trainer.test_runner import LEASE_S, QUICK, VPLM, Stage, storage, toy, until
 
 __all__ = ["storage", "toy"]  # fixtures
 
@@ -113,3 +117,54 @@ async def test_a_worker_waits_for_domains_and_not_for_one_that_they_lack(
     assert job.state is JobState.FAILED and job.error is not None
     assert job.error.reason == "DOMAIN_NOT_SERVED"
     assert "there is no domain 'sport'" in job.error.message
+
+
+async def test_a_job_goes_on_over_the_same_rows_and_begins_again_over_others(
+    stage: Stage, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = replace(MATERIALIZED, epochs=12)
+    stage.shop = replace(stage.shop, checkpoint_s=0.0)
+    stage.runner = stage.runner_of(stage.shop)
+    hear = Report.hear
+
+    async def broken_off(job: str) -> JobName:
+        name = await stage.submit(job, hyper_parameters=values)
+
+        def dies(report: Report, event: LoopEvent) -> None:
+            hear(report, event)
+            if isinstance(event, StepDone) and event.step >= 7:
+                time.sleep(0.05)  # the loop may store what was taken
+                if str(name) in stage.storage.checkpoints:
+                    raise Crash("amid an epoch")
+
+        monkeypatch.setattr(Report, "hear", dies)
+        with pytest.raises(Crash):
+            await stage.runner.work(await stage.claim())
+        monkeypatch.setattr(Report, "hear", hear)
+        await asyncio.sleep(LEASE_S * 1.2)
+        return name
+
+    def digest(job: TrainingJob) -> str:
+        kept = [version for version, _, _ in stage.storage.stored[VPLM]]
+        return next(version.digest for version in kept if version.name == job.version)
+
+    folder, found = tmp_path / "domains", list[str]()
+    domain(encoder, folder, ["game play win"])
+    for texts in (["game play win"], ["market price bank"]):
+        name = await broken_off(f"broken{len(found)}")
+        rows = domain(encoder, folder, texts)
+        began: list[int] = []
+
+        def notes(report: Report, event: LoopEvent, began: list[int] = began) -> None:
+            began += [event.step] if isinstance(event, Planned) else []
+            hear(report, event)
+
+        monkeypatch.setattr(Report, "hear", notes)
+        job = await stage.repaired(name)
+        monkeypatch.setattr(Report, "hear", hear)
+        assert told(job).domain_digest == rows
+        assert (began[0] > 0) is (not found), "only the first has rows that it began on"
+        whole = await stage.run(job=f"whole{len(found)}", hyper_parameters=values)
+        assert digest(job) == digest(whole)
+        found.append(digest(job))
+    assert found[0] != found[1]

@@ -101,7 +101,22 @@ def given(**options: object) -> list[str]:
 def bars(
     session: Session, phases: Mapping[str, str]
 ) -> Iterator[Callable[[Mapping[str, Json]], None]]:
-    """A bar for each phase that is heard of, with its text, on a terminal; nothing elsewhere."""
+    """A bar for each phase that is heard of, with its text, on a terminal; nothing elsewhere.
+
+    For work that keeps its place: who interrupts it is told so.
+    """
+    try:
+        with _bars(session, phases) as show:
+            yield show
+    except KeyboardInterrupt:
+        session.note("interrupted: the same command goes on from where its place was kept last")
+        raise
+
+
+@contextmanager
+def _bars(
+    session: Session, phases: Mapping[str, str]
+) -> Iterator[Callable[[Mapping[str, Json]], None]]:
     if session.json or not session.err.is_terminal:
         yield lambda said: None
         return

@@ -102,6 +102,15 @@ def test_killed_it_goes_on_to_the_same_file(folder: Path) -> None:
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
+def test_who_interrupts_is_told_how_to_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smile.cli.backbones.result_of", interrupted)
+    ended = smile(*arguments(folder, "interrupted.safetensors", 1))
+    assert ended.exit_code == 130 and "the same command goes on" in ended.stderr
+
+
 def test_only_one_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = folder / "locked.safetensors.work"
     work.mkdir()

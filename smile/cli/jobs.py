@@ -120,7 +120,8 @@ def show_summary(session: Session, summary: TrainingSummary) -> None:
         ("seed", str(summary.seed)),
         ("spec", summary.spec_digest),
     ]
-    session.out.print(facts([*known, *sorted(summary.environment.items())]))
+    told = [(name, value) for name, value in known if value]
+    session.out.print(facts([*told, *sorted(summary.environment.items())]))
 
 
 def _score_rows(scores: Sequence[ClassScore]) -> Iterator[list[str]]:

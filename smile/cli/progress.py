@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from smile.resources import TrainingEvent, TrainingJob
+from smile.cli.output import when
+from smile.resources import JobState, TrainingEvent, TrainingJob
 
 SHOWN_FIRST = (
     "validation_accuracy",
@@ -63,9 +64,11 @@ class JobView:
             self._progress.update(self._task, completed=step, facts=self._facts())
 
     def _show_job(self, job: TrainingJob) -> None:
-        what = job.progress.phase if job.state == "running" and job.progress.phase else job.state
+        running = job.state is JobState.RUNNING
+        what = job.progress.phase if running and job.progress.phase else job.state
         if self._progress is not None:
-            self._progress.update(self._task, description=str(what), facts=self._facts())
+            facts = _waits_for(job) or self._facts()
+            self._progress.update(self._task, description=str(what), facts=facts)
             if job.progress.steps_total:
                 self._progress.update(
                     self._task, completed=job.progress.step, total=job.progress.steps_total
@@ -75,9 +78,18 @@ class JobView:
         line = f"{what}{epoch if job.progress.epoch else ''}"
         if line != self._said:
             self._said = line
-            facts = self._facts()
+            facts = _waits_for(job) or self._facts()
             self._console.print(Text(f"{line}  {facts}" if facts else line))
 
     def _facts(self) -> str:
         names = [name for name in ("train_loss", *SHOWN_FIRST) if name in self._metrics]
         return "  ".join(f"{name} {self._metrics[name]:.4f}" for name in names[:3])
+
+
+def _waits_for(job: TrainingJob) -> str:
+    """What a job in the queue waits for, as far as that is known."""
+    if job.state is not JobState.QUEUED:
+        return ""
+    ahead = f"{job.queue_position} ahead" if job.queue_position else ""
+    start = when(job.estimated_start_time)
+    return "  ".join(each for each in (ahead, start and f"starts about {start}") if each)

@@ -277,7 +277,8 @@ def test_dataclasses_stand_for_options_and_errors_for_exits() -> None:
 
 
 def _events() -> list[smile.TrainingEvent]:
-    queued = smile.TrainingJob("j", "v", "d")
+    start = datetime(2026, 11, 22, 22)
+    queued = smile.TrainingJob("j", "v", "d", queue_position=2, estimated_start_time=start)
     found = [smile.TrainingEvent("1", job=queued)]
     for step in (1, 2):
         progress = smile.JobProgress("training", step, 2, step, 2, 0.5)
@@ -300,7 +301,7 @@ def test_jobs_are_shown_as_lines_or_as_a_bar(terminal: bool) -> None:
         assert "succeeded" in text and "2/2" in text and "train_loss 0.5000" in text
     else:
         assert text.splitlines() == [
-            "queued",
+            "queued  2 ahead  starts about 2026-11-22 22:00:00",
             "training, epoch 1 of 2  train_loss 0.5000",
             "training, epoch 2 of 2  train_loss 0.5000",
             "succeeded  train_loss 0.5000",

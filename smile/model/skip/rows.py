@@ -18,6 +18,7 @@ from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.ngrams import ANY, ngrams_from
 from smile.model.skip.policy import MissPolicy
 from smile.model.skip.serving import ServingEncoder
+from smile.model.skip.words import WordParts
 from smile.representations.manifest import Origin
 
 CPU = torch.device("cpu")
@@ -64,9 +65,14 @@ class EncoderRows:
         backbone: Backbone,
         dtype: torch.dtype = torch.float32,
         choice: KernelChoice = KernelChoice.AUTO,
+        parts: WordParts = WordParts.WHOLE,
     ) -> EncoderRows:
-        """The same of a file that was read."""
-        return cls.on(file, backbone, kernels_for(CPU, dtype, choice), CPU, dtype)
+        """The same of a file that was read; for one thread at a time where `parts` are made as they
+        are asked."""
+        local = LocalEncoder.of(file, backbone)
+        kernels = kernels_for(CPU, dtype, choice)
+        serving = ServingEncoder.of(local, kernels, CPU, dtype, parts)
+        return cls._of(file, backbone, local, serving)
 
     @classmethod
     def on(
@@ -82,19 +88,24 @@ class EncoderRows:
         Raises:
             FailedPrecondition: the encoder is for another backbone.
         """
-        file.check(backbone.digest)
         local = LocalEncoder.of(file, backbone)
-        form = file.facts.form
+        serving = ServingEncoder.of(local, kernels, device, dtype)
+        return cls._of(file, backbone, local, serving)
+
+    @classmethod
+    def _of(
+        cls, file: EncoderFile, backbone: Backbone, local: LocalEncoder, serving: ServingEncoder
+    ) -> EncoderRows:
+        form, device, kernels = file.facts.form, serving.words.device, serving.kernels
         origin = Origin(
             backbone.name,
             backbone.digest,
             file.digest,
             form.boundary,
             form.hidden,
-            precision=str(dtype).removeprefix("torch."),
+            precision=str(serving.dtype).removeprefix("torch."),
             kernels=f"{device.type}:{kernels.target or 'torch'}",
         )
-        serving = ServingEncoder.of(local, kernels, device, dtype)
         return cls(serving, local, origin, file.facts.policy, backbone.info.vocab)
 
     @property

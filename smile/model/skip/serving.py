@@ -4,8 +4,8 @@ Weights are float32 or bfloat16, sums are always float32. A row depends on its t
 bit, whatever it is computed beside: kernels take every row's sums in one order. So a row that was
 looked up is the row that would have been computed, given the same precision and kernels.
 
-The first layer is a sum of what each of three words adds by itself. That is computed for the whole
-vocabulary at load, unless it is too large, so a row costs the two other layers.
+The first layer is a sum of what each of three words adds by itself. That is computed once for each
+word, unless it is too large, so a row costs the two other layers; see `words`.
 
 Rows by layers over trigrams are torch's own, without that promise: they are there to compare with.
 """
@@ -27,11 +27,9 @@ from smile.model.kernels.workspace import Slot
 from smile.model.packing import PackedTokens
 from smile.model.skip import form as names
 from smile.model.skip.encoder import LocalEncoder
-from smile.model.skip.form import VIEWS, EncoderForm
+from smile.model.skip.form import EncoderForm
 from smile.model.skip.policy import RowKind
-
-PARTS_MAX = 128 * 1024 * 1024  # numbers in the words' parts; beyond, they are computed for each row
-PARTS_BATCH = 2_048  # words
+from smile.model.skip.words import FirstLayer, Weights, WordParts, first_layer
 
 
 class RowMaker(Protocol):
@@ -44,37 +42,20 @@ class RowMaker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WordRows:
-    """Rows by the network over words.
-
-    Attributes:
-        words: [vocab, H], the backbone's word embeddings in the precision.
-        parts: [vocab, 3 W], what each word adds to the first layer as left, centre and right word;
-            None: `first` is a product of the three words side by side.
-        first_bias: [W] float32.
-    """
+    """Rows by the network over words."""
 
     form: EncoderForm
-    words: Tensor
-    first: Linear
-    parts: Tensor | None
-    first_bias: Tensor
+    dtype: torch.dtype
+    first: FirstLayer
     middle: Linear
     last: Linear
 
     def rows(self, ngrams: Tensor, kernels: Kernels) -> Tensor:
         """See `RowMaker`."""
-        dense, room, dtype = kernels.dense, kernels.room, self.words.dtype
-        ngrams = ngrams.contiguous()
-        count = ngrams.shape[0]
-        wide = room.take(Slot.WIDE, count, self.form.first, dtype)
-        if self.parts is None:
-            words = dense.select(self.words, ngrams.view(-1))  # [3 n, H], which lie as [n, 3 H]
-            x = words.view(count, VIEWS * self.form.hidden)
-            x = dense.linear(x, self.first, Activation.GELU, wide)
-        else:
-            local = kernels.local
-            x = local.sum_words(ngrams, self.parts, self.first_bias, Activation.GELU, wide)
-        middle = room.take(Slot.QKV, count, self.form.middle, dtype)
+        dense, room, count = kernels.dense, kernels.room, ngrams.shape[0]
+        wide = room.take(Slot.WIDE, count, self.form.first, self.dtype)
+        x = self.first.of(ngrams.contiguous(), kernels, wide)
+        middle = room.take(Slot.QKV, count, self.form.middle, self.dtype)
         return dense.linear(dense.linear(x, self.middle, Activation.GELU, middle), self.last)
 
 
@@ -122,9 +103,15 @@ class ServingEncoder:
 
     @classmethod
     def of(
-        cls, encoder: LocalEncoder, kernels: Kernels, device: torch.device, dtype: torch.dtype
+        cls,
+        encoder: LocalEncoder,
+        kernels: Kernels,
+        device: torch.device,
+        dtype: torch.dtype,
+        parts: WordParts = WordParts.WHOLE,
     ) -> ServingEncoder:
-        """The encoder on a device, in a precision; `kernels` must be for both."""
+        """The encoder on a device, in a precision; `kernels` must be for both. It is for one thread
+        at a time where `parts` are made as they are asked."""
         tensors = encoder.tensors()
 
         def packed(name: str) -> Linear:
@@ -142,15 +129,9 @@ class ServingEncoder:
         if encoder.form.kind is RowKind.LAYERS:
             maker = LayerRows(encoder, device, dtype)
         else:
-            maker = WordRows(
-                form=encoder.form,
-                words=words,
-                first=packed(names.FIRST),
-                parts=_parts(tensors[f"{names.FIRST}.weight"], words, kernels),
-                first_bias=tensors[f"{names.FIRST}.bias"].to(device, copy=True),
-                middle=packed(names.MIDDLE),
-                last=packed(names.LAST),
-            )
+            weight, bias = tensors[f"{names.FIRST}.weight"], tensors[f"{names.FIRST}.bias"]
+            first = first_layer(Weights(words, weight, bias), kernels, parts)
+            maker = WordRows(encoder.form, dtype, first, packed(names.MIDDLE), packed(names.LAST))
         return cls(
             form=encoder.form,
             words=words,
@@ -192,19 +173,3 @@ class ServingEncoder:
         y = room.take(Slot.OUTPUT, packed.tokens, form.hidden, self.dtype)
         y = dense.linear(inner, self.after_out, out=y)
         return dense.add_norm(y, x, self.after_norm, out)
-
-
-def _parts(weight: Tensor, words: Tensor, kernels: Kernels) -> Tensor | None:
-    """What each word adds, from the first layer's weight [W, 3 H]: [vocab, 3 W] of the words' type;
-    None where that is too large. Decided by sizes alone, so by all processes alike."""
-    width = VIEWS * weight.shape[0]
-    if words.shape[0] * width > PARTS_MAX:
-        return None
-    stacked = torch.cat(weight.to(words.device, words.dtype).chunk(VIEWS, dim=1))  # [3 W, H]
-    product = kernels.dense.pack(stacked, stacked.new_zeros(width))
-    parts = words.new_empty(words.shape[0], width)
-    for some, out in zip(words.split(PARTS_BATCH), parts.split(PARTS_BATCH), strict=True):
-        made = kernels.dense.linear(some, product, out=out)
-        if made is not out:
-            out.copy_(made)
-    return parts

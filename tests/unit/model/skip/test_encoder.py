@@ -15,6 +15,7 @@ from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import EncoderForm
 from smile.model.skip.ngrams import ANY, keys_of, ngram_keys, ngrams_from, ngrams_of
 from smile.model.skip.serving import ServingEncoder, WordRows
+from smile.model.skip.words import AskedParts, ByRow, WholeParts, WordParts
 from smile.model.specs import PetKind, PetSpec
 
 CPU = torch.device("cpu")
@@ -100,12 +101,38 @@ def test_a_large_vocabulary_is_multiplied_row_by_row(
     toy: Backbone, encoder: LocalEncoder, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summed = ServingEncoder.of(encoder, kernels, CPU, torch.float32)
-    monkeypatch.setattr("smile.model.skip.serving.PARTS_MAX", 0)
+    monkeypatch.setattr("smile.model.skip.words.PARTS_MAX", 0)
     multiplied = ServingEncoder.of(encoder, kernels, CPU, torch.float32)
-    assert isinstance(summed.maker, WordRows) and summed.maker.parts is not None
-    assert isinstance(multiplied.maker, WordRows) and multiplied.maker.parts is None
+    assert isinstance(summed.maker, WordRows) and isinstance(summed.maker.first, WholeParts)
+    assert isinstance(multiplied.maker, WordRows) and isinstance(multiplied.maker.first, ByRow)
     ngrams = ngrams_of(packed_of(toy, TEXTS), summed.outside)
     torch.testing.assert_close(summed.rows(ngrams), multiplied.rows(ngrams), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_words_parts_are_the_same_made_as_they_are_asked(
+    toy: Backbone, encoder: LocalEncoder, kernels: Kernels, dtype: torch.dtype
+) -> None:
+    """To the bit by native kernels, in passes that wait for their end, too."""
+    whole = ServingEncoder.of(encoder, kernels, CPU, dtype)
+    asked = ServingEncoder.of(encoder, kernels, CPU, dtype, WordParts.ASKED)
+    assert isinstance(asked.maker, WordRows) and isinstance(asked.maker.first, AskedParts)
+    ngrams = [ngrams_of(packed_of(toy, [text]), whole.outside) for text in (*TEXTS, TEXTS[0])]
+    words: set[int] = set()
+    for number, some in enumerate(ngrams):
+        expected = whole.rows(some)
+        with kernels.together() as together:
+            found = (asked.using(together) if number % 2 else asked).rows(some)
+        words |= set(some.view(-1).tolist())
+        assert asked.maker.first.made == len(words) < toy.info.vocab
+        if kernels.native is None:
+            torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=0)
+        else:
+            assert torch.equal(found, expected)
+    for odd in (-1, toy.info.vocab, ANY):
+        with pytest.raises(IndexError):
+            asked.rows(torch.tensor([[0, odd, 0]]))
+    assert torch.equal(asked.rows(ngrams[0]), asked.rows(ngrams[0]))
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import NoReturn, Self, TypeVar
 
 import pydantic
@@ -22,6 +24,7 @@ from smile.rpc.keys import KeyKind, KeyParts
 
 EXIT_CONFIG = 78
 SHOWN_CHARS_MAX = 100
+LIKENESS_MIN = 0.9  # of two names where one may be meant for the other; see `difflib`
 _SECRET_WORDS = ("KEY", "SECRET", "PASSWORD", "TOKEN")
 
 _Settings = TypeVar("_Settings", bound=BaseSettings)
@@ -86,6 +89,25 @@ def load(cls: type[_Settings]) -> _Settings:
 def inherited_environment() -> dict[str, str]:
     """This process's whole environment, for processes it starts."""
     return dict(os.environ)
+
+
+def misspelt(cls: type[BaseSettings]) -> Mapping[str, str]:
+    """Variables of this process that nothing reads, by what each may have been meant to be.
+
+    Other names are let pass: platforms inject variables of their own.
+    """
+    known = {name for field in cls.model_fields for name in _names(cls, field)}
+    prefix = str(cls.model_config.get("env_prefix", ""))
+    unread = {name for name in map(str.upper, os.environ) if name.startswith(prefix)} - known
+    likely = {name: get_close_matches(name, known, 1, LIKENESS_MIN) for name in sorted(unread)}
+    return {name: meant[0] for name, meant in likely.items() if meant}
+
+
+def _names(cls: type[BaseSettings], field: str) -> set[str]:
+    """Every variable that sets `field`, former names too."""
+    alias = cls.model_fields[field].validation_alias
+    former = alias.choices if isinstance(alias, AliasChoices) else ()
+    return {variable(cls, field), *(name.upper() for name in former if isinstance(name, str))}
 
 
 def variable(cls: type[BaseSettings], field: str) -> str:

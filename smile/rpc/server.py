@@ -23,7 +23,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from smile.config import ServiceSettings
+from smile.config import ServiceSettings, misspelt
 from smile.logs import get_logger
 from smile.rpc.access import declared_access
 from smile.rpc.auth import Authenticator
@@ -148,6 +148,8 @@ async def serve(
     ended. A port that cannot be had ends the process with exit code 69 and one sentence.
     """
     readiness.expect("start")
+    for name, meant in misspelt(type(settings)).items():
+        get_logger().warning("no such setting", variable=name, meant=meant)
     try:
         server = build_server(
             services, settings=settings, authenticator=authenticator, readiness=readiness

@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from smile.config import EXIT_CONFIG, ServiceSettings, load, variable
+from smile.config import EXIT_CONFIG, ServiceSettings, load, misspelt, variable
 from smile.logs import LogFormat, LogLevel
 from smile.rpc.keys import KeyKind, new_key
 
@@ -58,6 +58,18 @@ def test_defaults_shared_and_prefixed_variables(monkeypatch: pytest.MonkeyPatch)
     assert (settings.host, settings.port, settings.jobs_max) == ("0.0.0.0", 7009, 7)
     assert (settings.max_message_bytes, settings.concurrent_rpcs_max) == (4 << 20, 1024)
     assert settings.drain_s == 10.0
+
+
+def test_misspelt_variables_are_found_and_others_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(
+        monkeypatch,
+        SMILE_DEMO_JOBS_MAX="7",
+        SMILE_DEMO_JOSB_MAX="8",
+        SMILE_DEMO_SERVICE_PORT="80",
+        SMILE_DEMO_PORT_7009_TCP_ADDR="10.0.0.1",
+        SMILE_DEMOS_JOBS_MAX="9",
+    )
+    assert misspelt(DemoSettings) == {"SMILE_DEMO_JOSB_MAX": "SMILE_DEMO_JOBS_MAX"}
 
 
 def test_settings_do_not_change(monkeypatch: pytest.MonkeyPatch) -> None:

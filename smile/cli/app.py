@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -34,6 +37,26 @@ EPILOG = (
 )
 
 
+DISTRIBUTION = "smile-platform"
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"smile {version(DISTRIBUTION)}\n")
+        raise typer.Exit
+
+
+def _root(
+    told: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_tell_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What all commands are under; does nothing by itself."""
+
+
 def build() -> typer.Typer:
     """The application with every command."""
     app = typer.Typer(
@@ -44,6 +67,7 @@ def build() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,  # its tracebacks show local variables, and so keys
     )
+    app.callback()(_root)
     for name in MODULES:
         importlib.import_module(name).register(app)
     return app

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +74,11 @@ def test_errors_made_elsewhere_exit_as_their_nearest_class() -> None:
 def test_the_help_names_every_exit_code() -> None:
     for code in Exit:
         assert f"{int(code)} " in EPILOG
+
+
+def test_the_version_is_told() -> None:
+    told = CliRunner().invoke(build(), ["--version"])
+    assert (told.exit_code, told.stdout) == (0, f"smile {version('smile-platform')}\n")
 
 
 def test_every_command_of_the_issue_is_there_with_help() -> None:

@@ -185,6 +185,8 @@ def show(
     if session.json:
         return write_json(_stated(found[name], stated))
     session.out.print(facts(_facts(found[name], stated)))
+    if verify:
+        session.note("every byte is as the manifest says")
 
 
 def delete(

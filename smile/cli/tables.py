@@ -99,6 +99,8 @@ def show(
     for name in FILES:
         (check_digest if verify else check_size)(folder, name, stated.files[name])
     _show(session, folder, stated)
+    if verify:
+        session.note("every byte is as the manifest says")
 
 
 def bytes_of(text: str) -> int:

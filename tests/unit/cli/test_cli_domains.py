@@ -56,7 +56,7 @@ def test_people_see_what_was_made_and_how_close_it_came(folder: Path) -> None:
         ["sport", "news"],
     ]
     shown = smile("domains", "show", "sport", "--folder", str(folder / "domains"), "--verify")
-    assert shown.exit_code == 0 and "parent" in shown.stdout
+    assert shown.exit_code == 0 and "parent" in shown.stdout and "every byte" in shown.stderr
 
 
 def test_programs_read_json(folder: Path) -> None:

@@ -132,6 +132,7 @@ def test_built_and_shown_by_commands(place: Path, tmp_path: Path, cli: typer.Typ
     assert again.exit_code == Exit.CONFLICT and "is there already" in again.output
     shown = run(cli, ["tables", "show", str(folder), "--verify"])
     assert shown.exit_code == 0 and stated["digest"] in shown.output
+    assert "every byte" in shown.output
     rows = folder / ROWS_FILE
     rows.write_bytes(bytes(len(rows.read_bytes())))
     assert run(cli, ["tables", "show", str(folder)]).exit_code == 0

@@ -35,10 +35,15 @@ def dataset_invalid(dataset: str, report: DatasetReport) -> JobFailure:
     shown = min(report.problem_count, PROBLEMS_SHOWN_MAX)
     more = f" (the report has the first {shown})" if report.problem_count > shown else ""
     message = (
-        f"{dataset} has {report.problem_count} problems in {report.rows} rows{more}; first, "
+        f"{dataset} has {_count(report.problem_count, 'problem')} in "
+        f"{_count(report.rows, 'row')}{more}; first, "
         f"{where}{first.message}"
     )
     return JobFailure("DATASET_INVALID", message, report)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def worker_lost(deaths: int) -> JobFailure:

@@ -72,6 +72,9 @@ class StandIns:
         self._encoders: dict[str, EncoderFile] = {}
         self._lock = Lock()
 
+    def __contains__(self, backbone: str) -> bool:
+        return backbone in self._places
+
     def check(self, spec: ModuleSpec, states: TrainingStates) -> None:
         """Whether such a module can be trained on such states here. Blocks.
 
@@ -92,8 +95,26 @@ class StandIns:
             FailedPrecondition, Unavailable: as `check`, where states are not exact.
         """
         encoder = self._fitting(spec)
-        place, levels = self._places[spec.backbone], self._levels(spec, encoder)
+        levels = self._levels(spec, encoder)
         domain = self._opened(spec, encoder, levels) if levels else None
+        return self._made(spec, encoder, domain)
+
+    def glance(self, spec: ModuleSpec) -> StandIn:
+        """The same for a look that decides nothing: a domain's rows are not all read and checked.
+
+        Raises:
+            FailedPrecondition, Unavailable, DataCorrupted, OSError: it cannot be had.
+        """
+        from smile.representations.domains import DomainTree, map_domain  # noqa: PLC0415 -- torch
+
+        encoder = self._fitting(spec)
+        levels = self._levels(spec, encoder)
+        tables = [map_domain(level.stated.domain, level.folder) for level in levels]
+        tree = DomainTree(_origin(encoder), tables)
+        return self._made(spec, encoder, DomainRows(spec.domain, tree) if levels else None)
+
+    def _made(self, spec: ModuleSpec, encoder: EncoderFile, domain: DomainRows | None) -> StandIn:
+        place = self._places[spec.backbone]
         return StandIn(encoder, _dtype(place), place, domain)
 
     def _fitting(self, spec: ModuleSpec) -> EncoderFile:

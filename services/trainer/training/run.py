@@ -30,6 +30,7 @@ from services.trainer.training.selection import Selector, selectable
 from services.trainer.training.snapshots import BestEpoch, Gain, Snapshot
 from services.trainer.training.states import MakeLower, StatesRoom
 from services.trainer.training.weighting import class_weights
+from smile.errors import SmileError
 from smile.model.backbone import Backbone
 from smile.model.initial import StoredArray
 from smile.model.specs import ModuleSpec
@@ -54,7 +55,8 @@ class TrainingInput:
         precision: In what the frozen weights compute.
         resume: Where an earlier run with the same input was; None starts anew.
         lower: Makes what stands in for lower layers, in `precision`, up to the module's first or
-            below; None where there is nothing, then `values.states` must be exact.
+            below; None where there is nothing, then `values.states` must be exact. Where they are
+            exact all the same, it is asked for when training is done, if at all.
     """
 
     backbone: Backbone
@@ -81,11 +83,16 @@ class TrainingInput:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The weights of the best epoch in their stored dtype, and what was measured with them."""
+    """The weights of the best epoch in their stored dtype, and what was measured with them.
+
+    Attributes:
+        unmeasured: Why metrics on the other kind of states are left out, where that failed.
+    """
 
     tensors: Mapping[str, StoredArray]
     metrics: Mapping[str, float]
     summary: TrainingSummary
+    unmeasured: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +158,14 @@ class Run:
             "train_rows": float(len(self._rows.training)),
             "validation_rows": float(len(self._rows.validation)),
         }
-        summary = TrainingSummary()
+        summary, unmeasured = TrainingSummary(), None
         if self._rows.validation:
             score = self._scorer.told(module)
-            metrics |= score.metrics
+            besides, unmeasured = self._besides(module)
+            metrics |= {**score.metrics, **besides}
             summary = score.summary
         summary = replace(summary, seed=self._values.seed, states=self._values.states)
-        return Trained(self._best.tensors, metrics, summary)
+        return Trained(self._best.tensors, metrics, summary, unmeasured)
 
     def snapshot(self) -> Snapshot:
         """Where the run is. Not to be asked for while a step is taken."""
@@ -212,6 +220,13 @@ class Run:
         if values.states is TrainingStates.MIXED or scorer.cheap(self._rows.training):
             return replace(scorer, second=self._given.second)
         return scorer
+
+    def _besides(self, module: Learner) -> tuple[Mapping[str, float], Exception | None]:
+        """What is only told fails nothing that was trained."""
+        try:
+            return self._scorer.besides(module), None
+        except (SmileError, OSError, NothingFinite) as error:
+            return {}, error
 
     def _take_step(self, batches: Sequence[Sequence[CorpusRow]]) -> StepDone:
         step = self._step + 1

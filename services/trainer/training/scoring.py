@@ -38,18 +38,27 @@ class Scorer:
         return _mean(first, self._of(module, self._others))
 
     def told(self, module: Learner) -> Score:
-        """The same, and by `{metric}_{kind}` those of the kind that was not trained on; of mixed
-        states those of both. Raises `NothingFinite`."""
+        """The same, of mixed states with those of each kind by `{metric}_{kind}`. Raises
+        `NothingFinite`."""
         first = self._of(module, self.rows)
-        if self.second is None:
+        if self.states is not TrainingStates.MIXED or self.second is None:
             return first
         other = self._of(module, self._others)
-        found = replace(first, metrics={**first.metrics, **_named(other, self.second)})
-        if self.states is not TrainingStates.MIXED:
-            return found
-        mean = _mean(first, other).metrics
-        metrics = {**mean, **_named(first, TrainingStates.EXACT), **_named(other, self.second)}
-        return replace(found, metrics=metrics)
+        each = {**_named(first, TrainingStates.EXACT), **_named(other, self.second)}
+        mean = _mean(first, other)
+        return replace(mean, metrics={**mean.metrics, **each})
+
+    def besides(self, module: Learner) -> Mapping[str, float]:
+        """By `{metric}_{kind}` the metrics on the kind of states that was not trained on; none
+        where there is no other, or both were.
+
+        Raises:
+            NothingFinite: a loss is no number.
+            SmileError, OSError: what the states are made of cannot be had.
+        """
+        if self.second is None or self.states is TrainingStates.MIXED:
+            return {}
+        return _named(self._of(module, self._others), self.second)
 
     def cheap(self, training: Sequence[CorpusRow]) -> bool:
         """Whether asking for the second kind's states is next to nothing beside the training."""

@@ -15,10 +15,10 @@ from services.trainer.standins import StandIn, StandIns
 from services.trainer.storage import Storage
 from services.trainer.training.loop import Training
 from services.trainer.training.loop_events import EpochDone, Planned, StepDone
-from services.trainer.training.lowering import lowering
+from services.trainer.training.lowering import late_lowering, lowering
 from services.trainer.training.precision import Precision
 from services.trainer.training.run import LossNotFinite, Trained, TrainingInput
-from services.trainer.training.states import DiskFull, StatesRoom
+from services.trainer.training.states import DiskFull, MakeLower, StatesRoom
 from services.trainer.whole import FullLimits, Needs, check_fits, spec_of
 from services.trainer.worker.bookmark import Bookmark
 from services.trainer.worker.failures import JobFailure, dataset_invalid, disk_full, loss_not_finite
@@ -26,6 +26,7 @@ from services.trainer.worker.memory import release_free_memory
 from services.trainer.worker.patience import patiently
 from services.trainer.worker.provenance import RunSpec, environment
 from services.trainer.worker.report import Report, Stopped
+from smile.errors import FailedPrecondition
 from smile.limits import MIB
 from smile.logs import get_logger
 from smile.model import weights
@@ -124,13 +125,15 @@ class Attempt:
             tensors=None if base is None else weights.decode(base, module, backbone.shape),
             room=self._shop.room,
             precision=precision,
-            lower=None if stand_in is None else lowering(stand_in, backbone, precision),
+            lower=self._lower(stand_in, vplm.spec, backbone),
         )
         found = await patiently(lambda: self._bookmark.find(spec.digest))
         if found is not None:
             given = replace(given, resume=found.snapshot)
         loop = asyncio.get_running_loop()
         trained = await self._in_thread(lambda: self._trained(given, loop))
+        if trained.unmeasured is not None:
+            self._tell_unmeasured(trained.unmeasured)
         return replace(
             trained,
             metrics={**trained.metrics, "train_seconds": self._bookmark.seconds},
@@ -174,10 +177,22 @@ class Attempt:
         return data
 
     async def _stand_in(self, spec: ModuleSpec) -> StandIn | None:
-        """For the lower layers; exact states do without, and nothing is read for them."""
+        """For the lower layers; exact states do without."""
         if self._job.hyper_parameters.states is TrainingStates.EXACT:
             return None
         return await patiently(lambda: self._in_thread(lambda: self._shop.stand_ins.of(spec)))
+
+    def _lower(
+        self, stand_in: StandIn | None, spec: ModuleSpec, backbone: Backbone
+    ) -> MakeLower | None:
+        """What states are made by; for a job on exact ones, what tells at its end how the module
+        does on others. A whole model is never answered so."""
+        stand_ins, precision = self._shop.stand_ins, self._shop.precision
+        if stand_in is not None:
+            return lowering(stand_in, backbone, precision)
+        if self._job.method is Method.FULL or spec.backbone not in stand_ins:
+            return None
+        return late_lowering(lambda: stand_ins.glance(spec), backbone, precision)
 
     def _spec(
         self, module: ModuleSpec, rows: _JobRows, base: bytes | None, stand_in: StandIn | None
@@ -228,6 +243,12 @@ class Attempt:
             raise disk_full(str(error)) from error
         finally:
             run.close()
+
+    def _tell_unmeasured(self, error: Exception) -> None:
+        """That a module or a domain is not for what stands in here is nothing to mend."""
+        log = get_logger().bind(job=self._job.name, why=str(error))
+        tell = log.info if isinstance(error, FailedPrecondition) else log.warning
+        tell("metrics on the other kind of states are left out")
 
     def _check_plan(self, plan: Planned) -> None:
         if plan.texts_kept < plan.texts and self._job.method is not Method.FULL:

@@ -36,7 +36,7 @@ class WordParts(enum.StrEnum):
 class FirstLayer(Protocol):
     """gelu(A e[left] + B e[centre] + C e[right] + a), e being the backbone's word embeddings."""
 
-    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor) -> Tensor:
+    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor | None) -> Tensor:
         """[n, 3] int64, contiguous, to [n, W]; n is at least 1.
 
         Args:
@@ -91,7 +91,7 @@ class ByRow:
     words: Tensor
     product: Linear
 
-    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor) -> Tensor:
+    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor | None) -> Tensor:
         """See `FirstLayer`."""
         words = kernels.dense.select(self.words, ngrams.view(-1))  # [3 n, H], which lie as [n, 3 H]
         side_by_side = words.view(ngrams.shape[0], -1)
@@ -110,7 +110,7 @@ class WholeParts:
     parts: Tensor
     bias: Tensor
 
-    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor) -> Tensor:
+    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor | None) -> Tensor:
         """See `FirstLayer`."""
         return kernels.local.sum_words(ngrams, self.parts, self.bias, Activation.GELU, out)
 
@@ -135,7 +135,7 @@ class AskedParts:
         self._places = torch.full((vocab,), -1, dtype=torch.int64, device=words.device)
         self.made = 0
 
-    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor) -> Tensor:
+    def of(self, ngrams: Tensor, kernels: Kernels, out: Tensor | None) -> Tensor:
         """See `FirstLayer`."""
         asked = ngrams.view(-1)
         places = self._places.index_select(0, asked)

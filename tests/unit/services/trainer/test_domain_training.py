@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,10 @@ from torch import Tensor
 from services.processor.engine import Engine
 from services.processor.options import EngineOptions
 from services.trainer.standins import StandIn, StandIns
-from services.trainer.training.lowering import lowering
+from services.trainer.training.lowering import late_lowering, lowering
 from services.trainer.training.precision import Precision
 from services.trainer.worker.provenance import RunSpec
-from smile.errors import FailedPrecondition, Unavailable
+from smile.errors import FailedPrecondition, SmileError, Unavailable
 from smile.model.backbone import Backbone
 from smile.model.batch import MixedBatch
 from smile.model.batched import BatchedEngine
@@ -161,6 +163,35 @@ def test_an_encoder_for_shorter_ngrams_is_used_as_a_processor_does(
         assert torch.equal(found, computed), "no shorter n-gram has served"
         expected = served(world, "", place, ASKED)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_look_at_the_end_of_an_exact_job_sees_the_same_states(
+    world: World, tmp_path: Path
+) -> None:
+    """It computes rows that a table has, and of a domain's reads those asked alone."""
+    for dtype, domain in itertools.product(RowDtype, NAMES):
+        table = tmp_path / dtype
+        if not table.exists():
+            world.general.table(table, ASKED[2:5], dtype)
+        place, of = replace(world.place, table=table), world.spec(domain)
+        found_late = partial(StandIns({"toy": place}).glance, of)
+        looked = late_lowering(found_late, world.backbone, Precision.FLOAT32)()
+        mixed, serving = batch(world, domain, ASKED), BatchedEngine.of(world.backbone).serving
+        found = looked.states(mixed.different.packed, serving).clone()
+        assert torch.equal(found, trained_on(world, domain, place, ASKED))
+
+
+def test_a_look_is_refused_where_a_domain_cannot_be_used(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "domains"
+    stand_ins = StandIns({"toy": replace(world.place, domains=folder)})
+    with pytest.raises(Unavailable):
+        stand_ins.glance(world.spec("law"))
+    shutil.copytree(world.folder, folder)
+    assert stand_ins.glance(world.spec("law")).domain is not None
+    (folder / "law" / TABLE / "keys.bin").write_bytes(b"cut off")
+    for domain in ("law", "poetry"):
+        with pytest.raises(SmileError):
+            stand_ins.glance(world.spec(domain))
 
 
 def fallback(encoder: Encoder, folder: Path, seen: Sequence[str]) -> None:

@@ -13,20 +13,25 @@ import torch
 from services.trainer.standins import StandIn, StandIns
 from services.trainer.training.loop import Training, train
 from services.trainer.training.loop_events import Planned
-from services.trainer.training.lowering import lowering
+from services.trainer.training.lowering import late_lowering, lowering
+from services.trainer.training.objectives import NothingFinite
 from services.trainer.training.precision import Precision
 from services.trainer.training.run import MIXED_SHARE, Run, TrainingInput
-from services.trainer.training.states import EntryStates, StatesRoom, TwoStates
+from services.trainer.training.states import EntryStates, MakeLower, StatesRoom, TwoStates
 from services.trainer.worker.provenance import RunSpec
-from smile.errors import FailedPrecondition
+from smile.errors import DataCorrupted, FailedPrecondition, Unavailable
 from smile.model.backbone import Backbone
+from smile.model.batched import Lower
 from smile.model.initial import initial_tensors
 from smile.model.materialized import NoRows, RowsBelow
 from smile.model.ngram_rows import RowDtype
 from smile.model.reference import VplmModule
+from smile.model.skip import artifact
+from smile.model.skip.rows import EncoderRows
 from smile.model.specs import PetKind, PetSpec, Projection, Task
 from smile.model.toy import write_toy_backbone
 from smile.representations import manifest
+from smile.representations.snapshot import Table
 from smile.resources import ColumnMapping, HyperParameters, TrainingStates
 from smile.standins import INCLUDED, StandInPlace
 from tests.contract.materialized_world import Encoder
@@ -130,17 +135,81 @@ def test_it_learns_and_tells_both_kinds(
         assert own == pytest.approx(sum(kinds) / 2)
 
 
-def test_exact_training_tells_how_it_does_looked_up(encoder: Encoder) -> None:
-    run = given(encoder, TrainingStates.EXACT, values=replace(QUICK, validation_ratio=0.15))
-    _, with_both = consumed(train(run))
+def whole(encoder: Encoder, table: Path) -> MakeLower:
+    """What answers stand on: words' parts of the whole vocabulary, and a table."""
+    rows = EncoderRows.of(artifact.read(encoder.path), encoder.backbone)
+    return lambda: RowsBelow(rows.encoder, Table.open(table, rows.origin))
+
+
+def look(encoder: Encoder, table: Path | None = None) -> MakeLower:
+    """What a job on exact states measures with."""
+    return late_lowering(lambda: stand_in(encoder, table), encoder.backbone, Precision.FLOAT32)
+
+
+@pytest.mark.parametrize("task", [Task.SEQUENCE_CLASSIFICATION, Task.EMBEDDING])
+def test_exact_training_tells_how_it_does_looked_up(
+    encoder: Encoder, tmp_path: Path, task: Task
+) -> None:
+    few = replace(QUICK, validation_ratio=0.15)
+    run = given(encoder, TrainingStates.EXACT, values=few, task=task)
     _, alone = consumed(train(replace(run, lower=None)))
-    extra = {f"{name}_materialized" for name in alone.metrics if name.startswith("validation_")}
-    extra.discard("validation_rows_materialized")
-    assert with_both.metrics.keys() - alone.metrics.keys() == extra
-    assert digest(run) == digest(replace(run, lower=None)), "it is only told"
-    many = replace(QUICK, validation_ratio=0.5)
-    _, large = consumed(train(given(encoder, TrainingStates.EXACT, values=many)))
-    assert large.metrics.keys() == alone.metrics.keys(), "it would not be cheap"
+    names = {name for name in alone.metrics if name.startswith("validation_")}
+    extra = {f"{name}_materialized" for name in names - {"validation_rows"}}
+    for dtype in RowDtype:
+        table = encoder.table(tmp_path / dtype, [e.text for e in texts(40)], dtype)
+        _, expected = consumed(train(replace(run, lower=whole(encoder, table))))
+        _, found = consumed(train(replace(run, lower=look(encoder, table))))
+        assert found.metrics == expected.metrics and found.unmeasured is None
+        assert found.metrics.keys() - alone.metrics.keys() == extra
+        assert found.metrics["validation_loss_materialized"] != alone.metrics["validation_loss"]
+    assert digest(replace(run, lower=look(encoder))) == digest(replace(run, lower=None))
+
+
+def test_much_to_validate_on_is_not_looked_at_twice(encoder: Encoder) -> None:
+    asked: list[bool] = []
+
+    def made() -> Lower:
+        asked.append(True)
+        return look(encoder)()
+
+    for ratio in (0.5, 0.15):
+        values = replace(QUICK, validation_ratio=ratio)
+        run = given(encoder, TrainingStates.EXACT, values=values)
+        _, trained = consumed(train(replace(run, lower=made)))
+        named = [name for name in trained.metrics if name.endswith("_materialized")]
+        assert bool(named) is bool(asked) is (ratio < 0.5), "it would not be cheap"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [DataCorrupted("bad"), Unavailable("away"), PermissionError(13, "no"), NothingFinite()]
+)
+def test_what_is_only_told_fails_no_training(encoder: Encoder, fault: Exception) -> None:
+    def broken() -> Lower:
+        raise fault
+
+    few = replace(QUICK, validation_ratio=0.15)
+    run = given(encoder, TrainingStates.EXACT, values=few)
+    _, trained = consumed(train(replace(run, lower=broken)))
+    _, alone = consumed(train(replace(run, lower=None)))
+    assert trained.unmeasured is fault and alone.unmeasured is None
+    assert trained.metrics == alone.metrics
+    with pytest.raises(type(fault)):
+        consumed(train(given_broken(encoder, broken)))
+
+
+def given_broken(encoder: Encoder, broken: MakeLower) -> TrainingInput:
+    """Materialised states are more than told."""
+    return replace(given(encoder, TrainingStates.MATERIALIZED), lower=broken)
+
+
+def test_a_fault_of_ours_is_not_hidden(encoder: Encoder) -> None:
+    def broken() -> Lower:
+        raise ValueError("ours")
+
+    few = replace(QUICK, validation_ratio=0.15)
+    with pytest.raises(ValueError, match="ours"):
+        consumed(train(replace(given(encoder, TrainingStates.EXACT, values=few), lower=broken)))
 
 
 @pytest.mark.parametrize("states", OTHER)

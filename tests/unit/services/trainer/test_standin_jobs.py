@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from services.trainer.standins import StandIns
-from services.trainer.training.loop_events import LoopEvent, Planned, StepDone
-from services.trainer.worker import attempt
+from services.trainer.standins import StandIn, StandIns
+from services.trainer.training.loop_events import EpochDone, LoopEvent, Planned, StepDone
 from services.trainer.worker.report import Report
 from smile.model.backbone import Backbone
+from smile.model.specs import ModuleSpec
 from smile.names import JobName
 from smile.representations.domains import EffectiveRows
 from smile.resources import HyperParameters, JobState, TrainingJob, TrainingStates, TrainingSummary
@@ -28,6 +29,8 @@ __all__ = ["storage", "toy"]  # fixtures
 
 pytestmark = pytest.mark.asyncio
 MATERIALIZED = replace(QUICK, states=TrainingStates.MATERIALIZED)
+FEW = replace(QUICK, validation_ratio=0.1)
+LEFT_OUT = "metrics on the other kind of states are left out"
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +88,78 @@ async def test_a_version_says_which_domain_and_which_rows(
     assert kept[0].digest != kept[1].digest
 
 
-async def test_exact_states_need_nothing_of_what_stands_in(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read(*_: object) -> None:
-        raise AssertionError("an exact job asks for a stand-in")
-
-    monkeypatch.setattr(StandIns, "of", read)
-    monkeypatch.setattr(attempt, "lowering", read)
-    job = await stage.run()
+def materialized(job: TrainingJob) -> set[str]:
+    """The metrics that an exact job has of what it was not trained on."""
     summary = told(job)
     assert summary.states is TrainingStates.EXACT
     assert (summary.encoder_digest, summary.domain, summary.domain_digest) == ("", "", "")
     assert "validation_accuracy" in job.metrics
-    assert not any(name.endswith("_materialized") for name in job.metrics)
+    return {name for name in job.metrics if name.endswith("_materialized")}
+
+
+async def test_exact_jobs_look_at_what_stands_in_once_they_are_trained(
+    stage: Stage, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    hear, glance = Report.hear, StandIns.glance
+
+    def heard(report: Report, event: LoopEvent) -> None:
+        order.append("epoch" if isinstance(event, EpochDone) else "")
+        hear(report, event)
+
+    def glanced(stand_ins: StandIns, spec: ModuleSpec) -> StandIn:
+        order.append(spec.domain)
+        return glance(stand_ins, spec)
+
+    monkeypatch.setattr(StandIns, "of", None)
+    monkeypatch.setattr(Report, "hear", heard)
+    monkeypatch.setattr(StandIns, "glance", glanced)
+    domain(encoder, tmp_path / "domains", ["game play win goal", "market price bank sell"])
+    with capture_logs() as logs:
+        of_sport = await stage.run(hyper_parameters=FEW)
+    found = materialized(of_sport)
+    own = {name for name in of_sport.metrics if name.startswith("validation_")} - found
+    assert found == {f"{name}_materialized" for name in own - {"validation_rows"}}
+    assert [step for step in order if step] == ["epoch"] * FEW.epochs + ["sport"]
+    assert not [line for line in logs if line["event"] == LEFT_OUT]
+    vplm = stage.storage.vplms[VPLM]
+    stage.storage.vplms[VPLM] = replace(vplm, spec=replace(vplm.spec, domain=""))
+    general = await stage.run(job="j2", hyper_parameters=FEW)
+    assert general.metrics["validation_loss"] == of_sport.metrics["validation_loss"]
+    name = "validation_loss_materialized"
+    assert general.metrics[name] != of_sport.metrics[name], "rows are the domain's"
+
+
+async def test_exact_jobs_do_without_what_cannot_stand_in(
+    stage: Stage, encoder: Encoder, tmp_path: Path
+) -> None:
+    """No folder of domains, no such domain, a module below the boundary, no encoder for the
+    backbone, a damaged encoder, none at its place."""
+    vplm = stage.storage.vplms[VPLM]
+    low = replace(vplm.spec, domain="", pet=replace(vplm.spec.pet, first_layer=0))
+    general, folder = replace(vplm.spec, domain=""), tmp_path / "domains"
+    broken, gone = tmp_path / "broken", tmp_path / "gone"
+    broken.write_bytes(encoder.path.read_bytes()[:-1])
+    here = StandInPlace(encoder.path, None, folder)
+    cases = [
+        (vplm.spec, {"toy": here}, "warning", "are not at"),
+        (vplm.spec, {"toy": here}, "info", "no domain 'sport'"),
+        (low, {"toy": here}, "info", "first layer"),
+        (general, {"other": here}, "", ""),
+        (general, {"toy": StandInPlace(broken)}, "warning", "cannot be read"),
+        (general, {"toy": StandInPlace(gone)}, "warning", "is not at"),
+    ]
+    for number, (spec, places, level, why) in enumerate(cases):
+        stage.storage.vplms[VPLM] = replace(stage.storage.vplms[VPLM], spec=spec)
+        stage.runner = stage.runner_of(replace(stage.shop, stand_ins=StandIns(places)))
+        with capture_logs() as logs:
+            job = await stage.run(job=f"j{number}", hyper_parameters=FEW)
+        assert materialized(job) == set()
+        said = [line for line in logs if line["event"] == LEFT_OUT]
+        assert len(said) == bool(level), said
+        for line in said:
+            assert (line["log_level"], line["job"]) == (level, job.name) and why in line["why"]
+        folder.mkdir(exist_ok=True)
 
 
 async def test_a_worker_waits_for_domains_and_not_for_one_that_they_lack(

@@ -58,7 +58,7 @@ ENTRIES = (
     Entry("materialized", 8.0, 3.0),
     Entry("skip_sweep", 12.0, 2.0),
     Entry("skip_speed", 4.0, 1.5),
-    Entry("domains", 9.0, 3.0),
+    Entry("domains", 40.0, 4.0),
     Entry("rpc", 2.0, 1.0),
     Entry("fairness", 4.5, 2.0),
     Entry("density", 6.0, 1.5),

@@ -72,37 +72,54 @@ class Exam:
         return _same(told, self.exact)
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One domain's figures: its own, those of the swept tables by least difference, and quantiles
+    of its rows' differences.
+    """
+
+    figures: Mapping[str, Json]
+    swept: Mapping[str, Mapping[str, Json]]
+    differences: Mapping[str, Json]
+
+
 def measure(run: Run) -> Figures:
     """Accuracy, agreement, error and bytes, by kind of rows and domain."""
     news = load_news()
     torch.set_num_threads(settings().stream_count)
     exams = _exams(run, news)
-    by_domain = {topic: _domain(run, news, topic, exams[topic]) for topic in TOPICS}
-    means = {key: _mean([one[key] for one in by_domain.values()]) for key in by_domain[TOPICS[0]]}
+    return figures({topic: _domain(run, news, topic, exams[topic]) for topic in TOPICS})
+
+
+def figures(found: Mapping[str, Measured]) -> Figures:
+    """Means over domains, and those of each."""
+    means = _means([one.figures for one in found.values()])
     kinds = [_name(one) for one in VARIANTS]
+    swept = [one.swept for one in found.values()]
     return {
         **means,
         **{f"gain_points_{one}": 100 * _above(means, "accuracy", one) for one in kinds},
         **{f"error_less_{one}": -_above(means, "error", one) for one in kinds},
-        "domains": by_domain,
+        "domains": {topic: one.figures for topic, one in found.items()},
+        "by_difference_min": {least: _means([one[least] for one in swept]) for least in swept[0]},
+        **{
+            f"{what}_by_difference_min": {
+                topic: {least: row[what] for least, row in one.swept.items()}
+                for topic, one in found.items()
+            }
+            for what in ("rows", "error", "agreement", "accuracy")
+        },
+        "differences": {topic: one.differences for topic, one in found.items()},
     }
 
 
-def _mean(values: Sequence[Json]) -> Json:
-    """Of numbers; of lists and mappings place by place."""
-    first = values[0]
-    if isinstance(first, Mapping):
-        rows = [one for one in values if isinstance(one, Mapping)]
-        return {key: _mean([row[key] for row in rows]) for key in first}
-    if isinstance(first, Sequence) and not isinstance(first, str):
-        lists = [one for one in values if isinstance(one, Sequence)]
-        return [_mean(list(items)) for items in zip(*lists, strict=True)]
-    return mean(_number(one) for one in values)
+def _means(rows: Sequence[Mapping[str, Json]]) -> dict[str, float]:
+    return {key: mean(_number(row[key]) for row in rows) for key in rows[0]}
 
 
-def _above(means: Mapping[str, Json], what: str, kind: str) -> float:
+def _above(means: Mapping[str, float], what: str, kind: str) -> float:
     """How much more than with general rows."""
-    return _number(means[f"{what}_{kind}"]) - _number(means[f"{what}_general"])
+    return means[f"{what}_{kind}"] - means[f"{what}_general"]
 
 
 def _number(value: Json) -> float:
@@ -131,8 +148,8 @@ def _exams(run: Run, news: News) -> dict[str, Exam]:
     return found
 
 
-def _domain(run: Run, news: News, topic: str, exam: Exam) -> dict[str, Json]:
-    """Figures of one domain: means over its tasks."""
+def _domain(run: Run, news: News, topic: str, exam: Exam) -> Measured:
+    """One domain, means over its tasks."""
     documents = Documents.of(news, topic, (run.choose(DOCUMENTS_MAX, 20), run.choose(12, 2)))
     with tempfile.TemporaryDirectory(prefix="smile-bench-domains-") as made_in:
         folder = Path(made_in)
@@ -145,31 +162,29 @@ def _domain(run: Run, news: News, topic: str, exam: Exam) -> dict[str, Json]:
         included = asked_of(documents, learning).error_of(artifact.read(encoder_place()))
         engine = _engine(StandInPlace(encoder, None, domains))
         told = _answered(run, engine, exam, (GENERAL, *made.tables))
-    figures: dict[str, Json] = {
+
+    def judged(variant: Variant) -> dict[str, Json]:
+        """A table without a row is none: its texts get general ones."""
+        name = variant.name if variant.name in made.tables else GENERAL
+        return _judged(made.tables.get(name, made.general), exam, told[name])
+
+    kinds = {
+        GENERAL: _judged(made.general, exam, told[GENERAL]),
+        **{_name(one): judged(one) for one in VARIANTS},
+    }
+    own: dict[str, Json] = {
         "accuracy_exact": exam.accuracy(exam.exact),
-        **_figures("included", Rows(0, 0, 0.0, included), exam, exam.included),
-        **_figures("general", made.general, exam, told[GENERAL]),
+        "accuracy_included": exam.accuracy(exam.included),
+        "agreement_included": exam.agreement(exam.included),
+        "error_included": included,
     }
-    by_table = {
-        one.name: (made.tables.get(one.name, made.general), exam, told.get(one.name, told[GENERAL]))
-        for one in (*VARIANTS, *SWEPT)
-    }
-    for one in VARIANTS:
-        figures |= _figures(_name(one), *by_table[one.name])
-    return {
-        **figures,
-        "learning_s": made.learning_s,
-        "difference_quantiles": {
-            f"{share:g}": float(np.quantile(made.differences, share)) for share in QUANTILES
-        },
-        "by_difference_min": [
-            {
-                "difference_min": one.rules.difference_min,
-                **_figures("", *by_table[one.name]),
-            }
-            for one in SWEPT
-        ],
-    }
+    for kind, row in kinds.items():
+        own |= {f"{what}_{kind}": value for what, value in row.items()}
+    return Measured(
+        {**own, "learning_s": made.learning_s},
+        {f"{one.rules.difference_min:g}": judged(one) for one in SWEPT},
+        {f"q{100 * q:g}": float(np.quantile(made.differences, q)) for q in QUANTILES},
+    )
 
 
 def _learning(run: Run, kin: Kin) -> DistillSettings:
@@ -178,16 +193,14 @@ def _learning(run: Run, kin: Kin) -> DistillSettings:
     return domain_settings(kin.file, epochs=run.choose(EPOCHS, 1), rate=RATE, threads=threads)
 
 
-def _figures(kind: str, rows: Rows, exam: Exam, told: Told) -> dict[str, Json]:
-    found: dict[str, Json] = {
+def _judged(rows: Rows, exam: Exam, told: Told) -> dict[str, Json]:
+    return {
         "accuracy": exam.accuracy(told),
         "agreement": exam.agreement(told),
         "error": rows.error,
         "rows": rows.rows,
         "bytes": rows.bytes,
-        "covered": rows.covered,
     }
-    return {f"{name}_{kind}" if kind else name: value for name, value in found.items()}
 
 
 def _engine(place: StandInPlace) -> Engine:

@@ -248,7 +248,8 @@ def materialized(result: Mapping[str, Json], path: Path) -> None:
     bars = left.bar(["exact", "looked up", "all found"], rates, color=[THEIRS, OURS, OURS])
     left.bar_label(bars, fmt="%.0f")
     left.set_ylabel("texts a second")
-    rows = _rows(result.get("sizes"))
+    sizes = result.get("sizes")
+    rows = [one for one in sizes if isinstance(one, Mapping)] if isinstance(sizes, list) else []
     for dtype, colour in (("float16", OURS), ("int8", THEIRS)):
         of_it = [one for one in rows if one.get("dtype") == dtype]
         right.plot(
@@ -317,9 +318,11 @@ def domains(result: Mapping[str, Json], path: Path) -> None:
     """Mean agreement with exact answers, and error of the last states, by MiB of a domain: by share
     covered, and by least difference from the general rows.
     """
-    _, (left, right) = plt.subplots(1, 2, figsize=SIZE)
+    _, (left, right) = plt.subplots(1, 2, figsize=SIZE, layout="constrained")
     labels = {"general": "general", "delta_30": "0.3", "delta_50": "0.5", "full": "full"}
-    swept = [row for row in _rows(result.get("by_difference_min")) if number(row.get("rows"))]
+    found = result.get("by_difference_min")
+    every = found.values() if isinstance(found, Mapping) else ()
+    swept = [row for row in every if isinstance(row, Mapping) and number(row.get("rows"))]
     panels = (
         (left, "agreement", "% of answers as exact", 100.0),
         (right, "error", "error of last states", 1.0),
@@ -339,7 +342,7 @@ def domains(result: Mapping[str, Json], path: Path) -> None:
         axes.set_xlabel("MiB of rows, mean of five domains")
         axes.set_ylabel(label)
         axes.margins(0.15)
-    left.legend(fontsize="small")
+    right.legend(fontsize="small", loc="center right")
     _save(left, path)
 
 
@@ -360,12 +363,6 @@ PLOTS: Mapping[str, Plot] = {
     "rpc": rpc,
     "eviction": eviction,
 }
-
-
-def _rows(value: Json) -> list[Mapping[str, Json]]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return []
-    return [one for one in value if isinstance(one, Mapping)]
 
 
 def _at(figures: Mapping[str, Json], key: str) -> float:

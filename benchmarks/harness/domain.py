@@ -78,13 +78,7 @@ class Rows:
 
     rows: int
     bytes: int
-    covered: float
     error: float
-
-    @classmethod
-    def of(cls, table: TableManifest, error: float) -> Rows:
-        """`covered` is the share of the corpus's tokens whose rows it has."""
-        return cls(table.rows, table.bytes, table.corpus.covered / table.corpus.tokens, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +156,7 @@ def make(
     encoders = Encoders(EncoderRows.of(file, frozen), kin.rows)
     off = differences(counted[1].covering(DeltaRules().alpha).keys, encoders, _format())
     asked = asked_of(documents, settings)
-    general = Rows(0, 0, 0.0, asked.error(kin.file, kin.rows))
+    general = Rows(0, 0, asked.error(kin.file, kin.rows))
     tables: dict[str, Rows] = {}
     with run.steps(f"tables of {documents.topic}", len(variants)) as done:
         for one in variants:
@@ -170,7 +164,7 @@ def make(
                 stated = _table(folder / one.name, counted, encoders, one.rules)
                 delta = Table.open(folder / one.name / places.TABLE)
                 over = EffectiveRows(kin.rows.general, (delta,))
-                tables[one.name] = Rows.of(stated, asked.error(kin.file, over))
+                tables[one.name] = Rows(stated.rows, stated.bytes, asked.error(kin.file, over))
             done()
     return Made(tables, general, off, seconds)
 

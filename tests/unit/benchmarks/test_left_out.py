@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import domains, plots
+from benchmarks.details import details
 from benchmarks.harness import domain, left_out
 from benchmarks.harness.command import Run
 from benchmarks.harness.encoders import FOLDER_VARIABLE
@@ -76,10 +77,28 @@ def test_states_are_those_of_the_rows_that_are_served(toy: Backbone, tmp_path: P
     torch.testing.assert_close(found, made.local(packed), rtol=0, atol=2e-3)
 
 
-def test_means_go_place_by_place() -> None:
-    one: Json = {"error": 1.0, "swept": [{"rows": 2}, {"rows": 4}]}
-    other: Json = {"error": 3.0, "swept": [{"rows": 4}, {"rows": 0}]}
-    assert domains._mean([one, other]) == {"error": 2.0, "swept": [{"rows": 3}, {"rows": 2}]}
+def _measured(general: float, own: float) -> domains.Measured:
+    kinds = ("general", "delta_30", "delta_50", "full")
+    return domains.Measured(
+        {
+            f"{what}_{kind}": general if kind == "general" else own
+            for what in ("accuracy", "error")
+            for kind in kinds
+        },
+        {"0.3": {"rows": 10, "error": own, "agreement": 0.9, "accuracy": own}},
+        {"q50": 0.3},
+    )
+
+
+def test_figures_are_means_over_domains_and_those_of_each() -> None:
+    found = domains.figures({"sport": _measured(0.5, 0.6), "tech": _measured(0.7, 0.6)})
+    assert found["accuracy_general"] == pytest.approx(0.6)
+    assert found["gain_points_full"] == pytest.approx(0.0)
+    assert domains.figures({"sport": _measured(0.5, 0.6)})["gain_points_full"] == pytest.approx(10)
+    assert domains.figures({"sport": _measured(0.5, 0.4)})["error_less_full"] == pytest.approx(0.1)
+    assert found["error_by_difference_min"] == {"sport": {"0.3": 0.6}, "tech": {"0.3": 0.6}}
+    assert "| `domains` | sport | tech |" in details(found)
+    assert "| `differences` | q50 |" in details(found)
 
 
 def test_figures_are_drawn(tmp_path: Path) -> None:
@@ -89,10 +108,10 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
         for what in ("agreement", "error", "bytes")
         for place, kind in enumerate(kinds)
     }
-    swept: list[Json] = [
-        {"rows": rows, "bytes": 2_000.0 * rows, "error": 0.2, "agreement": 0.9}
-        for rows in (20, 10, 0)
-    ]
+    swept: dict[str, Json] = {
+        least: {"rows": rows, "bytes": 2_000.0 * rows, "error": 0.2, "agreement": 0.9}
+        for least, rows in (("0", 20), ("0.3", 10), ("0.5", 0))
+    }
     plots.domains(figures, tmp_path / "without.svg")
     plots.domains({**figures, "by_difference_min": swept}, tmp_path / "with.svg")
     sizes = [(tmp_path / f"{name}.svg").stat().st_size for name in ("without", "with")]

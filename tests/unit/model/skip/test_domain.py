@@ -194,6 +194,21 @@ def test_what_is_measured_is_what_the_table_serves(world: World, tmp_path: Path)
     assert file.facts.measures["error_layer_2"] > first["error_layer_2"]
 
 
+def test_where_no_row_moved_far_enough_it_goes_on_with_a_lower_bar(
+    world: World, folder: Path, tmp_path: Path
+) -> None:
+    far = DomainWish("news", GENERAL, tmp_path, replace(RULES, difference_min=1e6))
+    with pytest.raises(
+        InvalidArgument, match="by 1e\\+06 of their length somewhere, they do so by"
+    ):
+        world.make(far, 0)
+    phases: list[Phase] = []
+    lower = DomainWish("news", GENERAL, tmp_path, RULES)
+    made = world.creation(lower, 0).run(lambda event: phases.append(event.phase))
+    assert Phase.LEARNING not in phases
+    assert made.files == Table.open(folder / "news" / places.TABLE).manifest.files
+
+
 def test_a_mix_of_other_shares_is_another(world: World) -> None:
     counted = count_texts(served_texts(world.corpus(0).learned), world.ids, world.general.outside)
     one, other = (

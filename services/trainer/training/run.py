@@ -226,7 +226,7 @@ class Run:
         try:
             return self._scorer.besides(module), None
         except (SmileError, OSError, NothingFinite) as error:
-            return {}, error
+            return {}, error.with_traceback(None)  # which would keep all states as long
 
     def _take_step(self, batches: Sequence[Sequence[CorpusRow]]) -> StepDone:
         step = self._step + 1

@@ -255,6 +255,7 @@ def test_a_compiler_that_says_nothing(
 
 
 @needs_compiler
+@pytest.mark.timeout(900)  # a compiler at work, on a machine that may be starved
 def test_building_ahead(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "image"
     assert __main__.main(["--output", str(output), "--target", "avx2"]) == 0

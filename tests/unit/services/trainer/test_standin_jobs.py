@@ -18,7 +18,14 @@ from smile.model.backbone import Backbone
 from smile.model.specs import ModuleSpec
 from smile.names import JobName
 from smile.representations.domains import EffectiveRows
-from smile.resources import HyperParameters, JobState, TrainingJob, TrainingStates, TrainingSummary
+from smile.resources import (
+    HyperParameters,
+    JobState,
+    Method,
+    TrainingJob,
+    TrainingStates,
+    TrainingSummary,
+)
 from smile.standins import StandInPlace
 from smile.store.redis import Redis
 from tests.contract.materialized_world import Encoder, Over
@@ -160,6 +167,14 @@ async def test_exact_jobs_do_without_what_cannot_stand_in(
         for line in said:
             assert (line["log_level"], line["job"]) == (level, job.name) and why in line["why"]
         folder.mkdir(exist_ok=True)
+
+
+async def test_whole_models_are_not_looked_at(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StandIns, "glance", None)
+    job = await stage.run(method=Method.FULL, hyper_parameters=replace(FEW, epochs=1))
+    assert materialized(job) == set()
 
 
 async def test_a_worker_waits_for_domains_and_not_for_one_that_they_lack(

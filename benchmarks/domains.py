@@ -136,7 +136,7 @@ def _exams(run: Run, news: News) -> dict[str, Exam]:
     """By topic: modules trained on exact states, and their answers by all that need no domain."""
     frozen, found = backbone(), dict[str, Exam]()
     engine = _engine(StandInPlace(encoder_place()))
-    counts = run.choose(1_000, 300), run.choose(1_000, 150)
+    counts = run.choose(1_000, 200), run.choose(1_000, 100)
     for topic in TOPICS:
         trained = list[Trained]()
         kinds = materials(news, topic, frozen.tokenizer, counts)
@@ -150,7 +150,7 @@ def _exams(run: Run, news: News) -> dict[str, Exam]:
 
 def _domain(run: Run, news: News, topic: str, exam: Exam) -> Measured:
     """One domain, means over its tasks."""
-    documents = Documents.of(news, topic, (run.choose(DOCUMENTS_MAX, 20), run.choose(12, 2)))
+    documents = Documents.of(news, topic, (run.choose(DOCUMENTS_MAX, 12), run.choose(12, 1)))
     with tempfile.TemporaryDirectory(prefix="smile-bench-domains-") as made_in:
         folder = Path(made_in)
         encoder = without(run, news, topic, folder)

@@ -26,7 +26,7 @@ from smile.model.skip.distill.settings import DistillSettings
 
 BOUNDARY = 3
 NEAR_SHARE = 0.6
-QUICK_DOCUMENTS = 40
+QUICK_DOCUMENTS = 20
 
 
 def without(run: Run, news: News, topic: str, folder: Path) -> Path:
@@ -47,7 +47,7 @@ def without(run: Run, news: News, topic: str, folder: Path) -> Path:
         BOUNDARY, epochs=1, near_share=NEAR_SHARE, threads=torch.get_num_threads()
     )
     some = others[: run.choose(len(others), QUICK_DOCUMENTS)]
-    measured = [Document(body_of(one)) for one in news.held_out[: run.choose(100, 10)]]
+    measured = [Document(body_of(one)) for one in news.held_out[: run.choose(100, 3)]]
     with tempfile.TemporaryDirectory(prefix="smile-bench-distilling-") as work:
         job = Job(
             backbone(), settings, _pieces(some), _pieces(measured), f"without {topic}", Path(work)

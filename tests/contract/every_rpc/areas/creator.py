@@ -60,6 +60,7 @@ AREA = Area(
             "CreateVplmRequest.domain",
             "ModuleSpec.backbone",
             "ModuleSpec.domain",
+            "TrainingSummary.domain",
         }
     ),
     output=frozenset(
@@ -75,6 +76,7 @@ AREA = Area(
             "backbone_digest",
             "spec_digest",
             "encoder_digest",
+            "domain_digest",
         }
     ),
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import hashlib
 import os
 import time
 import uuid
@@ -81,7 +80,7 @@ class DirectoryStore:
                 if (found.etag if found else None) != etag:
                     raise Aborted(f"{key} was changed by someone else")
                 self._write(path, data)
-                return _etag(data)
+                return Object(data).etag
 
         return await self._run(swap)
 
@@ -338,7 +337,7 @@ def _read(path: Path) -> Object | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    return Object(data, _etag(data))
+    return Object(data)
 
 
 def _opened(path: Path) -> BinaryIO | None:
@@ -346,10 +345,6 @@ def _opened(path: Path) -> BinaryIO | None:
         return path.open("rb")
     except FileNotFoundError:
         return None
-
-
-def _etag(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _flush(file: BinaryIO) -> None:

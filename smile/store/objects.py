@@ -8,6 +8,7 @@ whole key.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -22,16 +23,21 @@ from smile.limits import CHUNK_BYTES_MAX
 
 KEY_CHARS_MAX = 512
 LIST_KEYS_MAX = 1000
+ETAG_CHARS = 32
 PROBE_PREFIX = "probe/"
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,127}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object's bytes, and the tag that changes with them."""
+    """An object's bytes, and the tag that changes with them: the store's, else of their digest."""
 
     data: bytes
-    etag: str
+    given_etag: str = ""
+
+    @property
+    def etag(self) -> str:
+        return self.given_etag or hashlib.sha256(self.data).hexdigest()[:ETAG_CHARS]
 
 
 @dataclass(frozen=True, slots=True)

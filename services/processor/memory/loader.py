@@ -185,20 +185,20 @@ class Loader(Generic[Module]):
     async def _fetch(self, target: Target) -> bytes:
         version = target.version
         limit = min(version.size_bytes, MODULE_BYTES_MAX)
-        data = bytearray()
-        sha256 = hashlib.sha256()
+        parts, size, sha256 = list[bytes](), 0, hashlib.sha256()
         async with aclosing(self._source.download(target.name, version.digest)) as chunks:
             async for chunk in chunks:
-                data += chunk
+                parts.append(chunk)
+                size += len(chunk)
                 sha256.update(chunk)
-                if len(data) > limit:
+                if size > limit:
                     raise DataCorrupted(
                         f"{target.name} has more bytes than {limit}, which its manifest and the "
                         f"limit of {MODULE_BYTES_MAX} allow"
                     )
         if sha256.hexdigest() != version.digest:
             raise DataCorrupted(
-                f"{target.name}: {len(data)} bytes arrived with SHA-256 {sha256.hexdigest()}, the "
+                f"{target.name}: {size} bytes arrived with SHA-256 {sha256.hexdigest()}, the "
                 f"manifest says {version.size_bytes} bytes with {version.digest}"
             )
-        return bytes(data)
+        return b"".join(parts)  # no copy of one alone

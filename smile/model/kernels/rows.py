@@ -15,12 +15,19 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 FIELD_ALIGNMENT_BYTES = 64
 FIELD_DTYPES = (torch.float32, torch.bfloat16, torch.int32)
 CPU = torch.device("cpu")
+_HOST_DTYPES: Mapping[torch.dtype, tuple[torch.dtype, type[np.generic]]] = {
+    torch.float32: (torch.float32, np.float32),
+    torch.bfloat16: (torch.int16, np.int16),  # its bits: numpy has no such numbers
+    torch.int32: (torch.int32, np.int32),
+}
 
 Fields: TypeAlias = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]  # names, their shapes
 
@@ -57,6 +64,14 @@ class Field:
         """This tensor in a row's bytes ([bytes] uint8), sharing their memory."""
         assert self.end <= row.shape[0], f"{self} in {row.shape[0]} bytes"
         return row[self.offset : self.end].view(self.dtype).view(self.shape)
+
+    def copy_to_host(self, row: NDArray[np.uint8], tensor: Tensor) -> None:
+        """Copies a tensor of this shape and dtype, on the CPU, to its place in a row's bytes. A
+        third of what torch takes for the few kilobytes that one is.
+        """
+        same_width, kept = _HOST_DTYPES[self.dtype]
+        place = row[self.offset : self.end].view(kept).reshape(self.shape)
+        place[...] = tensor.view(same_width).numpy()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,10 +140,14 @@ class RowLayout:
         """Copies `tensors` to their places in `row`. They must be those of the layout."""
         assert tensors.keys() == self.fields.keys(), "every field is written"
         place = row.bytes
+        host = place.numpy() if place.device == CPU else None
         for name, tensor in tensors.items():
             one = self.fields[name]
             assert (tensor.shape, tensor.dtype) == (one.shape, one.dtype), (name, one)
-            one.of(place).copy_(tensor)
+            if host is None:
+                one.of(place).copy_(tensor)
+            else:
+                one.copy_to_host(host, tensor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -171,22 +171,31 @@ def tensors(spec: ModuleSpec, shape: BackboneShape) -> Mapping[str, TensorSpec]:
     Raises:
         InvalidSpec: the PET spec is not placed, or does not fit the backbone.
     """
-    labels = None if spec.head.task is Task.EMBEDDING else len(spec.head.labels)
-    return _tensors(_Sizes(spec.pet, labels, spec.head.pooling, spec.dtype), shape)
+    return tensors_of(Sizes.of(spec), shape)
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
-    """What decides a module's tensors: thousands of modules have a few between them."""
+class Sizes:
+    """What decides a module's tensors: thousands of modules have a few between them.
+
+    Attributes:
+        labels: Of the head; None for an embedding head.
+    """
 
     pet: PetSpec
     labels: int | None
     pooling: Pooling
     dtype: DType
 
+    @classmethod
+    def of(cls, spec: ModuleSpec) -> Sizes:
+        labels = None if spec.head.task is Task.EMBEDDING else len(spec.head.labels)
+        return cls(spec.pet, labels, spec.head.pooling, spec.dtype)
+
 
 @lru_cache(maxsize=LAYOUTS_KEPT_MAX)
-def _tensors(sizes: _Sizes, shape: BackboneShape) -> Mapping[str, TensorSpec]:
+def tensors_of(sizes: Sizes, shape: BackboneShape) -> Mapping[str, TensorSpec]:
+    """As `tensors`, and raises the same."""
     pet, dtype = sizes.pet, sizes.dtype
     found: dict[str, TensorSpec] = {}
     if pet.kind is PetKind.FULL:
@@ -242,7 +251,7 @@ def elements(tensor: TensorSpec) -> int:
 _Tensors = dict[str, TensorSpec]
 
 
-def _adapter_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+def _adapter_tensors(sizes: Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     rank, found = sizes.pet.rank, _Tensors()
     for block in ADAPTED_BLOCKS[sizes.pet.kind]:
         prefix = adapter_name(layer, block)
@@ -253,7 +262,7 @@ def _adapter_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensor
     return found
 
 
-def _lora_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+def _lora_tensors(sizes: Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     rank, found = sizes.pet.rank, _Tensors()
     for projection in sizes.pet.targets:
         outputs, inputs = projection_shape(projection, shape)
@@ -262,7 +271,7 @@ def _lora_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     return found
 
 
-def _bias_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+def _bias_tensors(sizes: Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         outputs = projection_shape(projection, shape)[0]
@@ -272,7 +281,7 @@ def _bias_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     return found
 
 
-def _delta_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+def _delta_tensors(sizes: Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         entries = math.prod(projection_shape(projection, shape))
@@ -283,7 +292,7 @@ def _delta_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     return found | _bias_tensors(sizes, shape, layer)
 
 
-def _mask_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+def _mask_tensors(sizes: Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         entries = math.prod(projection_shape(projection, shape))
@@ -293,7 +302,7 @@ def _mask_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     return found
 
 
-def _full_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
+def _full_tensors(sizes: Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     found = _Tensors()
     for projection in Projection:
         found[weight_name(layer, projection)] = TensorSpec(
@@ -304,7 +313,7 @@ def _full_tensors(sizes: _Sizes, shape: BackboneShape, layer: int) -> _Tensors:
     return found | _bias_tensors(sizes, shape, layer)
 
 
-_LAYER_TENSORS: Mapping[PetKind, Callable[[_Sizes, BackboneShape, int], _Tensors]] = {
+_LAYER_TENSORS: Mapping[PetKind, Callable[[Sizes, BackboneShape, int], _Tensors]] = {
     PetKind.PFEIFFER: _adapter_tensors,
     PetKind.HOULSBY: _adapter_tensors,
     PetKind.LORA: _lora_tensors,

@@ -16,12 +16,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from safetensors.numpy import save
 
 from smile.errors import DataCorrupted, InvalidArgument
-from smile.limits import FULL_BYTES_MAX, MIB, MODULE_BYTES_MAX
+from smile.limits import FULL_BYTES_MAX, KIB, MIB, MODULE_BYTES_MAX
 from smile.model import layout
 from smile.model.initial import NUMPY_DTYPES, StoredArray
 from smile.model.specs import (
@@ -38,6 +39,8 @@ METADATA_KEY = "__metadata__"
 METADATA = {"format": FORMAT}  # one key only: safetensors writes several in no fixed order
 LENGTH_BYTES = 8
 HEADER_BYTES_MAX = 1 * MIB
+HEADERS_KEPT_MAX = 256
+HEADER_KEPT_BYTES_MAX = 16 * KIB  # most have 1 to 4; a longer one is read each time
 SHOWN_CHARS_MAX = 80
 FLOAT16_EXPONENT = 0x7C00
 STORED_DTYPES: dict[DType | Choice, str] = {
@@ -83,15 +86,13 @@ def decode(data: bytes, spec: ModuleSpec, shape: BackboneShape) -> dict[str, Sto
         DataCorrupted: the bytes are anything but the layout's tensors, all as they must be.
         InvalidSpec: the spec does not fit the backbone.
     """
-    wanted = layout.tensors(spec, shape)
+    sizes = layout.Sizes.of(spec)
+    wanted = layout.tensors_of(sizes, shape)
     if len(data) > (limit := bytes_max(spec.pet.kind)):
         raise DataCorrupted(f"module has {len(data)} bytes, the limit is {limit}")
     header, body = _split(data)
-    entries = _entries(header)
-    if entries.keys() != wanted.keys():
-        raise DataCorrupted(_names_differ(set(entries), set(wanted)))
-    spans = {name: _span(name, entries[name], tensor) for name, tensor in wanted.items()}
-    _check_cover(spans, len(body))
+    known = _spans if len(header) <= HEADER_KEPT_BYTES_MAX else _spans.__wrapped__
+    spans = known(header, len(body), sizes, shape)
     if any(tensor.dtype is not spec.dtype for tensor in wanted.values()):
         return {name: _array(name, body, spans[name], tensor) for name, tensor in wanted.items()}
     return _numbers(body, spans, wanted, spec.dtype)
@@ -115,6 +116,21 @@ def _split(data: bytes) -> tuple[bytes, memoryview]:
         raise DataCorrupted(f"module header claims {length} bytes, at most {limit} are possible")
     end = LENGTH_BYTES + length
     return data[LENGTH_BYTES:end], memoryview(data)[end:]
+
+
+@lru_cache(maxsize=HEADERS_KEPT_MAX)
+def _spans(
+    header: bytes, size: int, sizes: layout.Sizes, shape: BackboneShape
+) -> Mapping[str, _Span]:
+    """Where the layout's tensors lie in a body of `size` bytes. Good headers are kept: modules of
+    one kind and size have the same, to the byte, where `encode` made them.
+    """
+    wanted, entries = layout.tensors_of(sizes, shape), _entries(header)
+    if entries.keys() != wanted.keys():
+        raise DataCorrupted(_names_differ(set(entries), set(wanted)))
+    spans = {name: _span(name, entries[name], tensor) for name, tensor in wanted.items()}
+    _check_cover(spans, size)
+    return spans
 
 
 def _entries(header: bytes) -> dict[str, object]:

@@ -139,8 +139,15 @@ def differences(
             row_format.unpack(encoder.packed(some, row_format))
             for encoder in (encoders.own, encoders.parent)
         )
-        length = np.linalg.norm(parent, axis=1)
-        off = np.linalg.norm(own - parent, axis=1)
-        found[start : start + len(some)] = off / np.maximum(length, np.finfo(np.float32).tiny)
+        found[start : start + len(some)] = relative_difference(own, parent)
         on_progress(Step.COMPARE, start + len(some), len(keys))
     return found
+
+
+def relative_difference(
+    own: NDArray[np.float32], parent: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """How far rows [n, width] are from their parent's, in lengths of the parent's: [n]."""
+    length = np.linalg.norm(parent, axis=1)
+    off = np.linalg.norm(own - parent, axis=1)
+    return np.asarray(off / np.maximum(length, np.finfo(np.float32).tiny), np.float32)

@@ -23,6 +23,7 @@ from smile.model.skip.encoder import LocalEncoder
 from smile.model.skip.form import EncoderForm
 from smile.model.skip.ngrams import ngram_keys, ngrams_from
 from smile.representations.counting import NgramCounts
+from smile.representations.delta import relative_difference
 from smile.representations.domains import EffectiveRows
 from smile.representations.index import NgramIndex
 
@@ -85,22 +86,16 @@ class Mix:
         keys = ngram_keys(packed, encoder.outside)
         different, places = torch.unique(keys, return_inverse=True)
         own = torch.from_numpy(self.own(different.numpy(), alpha))
-        if least > 0.0:
-            own[own.clone()] = self._differences(encoder, different[own]) >= least
         made = encoder.rows(ngrams_from(different[own])).float()
+        if least > 0.0:
+            parents = self._parents(different[own], encoder.form.hidden)
+            near = relative_difference(made.detach().numpy(), parents.numpy()) < least
+            made = torch.where(torch.from_numpy(near)[:, None], parents, made)
         rows = torch.cat([made, self._parents(different[~own], encoder.form.hidden)])
         order = torch.cat([own.nonzero(), (~own).nonzero()]).squeeze(1)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))
         return encoder.merge(rows.index_select(0, rank[places]), packed)
-
-    def _differences(self, encoder: LocalEncoder, keys: Tensor) -> Tensor:
-        """How far the encoder's rows are from the parent's, in lengths of these: [n]."""
-        parents = self._parents(keys, encoder.form.hidden)
-        length = torch.linalg.vector_norm(parents, dim=1)
-        off = torch.linalg.vector_norm(encoder.rows(ngrams_from(keys)).float() - parents, dim=1)
-        relative: Tensor = off / length.clamp(min=torch.finfo(torch.float32).tiny)
-        return relative
 
     def _parents(self, keys: Tensor, hidden: int) -> Tensor:
         """[n] to [n, 3 H] float32, rounded as tables round."""

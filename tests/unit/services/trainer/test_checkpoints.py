@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.trainer.queueing.events import MetricsEvent
-from services.trainer.training.loop_events import LoopEvent, StepDone
 from services.trainer.training.snapshots import decode
-from services.trainer.worker.report import Report
 from services.trainer.worker.runner import Runner
 from smile.errors import Unavailable
 from smile.names import JobName
 from smile.resources import JobState, Metric, TrainingJob
 from smile.store.redis import Redis
-from tests.unit.services.trainer.fakes import Crash, FakeStorage
+from tests.unit.services.trainer.fakes import FakeStorage
 from tests.unit.services.trainer.test_runner import (
     LEASE_S,
     QUICK,
@@ -63,27 +60,13 @@ async def trained_steps(stage: Stage, name: JobName) -> int:
 
 
 async def test_a_worker_that_dies_after_a_checkpoint_costs_only_what_came_after(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage,
 ) -> None:
     whole = await uninterrupted(stage)
     name = await stage.submit(hyper_parameters=LONG)
-    hear = Report.hear
-
-    def dies(report: Report, event: LoopEvent) -> None:
-        hear(report, event)
-        if isinstance(event, StepDone) and event.step >= 7:
-            time.sleep(0.05)  # the loop may store what was taken
-            if str(name) in stage.storage.checkpoints:
-                raise Crash("mid-epoch")
-
-    monkeypatch.setattr(Report, "hear", dies)
-    claim = await stage.claim()
-    with pytest.raises(Crash):
-        await stage.runner.work(claim)
-    monkeypatch.undo()
+    await stage.crash_past(name, 7)
     kept = decode(stage.storage.checkpoints[str(name)]).snapshot
     assert 0 < kept.step < whole.metrics["steps"]
-    await asyncio.sleep(LEASE_S * 1.2)
     job = await stage.repaired(name)
     assert job.state is JobState.SUCCEEDED
     assert digest(stage, job) == digest(stage, whole)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from services.trainer.backbones import loaded
 from services.trainer.metering import TrainingMeter
 from services.trainer.queueing.events import JobEvent, MetricsEvent
 from services.trainer.queueing.queue import Claim, JobQueue, QueueSettings, QueueState
+from services.trainer.training.loop_events import LoopEvent, StepDone
 from services.trainer.worker.attempt import Workshop
+from services.trainer.worker.report import Report
 from services.trainer.worker.runner import Runner
 from smile.model.backbone import Backbone
 from smile.model.sources import BackboneSource
@@ -109,6 +112,26 @@ class Stage:
         claim = await self.claim()
         with pytest.raises(Crash):
             await self.runner.work(claim)
+        await asyncio.sleep(LEASE_S * 1.2)
+
+    async def crash_past(self, name: JobName, step: int) -> None:
+        """One attempt that dies amid an epoch, `step` steps on or later, once a checkpoint is
+        kept.
+        """
+        hear = Report.hear
+
+        def dies(report: Report, event: LoopEvent) -> None:
+            hear(report, event)
+            if isinstance(event, StepDone) and event.step >= step:
+                time.sleep(0.05)  # the loop may store what was taken
+                if str(name) in self.storage.checkpoints:
+                    raise Crash("amid an epoch")
+
+        claim = await self.claim()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Report, "hear", dies)
+            with pytest.raises(Crash):
+                await self.runner.work(claim)
         await asyncio.sleep(LEASE_S * 1.2)
 
     async def repaired(self, name: JobName) -> TrainingJob:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.trainer.standins import StandIn, StandIns
-from services.trainer.training.loop_events import EpochDone, LoopEvent, Planned, StepDone
+from services.trainer.training.loop_events import EpochDone, LoopEvent, Planned
 from services.trainer.worker.report import Report
 from smile.model.backbone import Backbone
 from smile.model.specs import ModuleSpec
@@ -29,8 +28,8 @@ from smile.resources import (
 from smile.standins import StandInPlace
 from smile.store.redis import Redis
 from tests.contract.materialized_world import Encoder, Over
-from tests.unit.services.trainer.fakes import Crash, FakeStorage
-from tests.unit.services.trainer.test_runner import LEASE_S, QUICK, VPLM, Stage, storage, toy, until
+from tests.unit.services.trainer.fakes import FakeStorage
+from tests.unit.services.trainer.test_runner import QUICK, VPLM, Stage, storage, toy, until
 
 __all__ = ["storage", "toy"]  # fixtures
 
@@ -205,19 +204,7 @@ async def test_a_job_goes_on_over_the_same_rows_and_begins_again_over_others(
 
     async def broken_off(job: str) -> JobName:
         name = await stage.submit(job, hyper_parameters=values)
-
-        def dies(report: Report, event: LoopEvent) -> None:
-            hear(report, event)
-            if isinstance(event, StepDone) and event.step >= 7:
-                time.sleep(0.05)  # the loop may store what was taken
-                if str(name) in stage.storage.checkpoints:
-                    raise Crash("amid an epoch")
-
-        monkeypatch.setattr(Report, "hear", dies)
-        with pytest.raises(Crash):
-            await stage.runner.work(await stage.claim())
-        monkeypatch.setattr(Report, "hear", hear)
-        await asyncio.sleep(LEASE_S * 1.2)
+        await stage.crash_past(name, 7)
         return name
 
     def digest(job: TrainingJob) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -17,10 +16,8 @@ from services.trainer.jobs import Jobs
 from services.trainer.metering import Tariff, TrainingMeter
 from services.trainer.queueing.queue import JobQueue, QueueSettings, QueueState
 from services.trainer.storage import StoredBytes
-from services.trainer.training.loop_events import LoopEvent, StepDone
 from services.trainer.training.snapshots import decode
 from services.trainer.whole import FullLimits, Needs, check_fits, spec_of
-from services.trainer.worker.report import Report
 from smile.accounting import Counts, UsageDay
 from smile.errors import FailedPrecondition, InvalidArgument, InvalidSpec, QuotaExceeded
 from smile.limits import CHECKPOINT_BYTES_MAX, FULL_BYTES_MAX, GIB
@@ -50,10 +47,9 @@ from smile.resources import (
 )
 from smile.savings import Assumptions, Savings
 from smile.store.redis import Redis
-from tests.unit.services.trainer.fakes import Crash, FakeStorage
+from tests.unit.services.trainer.fakes import FakeStorage
 from tests.unit.services.trainer.test_runner import (
     DATASET,
-    LEASE_S,
     QUICK,
     VPLM,
     Stage,
@@ -115,7 +111,7 @@ async def test_a_job_ends_with_a_version_of_every_weight_that_no_alias_names(sta
 
 
 async def test_it_goes_on_from_its_checkpoint_to_the_same_bytes(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage,
 ) -> None:
     values = replace(QUICK, learning_rate=1e-3)
     asked = {"method": Method.FULL, "promote_alias": "", "hyper_parameters": values}
@@ -123,20 +119,7 @@ async def test_it_goes_on_from_its_checkpoint_to_the_same_bytes(
     stage.runner = stage.runner_of(stage.shop)
     whole = await stage.run(**asked)
     name = await stage.submit("j2", **asked)
-    hear = Report.hear
-
-    def dies(report: Report, event: LoopEvent) -> None:
-        hear(report, event)
-        if isinstance(event, StepDone) and event.step >= 6:
-            time.sleep(0.05)  # the loop may store what was taken
-            if str(name) in stage.storage.checkpoints:
-                raise Crash("mid-epoch")
-
-    monkeypatch.setattr(Report, "hear", dies)
-    with pytest.raises(Crash):
-        await stage.runner.work(await stage.claim())
-    monkeypatch.setattr(Report, "hear", hear)
-    await asyncio.sleep(LEASE_S * 1.2)
+    await stage.crash_past(name, 6)
     place = decode(stage.storage.checkpoints[str(name)]).snapshot
     assert 0 < place.step < 15
     again = await stage.repaired(name)
